@@ -1,0 +1,52 @@
+"""Attention with a learned span, as its definition reads: every head of a layer looks as far as the longest one.
+
+B batch, H heads, M block, D head size, S span of the layer's longest head, L maximum span.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from adaptive_span.attention.context import Context
+from adaptive_span.span import log_soft_mask
+
+
+def attend(
+    query: Tensor,
+    context: Context,
+    positions: Tensor,
+    spans: Tensor | None,
+    ramp: int,
+    limits: Sequence[int],
+    dropout: float = 0.0,
+) -> Tensor:
+    """See `adaptive_span.attention`."""
+    block, span = query.size(2), max(limits)
+    query = query * query.size(3) ** -0.5
+    key, value = context.keys_values(slice(None), span + block)  # (B, H, S + M, D)
+
+    scores = unskew(query @ key.transpose(2, 3), span) + query @ positions[:, -span:]  # (B, H, M, S)
+    if spans is not None:
+        scores = scores + log_soft_mask(spans, ramp, span)[:, None]  # (H, 1, S)
+    weights = F.dropout(scores.softmax(3), dropout, training=dropout > 0)
+    return skew(weights) @ value[:, :, :-1]
+
+
+def unskew(scores: Tensor, span: int) -> Tensor:
+    """(…, M, S + M) by absolute position → (…, M, S) by distance: a view whose row m starts at column m.
+
+    A query attends to the `span` positions before it and never to itself, so the last column is in no row.
+    """
+    *batch, block, length = scores.shape
+    return scores.as_strided((*batch, block, span), (*scores.stride()[:-2], length + 1, 1), scores.storage_offset())
+
+
+def skew(weights: Tensor) -> Tensor:
+    """(…, M, S) by distance → (…, M, S + M − 1) by absolute position, with zeros outside each query's span.
+
+    A row padded by M and read at a stride one shorter slides to the right by one column a row.
+    """
+    *batch, block, span = weights.shape
+    padded = F.pad(weights, (0, block)).flatten(-2)[..., :-block]
+    return padded.view(*batch, block, span + block - 1)

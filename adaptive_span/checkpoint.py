@@ -1,0 +1,122 @@
+"""Everything needed to go on as if nothing had happened, in one file a checkpoint, written whole or not at all.
+
+A run's `checkpoints/` holds `step_00001000.pt` (the newest `checkpoint.keep` of them: whole training states) and
+`best.pt` (the weights that scored best on the validation part, without what only a training needs).
+"""
+
+import os
+import random
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from adaptive_span.errors import UserError
+
+State = dict[str, Any]
+
+
+def save(state: State, path: Path) -> None:
+    """Atomically: a reader, or a crash, finds the old file or the new one, never a part of one."""
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise UserError(
+            f"the checkpoint {path} cannot be written ({error}); free some space, or take another run.dir"
+        ) from error
+
+
+def load(path: Path) -> State:
+    """One checkpoint, every byte checked; no code in the file is run. Raises `UserError` where it is damaged."""
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load itself does not look at the checksums
+        if damaged is None:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        reason = f"the checksum of {damaged} is wrong"
+    except (zipfile.BadZipFile, UnpicklingError, UnicodeDecodeError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+    raise UserError(f"the checkpoint {path} is damaged: {reason}")
+
+
+def load_weights(model: nn.Module, state: State, source: Path) -> None:
+    """The parameters of a checkpoint into a model of the same shape. Raises `UserError` naming what does not fit."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state["model"].items()}
+    for name in wanted | found:
+        if wanted.get(name) != found.get(name):
+            raise UserError(
+                f"{source} does not fit this model: {name} has shape {found.get(name, 'missing')} there and "
+                f"{wanted.get(name, 'missing')} here; give the model and data settings that it was trained with"
+            )
+    model.load_state_dict(state["model"])
+
+
+def step_path(directory: Path, step: int) -> Path:
+    return directory / f"step_{step:08d}.pt"
+
+
+def steps(directory: Path) -> list[Path]:
+    """The training states of a run, the newest first."""
+    return sorted(directory.glob("step_*.pt"), reverse=True)
+
+
+def newest(directory: Path) -> tuple[State | None, list[str]]:
+    """The newest training state that can be read, and a sentence for each newer one that can't."""
+    problems = []
+    for path in steps(directory):
+        try:
+            return load(path), problems
+        except UserError as error:
+            problems.append(f"{error}; going on from the one before")
+    if problems:
+        raise UserError(f"{problems[0].removesuffix('; going on from the one before')}, and there is none before it; "
+                        f"delete {directory} to start afresh")  # fmt: skip
+    return None, []
+
+
+def prune(directory: Path, keep: int) -> None:
+    for path in steps(directory)[keep:]:
+        path.unlink()
+
+
+def seed(number: int) -> None:
+    """Every generator that this process may draw from, from a fixed start."""
+    torch.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number % 2**32)
+
+
+def random_state(device: torch.device) -> State:
+    """Where those generators are."""
+    algorithm, words, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": random.getstate(),
+        "numpy": (algorithm, torch.from_numpy(np.asarray(words).astype(np.int64)), position, has_gauss, cached),
+    }
+
+
+def restore_random_state(state: State, device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    random.setstate(state["python"])
+    algorithm, words, *rest = state["numpy"]
+    np.random.set_state((algorithm, words.numpy().astype(np.uint32), *rest))

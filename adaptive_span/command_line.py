@@ -1,0 +1,123 @@
+"""Between Hydra and the typed configuration: what people type, and what they are told when it is wrong."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    ConfigTypeError,
+    InterpolationKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from adaptive_span.config import flatten
+from adaptive_span.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list[int]: "a list of whole numbers, like [8,1,1]",
+    list[str]: "a list, like [a,b]",
+}
+
+
+def register(name: str, schema: type) -> None:
+    """Put the types behind `conf/<name>.yaml`."""
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+
+
+def typed(composed: DictConfig, schema: type[T]) -> T:
+    """The composed configuration as plain dataclasses, with every interpolation resolved."""
+    known = keys(schema)
+    for key in flatten(OmegaConf.to_container(composed)):  # type: ignore[arg-type]
+        if key not in known and not key.startswith("published."):  # +key=value passes Hydra's own check
+            raise UserError(_unknown(key, schema))
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, schema)
+    return config
+
+
+@contextmanager
+def clear_errors(schema: type) -> Iterator[None]:
+    """End with one sentence and exit code 2 for what a user can cause; let everything else show its traceback."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # without it Hydra ends the process itself, with a summary of its own
+    try:
+        yield
+        return
+    except UserError as error:
+        sentence = str(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        sentence = _explain(error, schema)
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def keys(schema: type) -> dict[str, Any]:
+    """Every key of a configuration, dotted, with its type."""
+    hints, found = get_type_hints(schema), {}
+    for field in fields(schema):
+        hint = hints[field.name]
+        if is_dataclass(hint):
+            found |= {f"{field.name}.{key}": kind for key, kind in keys(hint).items()}  # type: ignore[arg-type]
+        else:
+            found[field.name] = hint
+    return found
+
+
+def _explain(error: Exception, schema: type) -> str:
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}': settings are written key=value, and lists key=[a,b]"
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}={name} must be one of {', '.join(error.options)}{did_you_mean(name, list(error.options))}"
+    cause = error.__cause__ or error
+    override = re.search(r"(?:override|append to your config use) '?\+?~?([\w./@]+)(?:=(.*))?", str(error))
+    key = override[1] if override else getattr(cause, "full_key", None)
+    value = (override[2] or "").rstrip("'.") if override else ""
+    if isinstance(cause, InterpolationKeyError):
+        return f"{cause.full_key} refers to a key that does not exist: {cause.msg.splitlines()[0]}"
+    if isinstance(cause, ValidationError) and key:
+        known = keys(schema)
+        if key not in known:
+            return f"{key}={value} is not a value: it is a group that holds {_inside(key, schema)}"
+        return f"{key}={value} must be {_kind(known[key])}"
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and key:
+        return _unknown(key, schema)
+    if isinstance(cause, ConfigTypeError) and key:
+        return f"{key} cannot be taken away; give it a value: {key}=…"
+    return str(error).splitlines()[0]
+
+
+def _unknown(key: str, schema: type) -> str:
+    known = keys(schema)
+    groups = sorted({name.split(".")[0] for name in known})
+    parent, _, _ = key.rpartition(".")
+    allowed = _inside(parent, schema) or f"{', '.join(groups)}"
+    return f"there is no key '{key}'{did_you_mean(key, [*known, *groups])} ({parent or 'here'} holds {allowed})"
+
+
+def _inside(group: str, schema: type) -> str:
+    """The keys of a group, for people."""
+    return ", ".join(key.removeprefix(f"{group}.") for key in keys(schema) if key.startswith(f"{group}."))
+
+
+def _kind(hint: Any) -> str:
+    """A type in words."""
+    allowed = [kind for kind in getattr(hint, "__args__", ()) if kind is type(None)]
+    inner = next((kind for kind in KINDS if hint == kind or hint == (kind | None)), None)
+    words = KINDS[inner] if inner is not None else str(hint)
+    return f"{words}, or null" if allowed else words

@@ -1,0 +1,304 @@
+"""The typed configuration behind `conf/`, and the checks that make a wrong value one clear sentence.
+
+Plain dataclasses: nothing here imports torch, so `--help` and `--cfg job` answer at once, and nothing here
+knows Hydra, so a `ModelConfig` made by hand is as good as a composed one.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from adaptive_span.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+MISSING: Any = "???"  # the mark that Hydra fills in from conf/
+
+ATTENTIONS = ("auto", "dense")
+DATA_NAMES = ("stdlib", "enwik8", "text8", "wikitext103", "files")
+DEVICES = ("auto", "cpu", "cuda")
+LEVELS = ("byte", "word")
+OPTIMIZERS = ("adagrad", "adam", "sgd")
+PRECISIONS = ("fp32", "bf16")
+PROTOCOLS = ("exact", "published")
+TRACKERS = ("wandb", "none")
+WANDB_MODES = ("auto", "online", "offline")
+
+
+@dataclass
+class ModelConfig:
+    """Sizes of the Transformer. Published names: N, C, F, H, L, M, R of arXiv 1905.07799."""
+
+    name: str = MISSING
+    num_layers: int = MISSING
+    hidden_size: int = MISSING
+    ffn_size: int = MISSING
+    num_heads: int = MISSING
+    max_span: int = MISSING  # tokens
+    block_size: int = MISSING  # tokens predicted in one step
+    adaptive_span: bool = True  # False: every head always looks at max_span tokens
+    ramp: int = 32  # tokens over which the soft mask falls from 1 to 0
+    span_init: float = 0.0  # fraction of max_span
+    trim_cache: bool = True  # keep as many past hidden states as the longest head of a layer looks at
+    dropout: float = 0.0  # of attention weights and inside the feed-forward
+    embedding_dropout: float = 0.0
+    attention: str = "auto"
+
+    def validate(self) -> None:
+        for key in ("num_layers", "hidden_size", "ffn_size", "num_heads", "max_span", "block_size", "ramp"):
+            _at_least(f"model.{key}", getattr(self, key), 1)
+        for key in ("dropout", "embedding_dropout"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UserError(f"model.{key}={getattr(self, key)} must be at least 0 and below 1")
+        if not 0 <= self.span_init <= 1:
+            raise UserError(f"model.span_init={self.span_init} is a fraction of max_span and must lie in [0, 1]")
+        if self.hidden_size % self.num_heads:
+            allowed = [h for h in range(1, self.hidden_size + 1) if self.hidden_size % h == 0]
+            near = sorted(sorted(allowed, key=lambda h: abs(h - self.num_heads))[:3])
+            raise UserError(
+                f"model.num_heads={self.num_heads} does not divide model.hidden_size={self.hidden_size}; "
+                f"take {_either(near)}"
+            )
+        _one_of("model.attention", self.attention, ATTENTIONS)
+
+
+@dataclass
+class DataConfig:
+    """Where the text comes from and how it becomes token ids (see `corpus.py`)."""
+
+    name: str = MISSING
+    level: str = "byte"  # a token is a byte, or a word
+    file: str | None = None  # a local copy of a downloadable corpus: raw, .zip, .gz or .xz
+    path: str | None = None  # data=files: the folder that holds train.txt, valid.txt and test.txt
+    split: list[int] | None = None  # bytes of train, valid and test at the start of the file
+    directory: str = "data"  # where downloads and numbered corpora are kept
+    sort_vocabulary: bool = False  # word level: ids by falling frequency instead of first appearance
+    urls: list[str] = field(default_factory=list)  # tried in this order
+    size: int | None = None  # of the download, in bytes
+    sha256: str | None = None  # of the download
+
+    def validate(self) -> None:
+        _one_of("data.name", self.name, DATA_NAMES)
+        _one_of("data.level", self.level, LEVELS)
+        if self.split is not None and (len(self.split) != 3 or min(self.split) < 1):
+            raise UserError(f"data.split={self.split} must be three positive numbers of bytes: [train, valid, test]")
+        if self.name == "files" and self.path is None:
+            raise UserError("data=files needs data.path=DIR, a folder that holds train.txt, valid.txt and test.txt")
+        if self.path is not None and self.name != "files":
+            raise UserError(f"data.path={self.path} goes with data=files; for data={self.name} give data.file=PATH")
+        if self.file is not None and self.name in ("files", "stdlib"):
+            raise UserError(f"data.file={self.file} does not go with data={self.name}; give data=files data.path=DIR")
+        if self.sort_vocabulary and self.level == "byte":
+            raise UserError("data.sort_vocabulary=true goes with data.level=word; bytes are numbered as they appear")
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = MISSING
+    lr: float = MISSING
+    clip: float = MISSING  # adagrad: of each parameter tensor's gradient norm; adam, sgd: of the global norm
+    momentum: float = 0.0  # sgd
+
+    def validate(self) -> None:
+        _one_of("optimizer.name", self.name, OPTIMIZERS)
+        for key in ("lr", "clip"):
+            if not getattr(self, key) > 0:
+                raise UserError(f"optimizer.{key}={getattr(self, key)} must be above 0")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"optimizer.momentum={self.momentum} must be at least 0 and below 1")
+        if self.momentum and self.name != "sgd":
+            raise UserError(f"optimizer.momentum={self.momentum} goes with optimizer=sgd, not with {self.name}")
+
+
+@dataclass
+class HardwareConfig:
+    device: str = "auto"
+    processes: int = 1  # on this machine, each with one GPU or its share of the CPU cores; 0: one for each GPU
+    precision: str = "fp32"  # bf16: matrix products under autocast
+    compile: bool = False
+    activation_checkpointing: bool = False  # recompute each layer in the backward pass
+
+    def validate(self) -> None:
+        _one_of("hardware.device", self.device, DEVICES)
+        _one_of("hardware.precision", self.precision, PRECISIONS)
+        _at_least("hardware.processes", self.processes, 0)
+
+
+@dataclass
+class TrackingConfig:
+    name: str = MISSING
+    mode: str = "auto"  # auto: online where somebody is logged in, else offline
+    project: str = "adaptive-span"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+    def validate(self) -> None:
+        _one_of("tracking.name", self.name, TRACKERS)
+        _one_of("tracking.mode", self.mode, WANDB_MODES)
+
+
+@dataclass
+class TrainConfig:
+    steps: int = MISSING  # updates at the full rate
+    finetune_steps: int = 0  # updates at a tenth of the rate, after those
+    warmup_steps: int = MISSING
+    batch_size: int = MISSING  # rows over all processes
+    batch_split: int = 1  # slices of a process's rows, one after the other, for one update
+    span_penalty: float = MISSING  # times the mean span of each layer, in nats a token of span
+    seed: int = 1
+    init_from: str | None = None  # weights of another run's checkpoint
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps + self.finetune_steps
+
+    def validate(self) -> None:
+        for key, least in (("steps", 1), ("finetune_steps", 0), ("warmup_steps", 0), ("seed", 0)):
+            _at_least(f"train.{key}", getattr(self, key), least)
+        _at_least("train.batch_size", self.batch_size, 1)
+        _at_least("train.batch_split", self.batch_split, 1)
+        if self.span_penalty < 0:
+            raise UserError(f"train.span_penalty={self.span_penalty} must not be negative")
+
+
+@dataclass
+class ValidationConfig:
+    every: int = MISSING  # steps
+    blocks: int = MISSING  # of the start of valid's rows, always the same ones
+
+    def validate(self) -> None:
+        _at_least("validation.every", self.every, 1)
+        _at_least("validation.blocks", self.blocks, 1)
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = MISSING  # steps
+    keep: int = 2  # the newest ones; the best one by validation is kept beside them
+
+    def validate(self) -> None:
+        _at_least("checkpoint.every", self.every, 1)
+        _at_least("checkpoint.keep", self.keep, 1)
+
+
+@dataclass
+class LogConfig:
+    every: int = MISSING  # steps
+
+    def validate(self) -> None:
+        _at_least("log.every", self.every, 1)
+
+
+@dataclass
+class RunConfig:
+    dir: str | None = None  # runs/<data>-<model>-<hash of the configuration>
+
+
+@dataclass
+class Config:
+    """One training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    published: dict[str, float] = field(default_factory=dict)  # what the papers report: valid, test
+
+    def validate(self) -> None:
+        """Raise `UserError` at the first value, or combination of values, that can't be honoured."""
+        for part in (self.model, self.data, self.optimizer, self.hardware, self.tracking):
+            part.validate()
+        for part in (self.train, self.validation, self.checkpoint, self.log):
+            part.validate()
+        check_batch("train.batch_size", self.train.batch_size, self.hardware.processes, self.train.batch_split)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class EvaluateConfig:
+    """One scoring of a checkpoint."""
+
+    run: str | None = None  # a run directory: its best checkpoint is scored
+    checkpoint: str | None = None  # or one file
+    protocol: str = "exact"
+    batch_size: int = 8  # rows
+    block_size: int | None = None  # tokens; that of the training where not given
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+
+    def validate(self) -> None:
+        if (self.run is None) == (self.checkpoint is None):
+            raise UserError("evaluate.py needs one of run=DIR (its best checkpoint is scored) and checkpoint=FILE")
+        _one_of("protocol", self.protocol, PROTOCOLS)
+        _at_least("batch_size", self.batch_size, 1)
+        if self.block_size is not None:
+            _at_least("block_size", self.block_size, 1)
+        self.hardware.validate()
+        check_batch("batch_size", self.batch_size, self.hardware.processes)
+
+
+def from_dict(values: dict[str, Any], schema: type[T]) -> T:
+    """What `asdict` took apart, whole again: the configuration that a checkpoint was trained with, say."""
+    hints = get_type_hints(schema)
+    return schema(**{k: from_dict(v, hints[k]) if is_dataclass(hints[k]) else v for k, v in values.items()})
+
+
+def check_batch(key: str, batch_size: int, processes: int, batch_split: int = 1) -> None:
+    """Every process takes as many rows, in as many equal slices."""
+    parts = max(1, processes) * batch_split
+    if batch_size % parts:
+        raise UserError(
+            f"{key}={batch_size} must be divisible by processes × slices = {max(1, processes)} × {batch_split} = {parts}"
+            f"; take {batch_size // parts * parts or parts} or {(batch_size // parts + 1) * parts}, "
+            f"or other hardware.processes"
+        )
+
+
+# What may differ between the parts of one run: none of it changes what is being trained.
+MAY_CHANGE = (
+    "train.steps train.finetune_steps validation.every checkpoint log run hardware tracking published "
+    "model.attention data.file data.path data.directory data.urls"
+).split()
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'train': {'steps': 1}} → {'train.steps': 1}"""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """The flat part of a configuration that makes a run the run that it is."""
+    may_change = tuple(f"{key}." for key in MAY_CHANGE)
+    return {key: value for key, value in flatten(config).items() if not f"{key}.".startswith(may_change)}
+
+
+def default_run_dir(config: Config) -> str:
+    """The same directory for the same run, so that the same command goes on with it."""
+    text = json.dumps({**identity(config.as_dict()), "data": [config.data.file, config.data.path]}, sort_keys=True)
+    return f"runs/{config.data.name}-{config.model.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{key}={value} must be at least {least}")
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{key}={value} must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
+
+
+def _either(numbers: list[int]) -> str:
+    *rest, last = map(str, numbers)
+    return f"{', '.join(rest)} or {last}" if rest else last

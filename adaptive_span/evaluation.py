@@ -1,0 +1,120 @@
+"""Scoring: exactly, as published, and the quick look that training takes at the validation split.
+
+Nats and tokens are added up in double precision and divided once.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adaptive_span import stream
+from adaptive_span.distributed import Process
+from adaptive_span.errors import UserError
+from adaptive_span.model import Limits, Transformer
+
+
+@dataclass(frozen=True)
+class Score:
+    """A sum of negative log-likelihoods, in nats, over so many tokens."""
+
+    nats: float
+    tokens: int
+
+    @property
+    def bpc(self) -> float:
+        """Bits a token."""
+        return self.nats / self.tokens / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.nats / self.tokens, 700.0))  # a number even where the model knows nothing
+
+
+def headline(nats_per_token: float, level: str) -> tuple[str, float]:
+    """The figure that people quote: ('bpc', bits a byte), or ('ppl', perplexity) where a token is a word."""
+    score = Score(nats_per_token, 1)
+    return ("bpc", score.bpc) if level == "byte" else ("ppl", score.perplexity)
+
+
+@torch.inference_mode()
+def validate(
+    model: Transformer, rows: np.ndarray, block_size: int, blocks: int, limits: Limits, process: Process
+) -> Score:
+    """The first `blocks` blocks of every row, from an empty cache: always the same tokens, so that values compare.
+
+    `rows` (B, length) are those of all processes.
+    """
+    return _score_rows(model, rows, block_size, blocks, limits, process)
+
+
+@torch.inference_mode()
+def published(
+    model: Transformer, tokens: np.ndarray, batch_size: int, block_size: int, process: Process, split: str
+) -> Score:
+    """As the published numbers were made: rows started cold, whole blocks only, the rest of the text left out."""
+    rows = stream.rows(tokens, batch_size, block_size, split)
+    return _score_rows(model, rows, block_size, None, model.limits(), process)
+
+
+@torch.inference_mode()
+def exact(
+    model: Transformer, tokens: np.ndarray, batch_size: int, block_size: int, process: Process, split: str
+) -> Score:
+    """Every token but the first, each from all the text before it that the model can see.
+
+    Row r scores an equal part of the split, and starts that far before it that nothing of the missing past can reach
+    a scored token: the sum over the layers of the longest effective span. So neither the batch size, nor the block
+    size, nor the number of processes changes the result.
+    """
+    if len(tokens) < 2:
+        raise UserError(f"the {split} split holds {len(tokens)} token(s): nothing is left to score after the first one")
+    limits = model.limits()
+    reach = sum(max(heads) for heads in limits)
+    targets = len(tokens) - 1
+    # Parts and warm-ups are whole blocks, so that a row that begins with the text begins with a block too.
+    blocks = -(-targets // (batch_size * block_size))
+    warm_up = -(-reach // block_size)
+    part = np.arange(batch_size)[process.share(batch_size)] * blocks * block_size  # (b,) the first token of each part
+
+    model.eval()
+    cache, nats, count = model.empty_cache(len(part)), 0.0, 0
+    for block in range(-warm_up, blocks):
+        start = part + block * block_size
+        index = start[:, None] + np.arange(block_size)  # (b, M)
+        inside = (index >= 0) & (index < targets)
+        safe = np.where(inside, index, 0)
+        if (start == 0).any():  # what was read before the text began is forgotten
+            begun = torch.from_numpy(start > 0).to(process.device)[:, None, None]
+            cache = [past * begun for past in cache]
+        nll, cache = model(_tensor(tokens[safe], process), _tensor(tokens[safe + 1], process), cache, limits)
+        if block >= 0:
+            nats += float(nll.double()[torch.from_numpy(inside).to(process.device)].sum())
+            count += int(inside.sum())
+    return _total(nats, count, process)
+
+
+def _score_rows(
+    model: Transformer, rows: np.ndarray, block_size: int, blocks: int | None, limits: Limits, process: Process
+) -> Score:
+    model.eval()
+    rows = rows[process.share(len(rows))]
+    cache, nats, count = model.empty_cache(len(rows)), [], 0
+    for index, (tokens, targets) in enumerate(stream.passes_once(rows, block_size, process.device)):
+        if index == blocks:
+            break
+        nll, cache = model(tokens, targets, cache, limits)
+        nats.append(nll.double().sum())
+        count += targets.numel()
+    return _total(float(torch.stack(nats).sum()), count, process)
+
+
+def _tensor(ids: np.ndarray, process: Process) -> Tensor:
+    return torch.from_numpy(ids.astype(np.int64)).to(process.device)
+
+
+def _total(nats: float, count: int, process: Process) -> Score:
+    nats, tokens = process.sum([nats, count])
+    return Score(nats, int(tokens))

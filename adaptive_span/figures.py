@@ -1,0 +1,29 @@
+"""The span figure: how far each head looks, heads sorted within each layer, on a logarithmic scale."""
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+
+
+def draw_spans(spans: list[list[float]], max_span: int, path: Path) -> None:
+    """`spans`: the effective span of every head, in tokens, layer by layer."""
+    figure = Figure(figsize=(max(5.0, 0.55 * len(spans) + 2), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for layer, heads in enumerate(spans):
+        width = 0.8 / len(heads)
+        places = [layer - 0.4 + (head + 0.5) * width for head in range(len(heads))]
+        axes.bar(places, sorted(heads), width=0.9 * width, color="#4878a8")
+    axes.axhline(max_span, color="#b04a4a", linewidth=1, linestyle="--", label=f"maximum span {max_span}")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.set_ylim(top=max_span * 1.6)
+    axes.set_xticks(range(len(spans)))
+    axes.set_xlabel("layer (heads sorted by span)")
+    axes.set_ylabel("span (tokens)")
+    axes.legend(loc="upper left", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,163 @@
+"""The Transformer of arXiv 1905.07799: post-norm layers whose heads learn how far to look, and a cache of the past.
+
+B batch, M block, C hidden size, H heads, D = C / H head size, L maximum span, N layers, V vocabulary, T cached tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from adaptive_span.attention import HiddenStates, choose
+from adaptive_span.config import ModelConfig
+from adaptive_span.span import AdaptiveSpan, upper_bound
+
+Cache = list[Tensor]  # for each layer its inputs at earlier positions, detached: (B, T, C); empty at the start
+Limits = Sequence[Sequence[int]]  # for each layer and head: tokens that its effective span does not exceed
+
+CACHE_SPARE = 64  # tokens kept beyond the longest head, so that a span can grow into text instead of zeros
+
+
+class AdaptiveSpanAttention(nn.Module):
+    """Multi-head attention, each head as far as its own span; no biases, and no query sees itself."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        size = config.hidden_size
+        self.num_heads = config.num_heads
+        self.max_span = config.max_span
+        self.ramp = config.ramp
+        self.dropout = config.dropout
+        self.attend = choose(config.attention)
+        self.query = nn.Linear(size, size, bias=False)
+        self.key = nn.Linear(size, size, bias=False)
+        self.value = nn.Linear(size, size, bias=False)
+        self.output = nn.Linear(size, size, bias=False)
+        self.span = (
+            AdaptiveSpan(config.num_heads, config.max_span, config.ramp, config.span_init)
+            if config.adaptive_span
+            else None
+        )
+
+    def forward(self, hidden: Tensor, known: Tensor, positions: Tensor, limits: Sequence[int]) -> Tensor:
+        """hidden (B, M, C), known (B, T + M, C): the past and then `hidden`, positions (D, L) → (B, M, C)"""
+        query = self.query(hidden).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, M, D)
+        heads = self.attend(
+            query,
+            HiddenStates(known, self.key.weight, self.value.weight, self.num_heads),
+            positions,
+            self.span.tokens() if self.span is not None else None,
+            self.ramp,
+            limits,
+            self.dropout if self.training else 0.0,
+        )  # (B, H, M, D)
+        return self.output(heads.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.expand = nn.Linear(config.hidden_size, config.ffn_size)
+        self.contract = nn.Linear(config.ffn_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.contract(self.dropout(F.relu(self.expand(hidden))))
+
+
+class Layer(nn.Module):
+    """h = LN(h + Attention(h)), then h = LN(h + FeedForward(h))."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention = AdaptiveSpanAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, hidden: Tensor, known: Tensor, positions: Tensor, limits: Sequence[int]) -> Tensor:
+        hidden = self.attention_norm(hidden + self.attention(hidden, known, positions, limits))
+        return self.feed_forward_norm(hidden + self.feed_forward(hidden))
+
+
+class Transformer(nn.Module):
+    """Predicts each next token. The cache is handed in and out; nothing of the text is kept in the module."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, activation_checkpointing: bool = False):
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.activation_checkpointing = activation_checkpointing
+        self.embedding = nn.Embedding(vocab_size, config.hidden_size)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.positions = nn.Parameter(torch.randn(config.hidden_size // config.num_heads, config.max_span))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.output = nn.Linear(config.hidden_size, vocab_size)
+        self._spans = [m for m in self.modules() if isinstance(m, AdaptiveSpan)]
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor, cache: Cache, limits: Limits | None = None
+    ) -> tuple[Tensor, Cache]:
+        """The negative log-likelihood of every target, in nats, and the cache for the next block.
+
+        tokens, targets (B, M), integers. `limits` are read off the spans (one transfer to the host) where not given.
+        """
+        hidden, cache = self.hidden_states(tokens, cache, limits)
+        logits = self.output(hidden).float()  # (B, M, V)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets), cache
+
+    def log_probabilities(self, tokens: Tensor, cache: Cache, limits: Limits | None = None) -> tuple[Tensor, Cache]:
+        """log p(next token) after each token, (B, M, V), and the cache for the next block."""
+        hidden, cache = self.hidden_states(tokens, cache, limits)
+        return self.output(hidden).float().log_softmax(2), cache
+
+    def hidden_states(self, tokens: Tensor, cache: Cache, limits: Limits | None = None) -> tuple[Tensor, Cache]:
+        """What the output layer reads, (B, M, C), and the cache for the next block."""
+        limits = self.limits() if limits is None else limits
+        hidden = self.embedding_dropout(self.embedding(tokens))
+        new_cache = []
+        for layer, past, heads in zip(self.layers, cache, limits, strict=True):
+            known = torch.cat([past, hidden], dim=1)
+            new_cache.append(known[:, -self.cache_length(heads) :].detach())
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(layer, hidden, known, self.positions, heads, use_reentrant=False)
+            else:
+                hidden = layer(hidden, known, self.positions, heads)
+        return self.embedding_dropout(hidden), new_cache
+
+    def cache_length(self, limits: Sequence[int]) -> int:
+        """Tokens that a layer's cache keeps: as far as its longest head sees, and some to spare."""
+        longest = max(limits) + CACHE_SPARE if self.config.trim_cache else self.config.max_span
+        return min(longest, self.config.max_span)
+
+    def empty_cache(self, batch_size: int) -> Cache:
+        """The start of a stream. What a cache does not hold counts as zero hidden states."""
+        return [self.embedding.weight.new_zeros(batch_size, 0, self.config.hidden_size) for _ in self.layers]
+
+    def spans(self) -> Tensor:
+        """The effective span of every head, in tokens: (N, H), on the model's device."""
+        if not self._spans:
+            shape = (self.config.num_layers, self.config.num_heads)
+            return torch.full(shape, float(self.config.max_span), device=self.positions.device)
+        return torch.stack([span.effective() for span in self._spans])
+
+    def limits(self, spans: Sequence[Sequence[float]] | None = None) -> Limits:
+        """Host-side bounds on the effective spans; from `spans` where the caller has them on the host already."""
+        spans = self.spans().tolist() if spans is None else spans
+        return [[upper_bound(span, self.config.max_span) for span in heads] for heads in spans]
+
+    def span_penalty(self) -> Tensor:
+        """The sum over the layers of the mean span over the heads, in tokens (equation 5 without its coefficient)."""
+        if not self._spans:
+            return self.positions.new_zeros(())
+        return torch.stack([span.penalty() for span in self._spans]).sum()
+
+    @torch.no_grad()
+    def clamp_spans_(self) -> None:
+        """To be called after every update: no span below 0 or beyond the maximum."""
+        fractions = [span.fraction for span in self._spans]
+        if fractions:
+            torch._foreach_clamp_min_(fractions, 0.0)
+            torch._foreach_clamp_max_(fractions, 1.0)

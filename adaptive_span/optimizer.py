@@ -1,0 +1,73 @@
+"""The published updates: Adagrad clipped tensor by tensor, SGD and Adam clipped as a whole; and the learning rate."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import SGD, Adam, Optimizer
+
+from adaptive_span.config import OptimizerConfig, TrainConfig
+
+FINETUNE_FACTOR = 0.1
+
+
+class ClippedAdagrad(Optimizer):
+    """Adagrad whose step is clipped by each tensor's gradient norm, batched over tensors and without a host sync.
+
+    The norm scales the learning rate of a tensor's update; the accumulator takes the gradient as it is:
+    acc += g², p −= lr · min(1, clip / (‖g‖ + ε)) · g / (√acc + ε), with ε = 1e-10.
+    """
+
+    def __init__(self, params: Iterable[Any], lr: float, clip: float):
+        super().__init__(params, {"lr": lr, "clip": clip})
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["sum"] = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> Tensor:  # type: ignore[override]
+        """One update; returns the global norm of the gradients."""
+        eps, total = 1e-10, []
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            grads = [p.grad for p in params]
+            sums = [self.state[p]["sum"] for p in params]
+            norms = torch.stack(torch._foreach_norm(grads))
+            rates = group["lr"] * (group["clip"] / (norms + eps)).clamp(max=1)
+            torch._foreach_addcmul_(sums, grads, grads)
+            denominators = torch._foreach_sqrt(sums)
+            torch._foreach_add_(denominators, eps)
+            updates = torch._foreach_div(grads, denominators)
+            torch._foreach_mul_(updates, list(rates.unbind()))
+            torch._foreach_sub_(params, updates)
+            total.append(norms)
+        return torch.linalg.vector_norm(torch.cat(total))
+
+
+def build(config: OptimizerConfig, params: Iterable[Tensor]) -> Optimizer:
+    match config.name:
+        case "adagrad":
+            return ClippedAdagrad(params, lr=config.lr, clip=config.clip)
+        case "adam":
+            return Adam(params, lr=config.lr)
+        case _:
+            return SGD(params, lr=config.lr, momentum=config.momentum)
+
+
+def update(optimizer: Optimizer, config: OptimizerConfig, learning_rate: float) -> Tensor:
+    """One update from the gradients at hand; returns their global norm before clipping, (), on the device."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    if isinstance(optimizer, ClippedAdagrad):
+        return optimizer.step()
+    norm = clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], config.clip)
+    optimizer.step()
+    return norm
+
+
+def learning_rate(step: int, peak: float, train: TrainConfig) -> float:
+    """Of update `step`, counted from 1: linear warm-up to `peak`; a tenth of it after `train.steps`."""
+    rate = peak * min(1.0, step / train.warmup_steps) if train.warmup_steps else peak
+    return rate * FINETUNE_FACTOR if step > train.steps else rate

@@ -1,0 +1,94 @@
+"""What to tell somebody whose step does not fit: what was asked for, and which setting would fit."""
+
+import re
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from adaptive_span.config import Config
+from adaptive_span.distributed import Process
+from adaptive_span.errors import UserError
+from adaptive_span.model import Limits
+
+GIB = 2**30
+
+
+@contextmanager
+def explained(config: Config, process: Process, parameters: int, limits: Callable[[], Limits]) -> Iterator[None]:
+    """Turn running out of memory into one sentence with a way out."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        available = _available(process)
+        need = step_bytes(config, process.world_size, parameters, limits())
+        raise UserError(
+            f"out of memory: a step asked for {asked[1] if asked else 'more'} at once and needs about "
+            f"{need / GIB:.1f} GiB a process, of {available / GIB:.1f} GiB; "
+            f"{_advice(config, process.world_size, parameters, limits(), available)}"
+        ) from error
+
+
+def step_bytes(config: Config, processes: int, parameters: int, limits: Limits) -> float:
+    """A rough count of the bytes that one process holds at the height of a step.
+
+    Parameters, gradients and optimizer state; what each layer keeps for the backward pass; and the widest layer's
+    temporaries.
+    """
+    model, train = config.model, config.train
+    rows, block = train.batch_size // processes // train.batch_split, model.block_size
+    state = parameters * (4 if config.optimizer.name == "adam" else 3)
+    kept, widest = [], 0
+    for heads in limits:
+        length = max(heads) + block
+        scores = model.num_heads * block * length
+        hidden = 4 * length * model.hidden_size
+        kept.append(3 * scores + hidden + block * (8 * model.hidden_size + 3 * model.ffn_size))
+        widest = max(widest, 3 * scores)
+    if config.hardware.activation_checkpointing:
+        widest += max(kept)
+        kept = [(max(heads) + block) * model.hidden_size for heads in limits]
+    return 4.0 * (state + rows * (sum(kept) + widest))
+
+
+def _advice(config: Config, processes: int, parameters: int, limits: Limits, available: float) -> str:
+    rows = config.train.batch_size // processes
+    splits = [k for k in range(config.train.batch_split + 1, rows + 1) if rows % k == 0]
+    settings = [({"batch_split": k}, {}, {}, f"train.batch_split={k}") for k in splits]
+    recompute = {"activation_checkpointing": True}
+    settings += [
+        ({"batch_split": k}, recompute, {}, f"train.batch_split={k} hardware.activation_checkpointing=true")
+        for k in [config.train.batch_split, *splits]
+    ]
+    block = config.model.block_size
+    while block > 1:
+        block //= 2
+        last = {"batch_split": rows}
+        settings.append((last, recompute, {"block_size": block},
+                         f"train.batch_split={rows} hardware.activation_checkpointing=true model.block_size={block}"))  # fmt: skip
+    for train, hardware, model, words in settings:
+        tried = replace(
+            config,
+            train=replace(config.train, **train),
+            hardware=replace(config.hardware, **hardware),
+            model=replace(config.model, **model),
+        )
+        need = step_bytes(tried, processes, parameters, limits)
+        if need < 0.9 * available:
+            return f"{words} would need about {need / GIB:.1f} GiB"
+    return f"even one row at a time would not fit; take a smaller model than model={config.model.name}"
+
+
+def _available(process: Process) -> float:
+    """Bytes that this process may hope for."""
+    if process.device.type == "cuda":
+        return torch.cuda.get_device_properties(process.device).total_memory
+    with open("/proc/meminfo") as meminfo:
+        total = int(meminfo.readline().split()[1]) * 1024
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return min(total / process.world_size, soft if soft != resource.RLIM_INFINITY else float("inf"))

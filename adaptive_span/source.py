@@ -1,0 +1,183 @@
+"""Where a text comes from: the machine's own standard library, a file, or a download that is checked."""
+
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pooch
+import requests
+
+from adaptive_span.config import DataConfig
+from adaptive_span.errors import UserError
+
+SPLITS = ("train", "valid", "test")
+DAMAGED = (zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, EOFError, UnicodeDecodeError)
+BROWSER = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:130.0) Gecko/20100101 Firefox/130.0"}  # one host insists
+
+
+def is_download(config: DataConfig) -> bool:
+    return config.name not in ("stdlib", "files") and config.file is None
+
+
+def files(config: DataConfig) -> list[Path]:
+    """The files that the text is in, which must be there; a download is fetched first."""
+    match config.name:
+        case "stdlib":
+            return _standard_library()
+        case "files":
+            return [_text_file(Path(config.path or ""), split) for split in SPLITS]
+    if is_download(config):
+        return [_download(config)]
+    return [_existing(Path(config.file), f"data.file={config.file}")]
+
+
+def splits(config: DataConfig, paths: list[Path]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Train, valid and test as streams of bytes, to be read in this order."""
+    if config.name == "stdlib":
+        text = b"".join(path.read_bytes() for path in paths)
+        sizes = config.split or [len(text) * part // 20 for part in (18, 1, 1)]
+        yield from _cut(io.BytesIO(text), sizes, "the standard library")
+    elif config.name == "files":
+        for split, path in zip(SPLITS, paths, strict=True):
+            with opened(path) as text:
+                yield split, text
+    elif config.name == "wikitext103":
+        for split, member in zip(SPLITS, ("train", "valid", "test"), strict=True):
+            with opened(paths[0], f"wiki.{member}.tokens") as text:
+                yield split, text
+    else:
+        with opened(paths[0]) as text:
+            yield from _cut(text, config.split or [], str(paths[0]))
+
+
+@contextmanager
+def opened(path: Path, member: str = "") -> Iterator[IO[bytes]]:
+    """The unpacked bytes of a raw, .zip, .gz or .xz file; of a zip the one file, or the one named `member`."""
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as text:
+                yield text  # type: ignore[misc]
+        elif path.suffix == ".xz":
+            with lzma.open(path) as text:
+                yield text
+        elif path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                names = [n for n in archive.namelist() if not n.endswith("/") and n.endswith(member)]
+                if len(names) != 1:
+                    raise UserError(f"{path} holds {len(names)} files {member or ''} where one was expected: {names}")
+                with archive.open(names[0]) as text:
+                    yield text
+        else:
+            with open(path, "rb") as text:
+                yield text
+    except DAMAGED as error:
+        raise UserError(f"{path} is {_what_is_wrong(path, error)}; fetch it again") from None
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    if _is_html(path):
+        return f"an HTML page and not a {path.suffix} file"
+    return f"damaged or not a {path.suffix or 'text'} file ({error})"
+
+
+def _is_html(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(1024).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
+
+def _cut(text: IO[bytes], sizes: list[int], name: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """Consecutive parts of these sizes; what follows them is ignored."""
+    for index, (split, size) in enumerate(zip(SPLITS, sizes, strict=True)):
+        part = text.read(size)
+        if len(part) < size:
+            held = sum(sizes[:index]) + len(part)
+            raise UserError(
+                f"{name} holds {held:,} bytes, but data.split={sizes} asks for {sum(sizes):,}; ask for less, "
+                f"or give a whole file"
+            )
+        yield split, io.BytesIO(part)
+
+
+def _standard_library() -> list[Path]:
+    """The standard library's own sources, tests and what was generated at installation left out, in a mixed order that
+    depends on their names alone, so that each split holds a bit of everything."""
+    root = Path(sysconfig.get_path("stdlib"))
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    found = [path.relative_to(root) for path in root.rglob("*.py")]
+    found = [p for p in found if not skipped & set(p.parts) and not p.name.startswith("_sysconfigdata")]
+    if not found:
+        raise UserError(f"this Python has no library sources in {root}; give data=files data.path=DIR")
+    return [root / path for path in sorted(found, key=lambda path: hashlib.sha256(path.as_posix().encode()).digest())]
+
+
+def _text_file(directory: Path, split: str) -> Path:
+    names = [f"{split}.txt{ending}" for ending in ("", ".gz", ".xz")]
+    for name in names:
+        if (directory / name).is_file():
+            return _existing(directory / name, f"{directory / name}")
+    there = "has no" if directory.is_dir() else "is no folder with"
+    raise UserError(f"data.path={directory} {there} {split}.txt (or {names[1]}, {names[2]}); put it there")
+
+
+def _existing(path: Path, what: str) -> Path:
+    if not path.is_file():
+        raise UserError(f"{what} is not a file; give the path of one that is there")
+    if path.stat().st_size == 0:
+        raise UserError(f"{what} is empty; give a file with text in it")
+    return path
+
+
+def _download(config: DataConfig) -> Path:
+    """The verified download, from the first address that gives it; an interrupted one goes on where it stopped."""
+    path = Path(config.directory) / "downloads" / Path(config.urls[0]).name
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    failures = []
+    for url in config.urls:
+        try:
+            _fetch(url, path, config)
+            return path
+        except (requests.RequestException, UserError) as error:
+            failures.append(f"{url}: {error}")
+    raise UserError(
+        f"data={config.name} could not be downloaded ({'; '.join(failures)}); fetch it on a machine with internet and "
+        f"give data.file=PATH"
+    )
+
+
+def _fetch(url: str, path: Path, config: DataConfig) -> None:
+    part = path.with_name(path.name + ".part")
+    for resuming in (True, False):  # what a server made of a resumed download is not always the file
+        have = part.stat().st_size if resuming and part.exists() else 0
+        if not have or have != config.size:
+            headers = BROWSER | ({"Range": f"bytes={have}-"} if have else {})
+            download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), headers=headers, timeout=30)
+            with open(part, "ab" if have else "wb") as file:
+                download(url, file, None)
+        problem = _problem(part, config)
+        if problem is None:
+            os.replace(part, path)
+            return
+        part.unlink()
+        if not have:
+            raise UserError(problem)
+
+
+def _problem(path: Path, config: DataConfig) -> str | None:
+    if _is_html(path):
+        return "gave an HTML page in place of the file"
+    if config.size is not None and path.stat().st_size != config.size:
+        return f"gave {path.stat().st_size:,} bytes where {config.size:,} were expected"
+    if config.sha256 is not None and (found := pooch.file_hash(str(path))) != config.sha256:
+        return f"gave a file with sha256 {found} where {config.sha256} was expected"
+    return None

@@ -1,0 +1,224 @@
+"""The training loop: update, look at the validation text, write numbers, save; and go on from where a run stopped."""
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+
+from adaptive_span import checkpoint, evaluation, out_of_memory, report, stream
+from adaptive_span.config import Config, check_batch, identity
+from adaptive_span.console import TrainingProgress, list_places, say
+from adaptive_span.corpus import Corpus, prepare
+from adaptive_span.distributed import Process, autocast, process_group
+from adaptive_span.errors import UserError
+from adaptive_span.interruption import Interruption
+from adaptive_span.optimizer import learning_rate
+from adaptive_span.tracking import Tracker
+from adaptive_span.training import Training
+
+
+def train(config: Config) -> None:
+    """Begin the run of `config.run.dir`, or go on with it, to its last step and its scores. Called in every process."""
+    directory = Path(config.run.dir or "")
+    with process_group(config.hardware) as process, ExitStack() as stack:
+        check_batch("train.batch_size", config.train.batch_size, process.world_size, config.train.batch_split)
+        if process.is_main:
+            stack.enter_context(_claimed(directory))
+        process.barrier()
+        interruption = stack.enter_context(Interruption())
+        run = Run(config, prepare(config.data), process, directory)
+        if run.training.step < config.train.total_steps:
+            run.go_on(interruption)
+        elif (directory / "evaluation.json").exists():
+            if process.is_main:
+                say(
+                    f"{directory} is finished after {run.training.step} steps; its scores are in evaluation.json there. "
+                    f"To train on, raise train.steps; to start afresh, delete it or take another run.dir or train.seed"
+                )
+            return
+        run.score()
+
+
+@contextmanager
+def _claimed(directory: Path) -> Iterator[None]:
+    """The run directory, for one training at a time; gone again if nothing came of it."""
+    lock = FileLock(directory / ".lock")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process is training in run.dir={directory}; wait for it, or give another") from None
+    except OSError as error:
+        raise UserError(f"run.dir={directory} cannot be written to ({error.strerror}); give another run.dir") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        if [path.name for path in directory.iterdir()] in ([".lock"], []):
+            (directory / ".lock").unlink(missing_ok=True)
+            directory.rmdir()
+
+
+class Run:
+    """A training and the directory that it lives in."""
+
+    def __init__(self, config: Config, corpus: Corpus, process: Process, directory: Path):
+        self.config, self.corpus, self.process, self.directory = config, corpus, process, directory
+        self.checkpoints = directory / "checkpoints"
+        self.best = float("inf")  # nats a token on the validation part
+        self.run_id: str | None = None  # the tracker's
+        self.place: str | None = None
+        valid = corpus.tokens("valid")
+        self.validation_rows = stream.rows(valid, config.train.batch_size, config.model.block_size, "valid")
+        self.training = Training(config, corpus, process)
+        self._restore()
+
+    def go_on(self, interruption: Interruption) -> None:
+        """The loop. A signal ends it after the step at hand, with everything saved."""
+        config, training, process, total = self.config, self.training, self.process, self.config.train.total_steps
+        with ExitStack() as stack:
+            tracker = stack.enter_context(self._tracker()) if process.is_main else None
+            progress = stack.enter_context(TrainingProgress(training.step, total)) if process.is_main else None
+            parameters = sum(p.numel() for p in training.model.parameters())
+            stack.enter_context(out_of_memory.explained(config, process, parameters, lambda: training.limits))
+            clock, since = time.perf_counter(), training.step
+            while training.step < total:
+                training.update()
+                step, signal = training.step, interruption.agreed(process)
+                validating = step % config.validation.every == 0 or step == total
+                if validating or step % config.log.every == 0:
+                    seconds = time.perf_counter() - clock
+                    tokens = (step - since) * config.train.batch_size * config.model.block_size
+                    metrics = self._metrics(validating) | {"tokens_per_second": tokens / seconds}
+                    if tracker and progress:
+                        tracker.log(step, metrics, training.spans)
+                        progress.show(step, metrics)
+                    clock, since = time.perf_counter(), step
+                if progress:
+                    progress.advance(step)
+                if signal or step == total or step % config.checkpoint.every == 0:
+                    self._save()
+                if signal and step < total:
+                    if process.is_main:
+                        say(f"stopped after step {step} of {total}, and saved; the same command goes on")
+                    raise SystemExit(128 + signal)
+
+    @contextmanager
+    def _tracker(self) -> Iterator[Tracker]:
+        text = yaml.safe_dump(self.config.as_dict(), sort_keys=False, allow_unicode=True)
+        (self.directory / "config.yaml").write_text(text, encoding="utf-8")
+        tracker = Tracker(self.directory, self.config, self.training.step, self.run_id)
+        self.run_id, self.place = tracker.run_id, tracker.place
+        try:
+            yield tracker
+        except BaseException:
+            tracker.finish(exit_code=1)
+            raise
+        tracker.finish()
+
+    def _metrics(self, validating: bool) -> dict[str, float]:
+        config, training = self.config, self.training
+        unit, value = evaluation.headline(training.read_nats(), self.corpus.level)
+        metrics = {f"train/{unit}": value}
+        if validating:
+            metrics[f"valid/{unit}"] = evaluation.headline(self._validate(), self.corpus.level)[1]
+        heads = [span for layer in training.spans for span in layer]
+        return metrics | {
+            "span/mean": sum(heads) / len(heads),
+            "span/max": max(heads),
+            "lr": learning_rate(training.step, config.optimizer.lr, config.train),
+            "grad_norm": training.grad_norm,
+        }
+
+    def _validate(self) -> float:
+        """Nats a token on the validation part; the best weights so far are kept."""
+        config, training = self.config, self.training
+        with autocast(config.hardware, self.process.device):
+            score = evaluation.validate(
+                training.model, self.validation_rows, config.model.block_size, config.validation.blocks,
+                training.limits, self.process,
+            )  # fmt: skip
+        nats = score.nats / score.tokens
+        if nats < self.best:
+            self.best = nats
+            if self.process.is_main:
+                weights = {"step": training.step, "model": training.model.state_dict()}
+                checkpoint.save(self._identity() | weights, self.checkpoints / "best.pt")
+        return nats
+
+    def _identity(self) -> checkpoint.State:
+        return {
+            "config": self.config.as_dict(),
+            "corpus": self.corpus.fingerprint,
+            "vocab_size": self.corpus.vocab_size,
+            "best": self.best,
+            "run_id": self.run_id,
+        }
+
+    def _save(self) -> None:
+        state = self._identity() | self.training.state_dict()
+        if self.process.is_main:
+            checkpoint.save(state, checkpoint.step_path(self.checkpoints, self.training.step))
+            checkpoint.prune(self.checkpoints, self.config.checkpoint.keep)
+        self.process.barrier()
+
+    def _restore(self) -> None:
+        """Take up the newest training state of the directory, or the weights that `train.init_from` names."""
+        state, problems = checkpoint.newest(self.checkpoints)
+        if state is not None:
+            self._refuse_changes(state)
+            self.training.load_state_dict(state)
+            self.best, self.run_id = state["best"], state["run_id"]
+            if self.process.is_main and self.training.step < self.config.train.total_steps:
+                for problem in problems:
+                    say(f"warning: {problem}")
+                say(f"going on with {self.directory} after step {self.training.step}")
+        elif self.config.train.init_from:
+            source = Path(self.config.train.init_from)
+            checkpoint.load_weights(self.training.model, checkpoint.load(source), source)
+            self.training.read_spans()
+
+    def _refuse_changes(self, state: checkpoint.State) -> None:
+        before, now = identity(state["config"]), identity(self.config.as_dict())
+        changed = [f"{key} ({before.get(key)} → {now.get(key)})" for key in now if before.get(key) != now.get(key)]
+        if changed:
+            raise UserError(
+                f"run.dir={self.directory} was begun with another configuration: {', '.join(changed)}; "
+                f"take back the change, or give another run.dir"
+            )
+        if state["corpus"] != self.corpus.fingerprint:
+            raise UserError(
+                f"run.dir={self.directory} was begun on other data than data={self.config.data.name} is now; "
+                f"bring back the data, or give another run.dir"
+            )
+
+    def score(self) -> None:
+        """Score the best weights on the whole of valid and test, and say where everything is."""
+        config, process, best = self.config, self.process, self.checkpoints / "best.pt"
+        state = checkpoint.load(best)
+        model = report.model_of(state, process.device)
+        result = report.score(
+            model, self.corpus, "exact", config.train.batch_size, config.model.block_size, process
+        ) | {"checkpoint": str(best), "step": state["step"]}
+        if not process.is_main:
+            return
+        report.write(result, self.directory, config.model)
+        report.print_tables(result, config)
+        launch, evaluate = Path(sys.argv[0]), Path(sys.argv[0]).with_name("evaluate.py")
+        settings = [word for word in sys.argv[1:] if not word.startswith("train.steps=")]
+        list_places(
+            {
+                "run": self.directory,
+                "weights": f"{best} (step {state['step']})",
+                "metrics": self.directory / "metrics.jsonl",
+                "figure": self.directory / "figures" / "spans.png",
+                "wandb": self.place,
+                "train on": shlex.join(["python", str(launch), *settings, f"train.steps={2 * config.train.steps}"]),
+                "evaluate": shlex.join(["python", str(evaluate), f"run={self.directory}"]),
+            }
+        )

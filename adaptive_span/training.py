@@ -1,0 +1,146 @@
+"""The state of a training and the one update that advances it: truncated backpropagation through time with a cache."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from adaptive_span import checkpoint, optimizer, stream
+from adaptive_span.config import Config
+from adaptive_span.corpus import Corpus
+from adaptive_span.distributed import Process, autocast
+from adaptive_span.errors import UserError
+from adaptive_span.model import Cache, Transformer
+
+
+class Training:
+    """Model, optimizer, place in the text, caches: everything that an update changes.
+
+    After the same number of updates it is the same to the last bit, however often it was saved and loaded between.
+    """
+
+    def __init__(self, config: Config, corpus: Corpus, process: Process):
+        self.config, self.process, train = config, process, config.train
+        checkpoint.seed(train.seed)  # the same weights in every process
+        self.model = Transformer(config.model, corpus.vocab_size, config.hardware.activation_checkpointing)
+        self.model.to(process.device)
+        checkpoint.seed(train.seed + 1 + process.rank)  # and dropout of its own
+        self.optimizer = optimizer.build(config.optimizer, self.model.parameters())
+        self.parallel = self._parallel()
+
+        block_size = config.model.block_size
+        rows = stream.rows(corpus.tokens("train"), train.batch_size, block_size, "train")
+        self.stream = stream.Stream(rows[process.share(len(rows))], block_size, train.seed, process.device)
+        self.step = 0
+        self.caches = self._empty_caches()  # one a slice of the batch
+        self.read_spans()
+        self.nats = 0.0  # mean over this process's tokens, summed over the updates since the last reading
+        self.updates = 0
+        self.grad_norm = 0.0
+
+    def _parallel(self) -> nn.Module:
+        """The model as it is run: compiled layer by layer, its gradients averaged over the processes."""
+        if self.config.hardware.compile:
+            for layer in self.model.layers:
+                layer.compile(dynamic=True)
+        if self.process.world_size == 1:
+            return self.model
+        return DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+
+    def _empty_caches(self) -> list[Cache]:
+        train = self.config.train
+        size = train.batch_size // self.process.world_size // train.batch_split
+        return [self.model.empty_cache(size) for _ in range(train.batch_split)]
+
+    def update(self) -> None:
+        """One step: forward, backward, update, clamp, and the single transfer to the host that tells what happened."""
+        train = self.config.train
+        self.model.train()
+        tokens, targets, jumped = self.stream.next()
+        if jumped:
+            self.caches = self._empty_caches()
+        nats = self._backward(tokens, targets)
+        self.step += 1
+        rate = optimizer.learning_rate(self.step, self.config.optimizer.lr, train)
+        grad_norm = optimizer.update(self.optimizer, self.config.optimizer, rate)
+        self.model.clamp_spans_()
+        self.optimizer.zero_grad()
+        self._read(nats, grad_norm)
+
+    def _backward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Gradients of the mean over the batch, slice by slice; returns that mean of the nats, on the device."""
+        train, nats = self.config.train, []
+        last = train.batch_split - 1
+        for index, slices in enumerate(zip(tokens.chunk(last + 1), targets.chunk(last + 1), strict=True)):
+            with self._no_sync() if index < last else nullcontext():
+                with autocast(self.config.hardware, self.process.device):
+                    nll, self.caches[index] = self.parallel(*slices, self.caches[index], self.limits)
+                loss = nll.mean() + train.span_penalty * self.model.span_penalty()
+                (loss / train.batch_split).backward()
+            nats.append(nll.detach().mean())
+        return torch.stack(nats).mean()
+
+    def _no_sync(self) -> AbstractContextManager[Any]:
+        return self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else nullcontext()
+
+    def _read(self, nats: Tensor, grad_norm: Tensor) -> None:
+        spans = self.model.spans()
+        mean, self.grad_norm, *flat = torch.cat([torch.stack([nats, grad_norm]), spans.flatten()]).tolist()
+        if not math.isfinite(mean + self.grad_norm):
+            raise UserError(
+                f"the loss is {mean} and its gradient's norm {self.grad_norm} at step {self.step}: the training has "
+                f"diverged; lower optimizer.lr={self.config.optimizer.lr} or lengthen "
+                f"train.warmup_steps={self.config.train.warmup_steps}"
+            )
+        heads = spans.size(1)
+        self.spans = [flat[i : i + heads] for i in range(0, len(flat), heads)]
+        self.limits = self.model.limits(self.spans)
+        self.nats += mean
+        self.updates += 1
+
+    def read_spans(self) -> None:
+        """After the weights have been replaced."""
+        self.spans = self.model.spans().tolist()  # (N, H) effective spans in tokens, on the host
+        self.limits = self.model.limits(self.spans)
+
+    def read_nats(self) -> float:
+        """Nats a token, the mean over all processes and all updates since it was last read."""
+        (total,) = self.process.sum([self.nats / self.updates / self.process.world_size])
+        self.nats, self.updates = 0.0, 0
+        return total
+
+    def state_dict(self) -> checkpoint.State:
+        """The whole state in the main process, whatever the number of processes; all of them must call it."""
+        layers = zip(*self.caches, strict=True)  # of the slices of each layer
+        cache = [self.process.gather_rows(torch.cat(slices)) for slices in layers]
+        own = {"random": checkpoint.random_state(self.process.device), "nats": self.nats}
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "stream": self.stream.state_dict(),
+            "cache": cache,
+            "processes": self.process.gather(own),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: checkpoint.State) -> None:
+        process, train = self.process, self.config.train
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.stream.load_state_dict(state["stream"])
+        layers = [x[process.share(len(x))].to(process.device).chunk(train.batch_split) for x in state["cache"]]
+        self.caches = [list(slices) for slices in zip(*layers, strict=True)]
+        self.read_spans()
+        self.updates = state["updates"]
+        processes = state["processes"]
+        if len(processes) == process.world_size:
+            self.nats = processes[process.rank]["nats"]
+            checkpoint.restore_random_state(processes[process.rank]["random"], process.device)
+        else:  # no process's dropout can go on; each begins one that no step has seen
+            self.nats = sum(own["nats"] for own in processes) / len(processes)
+            checkpoint.seed(hash((train.seed, self.step, process.rank)) % 2**63)

@@ -1,0 +1,24 @@
+"""Score a checkpoint: bpc on each split, spans, figures."""
+
+import hydra
+from omegaconf import DictConfig
+
+from adaptive_span import command_line
+from adaptive_span.config import EvaluateConfig
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(composed: DictConfig) -> None:
+    with command_line.clear_errors(EvaluateConfig):
+        config = command_line.typed(composed, EvaluateConfig)
+        config.validate()
+
+        from adaptive_span import distributed, report  # torch, which --help need not wait for
+
+        distributed.launch(report.evaluate, config, config.hardware)
+
+
+if __name__ == "__main__":
+    command_line.register("evaluate", EvaluateConfig)
+    with command_line.clear_errors(EvaluateConfig):
+        main()

@@ -1,0 +1,113 @@
+"""Check a file of reference vectors: `python -m tests.parity FILE… [--attention NAME]`.
+
+A file holds the configuration, parameters and tokens of a small model, what the reference implementation computed with
+them (negative log-likelihoods, gradients), and the losses and spans of a short training.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptive_span import optimizer as optimizers
+from adaptive_span.config import ATTENTIONS, ModelConfig, OptimizerConfig, TrainConfig
+from adaptive_span.model import Cache, Transformer
+from adaptive_span.published import rename
+from adaptive_span.span import AdaptiveSpan
+
+# Largest errors allowed: nats, relative norm, nats, tokens.
+TOLERANCES = {"nll": 1e-5, "gradient": 1e-5, "train nll": 2e-3, "train span": 0.5}
+
+
+def check(path: Path, attention: str = "auto") -> dict[str, float]:
+    """The largest error of each kind."""
+    vectors = torch.load(path, weights_only=True)
+    c = vectors["config"]
+    model = build(c, vectors["state_dict"], attention)
+    errors, cache = evaluate(model, c, vectors)
+    return errors | gradients(model, c, vectors, cache) | train(model, c, vectors)
+
+
+def build(c: dict[str, Any], parameters: dict[str, Tensor], attention: str) -> Transformer:
+    config = ModelConfig(
+        name="vectors", num_layers=c["layers"], hidden_size=c["hidden"], ffn_size=c["inner"], num_heads=c["heads"],
+        max_span=c["max_span"], block_size=c["block"], adaptive_span=c["adaptive"], ramp=c["ramp"],
+        trim_cache=c["trim_cache"], attention=attention,
+    )  # fmt: skip
+    model = Transformer(config, c["vocab"])
+    model.load_state_dict(rename(parameters))
+    return model
+
+
+def block(c: dict[str, Any], tokens: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    start = index * c["block"]
+    return tokens[:, start : start + c["block"]], tokens[:, start + 1 : start + c["block"] + 1]
+
+
+@torch.no_grad()
+def evaluate(model: Transformer, c: dict[str, Any], vectors: dict[str, Any]) -> tuple[dict[str, float], Cache]:
+    cache, worst = model.empty_cache(c["batch"]), 0.0
+    for index, expected in enumerate(vectors["eval_nll"]):
+        nll, cache = model(*block(c, vectors["tokens"], index), cache)
+        worst = max(worst, (nll - expected).abs().max().item())
+    return {"nll": worst}, cache
+
+
+def gradients(model: Transformer, c: dict[str, Any], vectors: dict[str, Any], cache: Cache) -> dict[str, float]:
+    backward(model, c, block(c, vectors["tokens"], c["eval_blocks"]), cache)
+    expected = rename(vectors["grads"])
+    got = {name: p.grad for name, p in model.named_parameters()}
+    assert got.keys() == expected.keys(), f"parameters on one side only: {got.keys() ^ expected.keys()}"
+    return {"gradient": max(((got[n] - e).norm() / e.norm()).item() for n, e in expected.items())}
+
+
+def train(model: Transformer, c: dict[str, Any], vectors: dict[str, Any]) -> dict[str, float]:
+    """The training starts on the block after the evaluated ones, with the same parameters and an empty cache."""
+    config = OptimizerConfig(name=c["optimizer"], lr=c["lr"], clip=c["grad_clip"], momentum=c["momentum"])
+    schedule = TrainConfig(steps=c["train_steps"], warmup_steps=c["warmup"])
+    optimizer = optimizers.build(config, model.parameters())
+    cache, nll_error, span_error = model.empty_cache(c["batch"]), 0.0, 0.0
+    for step in range(c["train_steps"]):
+        nll, cache = backward(model, c, block(c, vectors["tokens"], c["eval_blocks"] + step), cache)
+        optimizers.update(optimizer, config, optimizers.learning_rate(step + 1, c["lr"], schedule))
+        model.clamp_spans_()
+        nll_error = max(nll_error, abs(nll - vectors["train_nll"][step].item()))
+        if c["adaptive"]:
+            spans = torch.stack([m.tokens() for m in model.modules() if isinstance(m, AdaptiveSpan)])
+            span_error = max(span_error, (spans - vectors["train_spans"][step]).abs().max().item())
+    return {"train nll": nll_error, "train span": span_error}
+
+
+def backward(model: Transformer, c: dict[str, Any], batch: tuple[Tensor, Tensor], cache: Cache) -> tuple[float, Cache]:
+    """Gradients of one step, in `batch_split` slices; the mean negative log-likelihood and the next cache."""
+    model.zero_grad()
+    split, total, caches = c["batch_split"], 0.0, []
+    slices = zip(*(x.chunk(split) for x in batch), zip(*(x.chunk(split) for x in cache), strict=True), strict=True)
+    for tokens, targets, past in slices:
+        nll, new = model(tokens, targets, list(past))
+        ((nll.mean() + c["span_loss"] * model.span_penalty()) / split).backward()
+        total += nll.mean().item() / split
+        caches.append(new)
+    return total, [torch.cat(parts) for parts in zip(*caches, strict=True)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Check files of reference vectors.")
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--attention", default="auto", choices=ATTENTIONS)
+    arguments = parser.parse_args()
+    failed = False
+    for path in arguments.files:
+        print(path)
+        for kind, error in check(path, arguments.attention).items():
+            ok = error <= TOLERANCES[kind]
+            failed |= not ok
+            print(f"  {kind:12} {error:9.2e}   allowed {TOLERANCES[kind]:g}   {'ok' if ok else 'FAILED'}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

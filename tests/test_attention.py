@@ -1,0 +1,157 @@
+"""Properties of the soft mask and of attention, against the sentences that define them."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adaptive_span.attention import HiddenStates, choose
+from adaptive_span.config import ATTENTIONS
+from adaptive_span.span import AdaptiveSpan, log_soft_mask, soft_mask, upper_bound
+
+shapes = st.fixed_dictionaries(
+    {
+        "batch": st.integers(1, 2),
+        "heads": st.integers(1, 3),
+        "head_size": st.integers(1, 4),
+        "block": st.integers(1, 9),
+        "past": st.integers(0, 20),
+        "max_span": st.integers(1, 24),
+        "ramp": st.integers(1, 8),
+        "seed": st.integers(0, 2**16),
+    }
+)
+
+
+def fractions(heads: int) -> st.SearchStrategy[list[float]]:
+    return st.lists(st.sampled_from([0.0, 1.0]) | st.floats(0, 1, width=32), min_size=heads, max_size=heads)
+
+
+def inputs(batch, heads, head_size, block, past, max_span, ramp, seed, dtype=torch.float64):
+    draw = torch.Generator().manual_seed(seed)
+    size = heads * head_size
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=draw, dtype=dtype)
+
+    return {
+        "query": normal(batch, heads, block, head_size),
+        "hidden": normal(batch, past + block, size),
+        "key_weight": normal(size, size) / size**0.5,
+        "value_weight": normal(size, size) / size**0.5,
+        "positions": normal(head_size, max_span),
+    }
+
+
+def call(attend, x, spans, ramp, limits, dropout=0.0):
+    context = HiddenStates(x["hidden"], x["key_weight"], x["value_weight"], x["query"].size(1))
+    return attend(x["query"], context, x["positions"], spans, ramp, limits, dropout)
+
+
+def by_the_definition(x, spans, ramp):
+    """One query, head and distance at a time."""
+    batch, heads, block, size = x["query"].shape
+    past, max_span = x["hidden"].size(1) - block, x["positions"].size(1)
+    output = torch.zeros_like(x["query"])
+    for b in range(batch):
+        for h in range(heads):
+            rows = slice(h * size, (h + 1) * size)
+            for m in range(block):
+                total, result = 0.0, torch.zeros(size, dtype=output.dtype)
+                for d in range(1, max_span + 1):
+                    place = past + m - d
+                    hidden = x["hidden"][b, place] if place >= 0 else torch.zeros_like(x["hidden"][b, 0])
+                    key, value = x["key_weight"][rows] @ hidden, x["value_weight"][rows] @ hidden
+                    score = x["query"][b, h, m] @ (key + x["positions"][:, -d]) / math.sqrt(size)
+                    mask = 1.0 if spans is None else min(1.0, max(0.0, (ramp + 1 + spans[h].item() - d) / ramp))
+                    total, result = total + math.exp(score) * mask, result + math.exp(score) * mask * value
+                output[b, h, m] = result / total
+    return output
+
+
+@given(st.floats(0, 100), st.integers(1, 40), st.integers(1, 150))
+def test_soft_mask_falls_from_one_to_zero_over_the_ramp(span, ramp, length):
+    mask = soft_mask(torch.tensor([span], dtype=torch.float64), ramp, length)[0].flip(0)  # d = 1 … length
+    distance = torch.arange(1, length + 1)
+    assert mask[0] == 1
+    assert (mask[distance <= span + 1] == 1).all()
+    assert (mask[distance >= span + 1 + ramp] < 1e-9).all()
+    assert (mask.diff() <= 1e-9).all()
+    steepest = -mask.diff().min().item() if length > 1 else 0.0
+    assert steepest <= 1 / ramp + 1e-9
+
+
+@given(st.floats(0, 1, width=32), st.integers(1, 300), st.integers(1, 40))
+def test_nothing_is_seen_beyond_the_upper_bound(fraction, max_span, ramp):
+    span = AdaptiveSpan(1, max_span, ramp, fraction)
+    limit = upper_bound(span.effective().item(), max_span)
+    assert 1 <= limit <= max_span
+    assert (soft_mask(span.tokens(), ramp, max_span)[:, : max_span - limit] == 0).all()
+
+
+def test_a_span_at_zero_feels_what_it_would_gain_by_growing():
+    """Both ends of the ramp count, where m is exactly 1 and exactly 0; what lies beyond does not, however likely."""
+    spans = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    scores = torch.tensor([9.0, 0.5, 0.1, -0.2], dtype=torch.float64)  # d = 4 … 1; a ramp of 2 ends at d = 3
+    values = torch.tensor([5.0, 3.0, 1.0, 2.0], dtype=torch.float64)
+    output = (scores + log_soft_mask(spans, 2, 4)[0]).softmax(0) @ values
+    output.backward()
+    odds = scores.exp()[1:]
+    total = odds @ torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    assert spans.grad.item() == pytest.approx((odds * (values[1:] - output.detach()) / 2 / total).sum().item())
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@settings(deadline=None, max_examples=25)
+@given(data=st.data(), shape=shapes)
+def test_attention_is_its_definition(attention, data, shape):
+    x = inputs(**shape)
+    spans = data.draw(st.none() | fractions(shape["heads"]))
+    limits = [shape["max_span"]] * shape["heads"]
+    if spans is not None:
+        spans = torch.tensor(spans, dtype=torch.float64) * shape["max_span"]
+    got = call(choose(attention), x, spans, shape["ramp"], limits)
+    torch.testing.assert_close(got, by_the_definition(x, spans, shape["ramp"]))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@settings(deadline=None, max_examples=50)
+@given(data=st.data(), shape=shapes)
+def test_trimmed_is_untrimmed(attention, data, shape):
+    x = inputs(**shape)
+    spans = torch.tensor(data.draw(fractions(shape["heads"])), dtype=torch.float64) * shape["max_span"]
+    full = [shape["max_span"]] * shape["heads"]
+    tight = [min(shape["max_span"], math.floor(z) + shape["ramp"] + 1) for z in spans.tolist()]
+    slack = [data.draw(st.integers(limit, shape["max_span"])) for limit in tight]
+    for limits in (tight, slack):
+        trimmed = call(choose(attention), x, spans, shape["ramp"], limits)
+        torch.testing.assert_close(trimmed, call(choose(attention), x, spans, shape["ramp"], full))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("spans", [None, [2.3, 0.4], [6.6, 0.7]])
+def test_gradients_are_derivatives(attention, spans):
+    x = inputs(batch=1, heads=2, head_size=2, block=3, past=4, max_span=8, ramp=3, seed=0)
+    leaves = {name: tensor.requires_grad_() for name, tensor in x.items()}
+    if spans is not None:
+        leaves["spans"] = torch.tensor(spans, dtype=torch.float64, requires_grad=True)
+
+    def output(*tensors):
+        given = dict(zip(leaves, tensors, strict=True))
+        return call(choose(attention), given, given.get("spans"), 3, [8, 8])
+
+    assert torch.autograd.gradcheck(output, tuple(leaves.values()))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_dropout_keeps_the_mean(attention):
+    x = inputs(batch=2, heads=2, head_size=4, block=8, past=8, max_span=12, ramp=4, seed=1)
+    spans, limits = torch.tensor([3.0, 6.0], dtype=torch.float64), [12, 12]
+    torch.manual_seed(0)
+    attend = choose(attention)
+    mean = torch.stack([call(attend, x, spans, 4, limits, dropout=0.4) for _ in range(3000)]).mean(0)
+    without = call(attend, x, spans, 4, limits)
+    assert not torch.equal(call(attend, x, spans, 4, limits, dropout=0.4), without)
+    torch.testing.assert_close(mean, without, atol=0.1, rtol=0)
