@@ -93,12 +93,12 @@ def _build(config: DataConfig, directory: Path) -> None:
     building.mkdir()
     try:
         texts = source.splits(config, paths)
-        if config.level == "word":
-            vocabulary, dtype = _number_words(config, texts, building)
-        elif config.name in ("enwik8", "text8"):
-            vocabulary, dtype = _number_bytes(config, texts, building)
-        else:
-            vocabulary, dtype = _keep_bytes(texts, building)
+        number = _number_words if config.level == "word" else _number_bytes
+        try:
+            vocabulary, dtype = number(config, texts, building)
+        except source.DAMAGED as error:
+            texts.throw(error)  # to where the name of the file is known
+            raise
         _describe(config, paths, building, vocabulary, dtype)
         os.rename(building, directory)
     except BaseException:
@@ -106,23 +106,22 @@ def _build(config: DataConfig, directory: Path) -> None:
         raise
 
 
-def _keep_bytes(texts: Iterable[tuple[str, IO[bytes]]], directory: Path) -> tuple[list[str], np.dtype]:
-    """The id of a byte is the byte: all 256, whatever train holds."""
-    for split, text in texts:
-        (directory / f"{split}.bin").write_bytes(_nonempty(text.read(), split))
-    return [str(byte) for byte in range(256)], np.dtype(np.uint8)
-
-
 def _number_bytes(
     config: DataConfig, texts: Iterable[tuple[str, IO[bytes]]], directory: Path
 ) -> tuple[list[str], np.dtype]:
-    """Ids in order of first appearance in train. A line end is <eos>, and every split ends in one."""
+    """enwik8, text8: ids in order of first appearance in train; a line end is <eos>, and every split ends in one.
+    Elsewhere all 256 bytes have an id, the byte itself, whatever train holds."""
     symbols: list[int] = []
     for split, stream in texts:
         text = stream.read()
         if config.name == "text8":
             text = text.strip(b" ")
-        _nonempty(text, split)
+        if not text:
+            raise UserError(f"the {split} split is empty; give it some text")
+        if config.name not in ("enwik8", "text8"):
+            symbols = list(range(256))
+            (directory / f"{split}.bin").write_bytes(text)
+            continue
         ending = b"" if text[-1] == NEWLINE else b"\n"
         if split == "train":
             first = {byte: text.find(bytes([byte])) for byte in range(256)}  # memchr: faster than counting
@@ -141,9 +140,9 @@ def _number_bytes(
 
 
 def _symbol(byte: int, name: str) -> str:
-    if byte == NEWLINE:
-        return EOS
-    return chr(byte).replace(" ", "_") if name == "text8" else str(byte)
+    if name == "text8":
+        return {NEWLINE: EOS, 32: "_"}.get(byte, chr(byte))
+    return EOS if byte == NEWLINE and name == "enwik8" else str(byte)
 
 
 def _number_words(
@@ -174,8 +173,9 @@ def _number_words(
 
 
 def _words(text: IO[bytes]) -> Iterator[list[str]]:
-    for line in TextIOWrapper(text, encoding="utf-8"):
-        yield [*line.split(), EOS]
+    with TextIOWrapper(text, encoding="utf-8") as lines:
+        for line in lines:
+            yield [*line.split(), EOS]
 
 
 def _write_ids(
@@ -208,12 +208,6 @@ def _write_ids(
     if written + len(ids) == 0:
         raise UserError(f"the {split} split is empty; give it some text")
     return counts
-
-
-def _nonempty(text: bytes, split: str) -> bytes:
-    if not text:
-        raise UserError(f"the {split} split is empty; give it some text")
-    return text
 
 
 def _describe(config: DataConfig, paths: list[Path], directory: Path, vocabulary: list[str], dtype: np.dtype) -> None:

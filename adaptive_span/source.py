@@ -96,15 +96,13 @@ def _is_html(path: Path) -> bool:
 
 def _cut(text: IO[bytes], sizes: list[int], name: str) -> Iterator[tuple[str, IO[bytes]]]:
     """Consecutive parts of these sizes; what follows them is ignored."""
-    for index, (split, size) in enumerate(zip(SPLITS, sizes, strict=True)):
-        part = text.read(size)
-        if len(part) < size:
-            held = sum(sizes[:index]) + len(part)
-            raise UserError(
-                f"{name} holds {held:,} bytes, but data.split={sizes} asks for {sum(sizes):,}; ask for less, "
-                f"or give a whole file"
-            )
-        yield split, io.BytesIO(part)
+    parts = [text.read(size) for size in sizes]
+    if sum(map(len, parts)) < sum(sizes):
+        raise UserError(
+            f"{name} holds {sum(map(len, parts)):,} bytes, but data.split={sizes} asks for {sum(sizes):,}; ask for "
+            f"less, or give a whole file"
+        )
+    yield from zip(SPLITS, map(io.BytesIO, parts), strict=True)
 
 
 def _standard_library() -> list[Path]:

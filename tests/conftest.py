@@ -1,4 +1,4 @@
-"""What several test files share: real processes, small corpora, reference files."""
+"""What several test files share: real processes and a small real text."""
 
 import os
 import subprocess
@@ -10,5 +10,58 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
+Finished = subprocess.CompletedProcess[str]
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+# A training of a second or two.
+SMALL = (
+    "model.num_layers=2 model.hidden_size=32 model.ffn_size=64 model.num_heads=4 model.max_span=96 model.block_size=16 "
+    "train.steps=24 train.batch_size=8 train.warmup_steps=4 train.span_penalty=0.0001 "
+    "validation.every=12 validation.blocks=4 checkpoint.every=10 log.every=5 tracking=none hardware=cpu"
+).split()
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train.txt, valid.txt, test.txt: pieces of a source file that every Python has."""
+    directory = tmp_path_factory.mktemp("text")
+    source = Path(subprocess.__file__).read_bytes()
+    for name, start, size in (("train", 0, 40000), ("valid", 40000, 5000), ("test", 45000, 4001)):
+        (directory / f"{name}.txt").write_bytes(source[start : start + size])
+    return directory
+
+
+@pytest.fixture
+def command(text: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The words of `launch.py` for a short training on that text, in `tmp_path`."""
+
+    def words(*settings: str, program: tuple[str, ...] = (sys.executable,)) -> list[str]:
+        data = ["data=files", f"data.path={text}", f"data.directory={tmp_path / 'data'}"]
+        return [*program, str(ROOT / "launch.py"), *data, *SMALL, *settings]
+
+    return words
+
+
+@pytest.fixture
+def launch(command: Callable[..., list[str]], tmp_path: Path) -> Callable[..., Finished]:
+    """Run `launch.py` on that text and wait for it."""
+
+    def run(*settings: str, ok: bool = True, program: tuple[str, ...] = (sys.executable,)) -> Finished:
+        return finish(command(*settings, program=program), tmp_path, ok)
+
+    return run
+
+
+def finish(words: list[str], directory: Path, ok: bool = True) -> Finished:
+    """Run a command to its end; it must succeed, or, where that is what is tested, fail."""
+    result = subprocess.run(words, cwd=directory, capture_output=True, text=True, timeout=300, env=os.environ)
+    assert (result.returncode == 0) == ok, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def sentence(result: Finished) -> str:
+    """The one sentence in which a command refused what it was given."""
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")

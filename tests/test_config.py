@@ -1,0 +1,162 @@
+"""Every configuration composes; the recipes are the published ones; what is typed wrong is told in one sentence."""
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from adaptive_span import command_line
+from adaptive_span.config import Config, EvaluateConfig, default_run_dir, from_dict
+from adaptive_span.errors import UserError
+from tests.conftest import ROOT, finish, sentence
+
+GROUPS = {
+    group: sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+    for group in ("model", "data", "optimizer", "hardware", "tracking")
+}
+
+
+def composed(*overrides: str) -> Config:
+    command_line.register("launch", Config)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = command_line.typed(compose("launch", overrides=list(overrides)), Config)
+    config.validate()
+    return config
+
+
+@pytest.mark.parametrize("choice", [(group, name) for group, names in GROUPS.items() for name in names], ids="=".join)
+def test_every_option_composes(choice):
+    path = ["data.path=DIR"] if choice == ("data", "files") else []
+    config = composed("=".join(choice), *path)
+    assert from_dict(config.as_dict(), Config) == config
+
+
+def test_every_pair_of_model_and_data_has_sane_settings():
+    for model, data in itertools.product(GROUPS["model"], GROUPS["data"]):
+        config = composed(f"model={model}", f"data={data}", *(["data.path=DIR"] if data == "files" else []))
+        assert 0 < config.train.warmup_steps < config.train.steps
+        assert config.validation.every <= config.train.steps
+
+
+# N C F H L M dropout lr clip warm-up span-penalty steps fine-tune split dev
+PUBLISHED = {
+    ("enwik8", "small"): (8, 256, 1024, 4, 1024, 256, 0, 0.07, 0.03, 8000, 2e-6, 150_000, 0, 1, 1.3),
+    ("enwik8", "base"): (12, 512, 2048, 8, 8192, 512, 0.3, 0.07, 0.03, 32_000, 5e-7, 600_000, 0, 1, 1.04),
+    ("enwik8", "large"): (24, 768, 4096, 8, 8192, 512, 0.4, 0.07, 0.03, 32_000, 5e-7, 150_000, 20_000, 2, 1.00),
+    ("text8", "base"): (12, 512, 2048, 8, 8192, 512, 0.3, 0.07, 0.03, 32_000, 5e-7, 900_000, 0, 1, 1.05),
+    ("text8", "large"): (24, 768, 4096, 8, 8192, 512, 0.4, 0.07, 0.03, 32_000, 5e-7, 250_000, 20_000, 2, 1.01),
+}
+
+
+@pytest.mark.parametrize("pair", PUBLISHED, ids="_".join)
+def test_a_recipe_is_the_published_one(pair):
+    data, model = pair
+    config = composed(f"data={data}", f"model={model}")
+    m, t, o = config.model, config.train, config.optimizer
+    assert PUBLISHED[pair] == (
+        m.num_layers, m.hidden_size, m.ffn_size, m.num_heads, m.max_span, m.block_size, m.dropout, o.lr, o.clip,
+        t.warmup_steps, t.span_penalty, t.steps, t.finetune_steps, t.batch_split, config.published["valid"],
+    )  # fmt: skip
+    assert (m.ramp, t.batch_size, m.span_init, m.trim_cache, o.name) == (32, 64, 0, True, "adagrad")
+
+
+def test_an_optimizer_brings_its_own_rate():
+    config = composed("model=large", "data=text8", "optimizer=adam")
+    assert (config.optimizer.lr, config.optimizer.clip) == (0.00025, 1.0)
+
+
+def test_settings_of_the_machine_come_from_conf_local(tmp_path):
+    """With a copy of conf/, so that this machine's own settings play no part."""
+    import shutil
+
+    shutil.copytree(ROOT / "conf", tmp_path / "conf", ignore=shutil.ignore_patterns("local"))
+    (tmp_path / "conf" / "local").mkdir()
+    (tmp_path / "conf" / "local" / "default.yaml").write_text("data: {directory: /scratch}\n")
+    shutil.copy(ROOT / "launch.py", tmp_path)
+    out = finish([sys.executable, "launch.py", "--cfg", "job", "-p", "data.directory"], tmp_path).stdout
+    assert "/scratch" in out
+
+
+def test_the_default_directory_tells_runs_apart_by_what_is_trained_and_by_nothing_else():
+    first = default_run_dir(composed())
+    assert first.startswith("runs/stdlib-tiny-")
+    assert default_run_dir(composed("train.steps=7", "hardware=gpu", "tracking=none", "log.every=3")) == first
+    assert default_run_dir(composed("train.seed=2")) != first
+    files = [default_run_dir(composed("data=files", f"data.path={path}")) for path in "ab"]
+    assert files[0] != files[1]
+
+
+WRONG = {
+    "train.stepps=3": "there is no key 'train.stepps'; did you mean 'train.steps'?",
+    "+train.stepps=3": "there is no key 'train.stepps'; did you mean 'train.steps'?",
+    "modle=large": "there is no key 'modle'; did you mean 'model'?",
+    "model=larg": "model=larg must be one of base, large, small, tiny; did you mean 'large'?",
+    "train.steps=many": "train.steps=many must be a whole number",
+    "train.steps=-5": "train.steps=-5 must be at least 1",
+    "hardware.compile=perhaps": "hardware.compile=perhaps must be true or false",
+    "data.split=[1,b,c]": "data.split=[1,b,c] must be a list of whole numbers",
+    "data.split=[1,2]": "data.split=[1, 2] must be three positive numbers",
+    "train=3": "train=3 is not a value: it is a group that holds steps,",
+    "~train.steps": "train.steps cannot be taken away",
+    "train.steps": "cannot read 'train.steps': settings are written key=value",
+    "model.num_heads=3": "model.num_heads=3 does not divide model.hidden_size=128; take 1, 2 or 4",
+    "model.dropout=1": "model.dropout=1.0 must be at least 0 and below 1",
+    "model.span_init=2": "model.span_init=2.0 is a fraction of max_span and must lie in [0, 1]",
+    "optimizer.name=adma": "optimizer.name=adma must be one of adagrad, adam, sgd; did you mean 'adam'?",
+    "optimizer.momentum=0.9": "optimizer.momentum=0.9 goes with optimizer=sgd, not with adagrad",
+    "train.batch_size=15 hardware.processes=2": "train.batch_size=15 must be divisible by processes × slices = 2 × 1",
+    "data=files": "data=files needs data.path=DIR",
+    "data.path=x": "data.path=x goes with data=files",
+    "data.file=x": "data.file=x does not go with data=stdlib",
+    "data.sort_vocabulary=true": "data.sort_vocabulary=true goes with data.level=word",
+    "tracking.mode=onlin": "tracking.mode=onlin must be one of auto, online, offline; did you mean 'online'?",
+    "train.seed=${trian.seed}": "train.seed refers to a key that does not exist",
+}
+
+
+@pytest.mark.parametrize("typed", WRONG)
+def test_what_is_typed_wrong_is_one_sentence(typed, tmp_path):
+    result = finish([sys.executable, str(ROOT / "launch.py"), *typed.split()], tmp_path, ok=False)
+    assert sentence(result).startswith(WRONG[typed])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("", "evaluate.py needs one of run=DIR"),
+        ("run=a checkpoint=b", "evaluate.py needs one of run=DIR"),
+        ("run=nowhere", "there is no checkpoint nowhere/checkpoints/best.pt"),
+        ("run=a protocol=exakt", "protocol=exakt must be one of exact, published; did you mean 'exact'?"),
+        ("run=a batch_size=0", "batch_size=0 must be at least 1"),
+        ("run=a bach_size=2", "there is no key 'bach_size'; did you mean 'batch_size'?"),
+    ],
+)
+def test_what_is_asked_of_evaluate_wrongly_is_one_sentence(typed, told, tmp_path):
+    result = finish([sys.executable, str(ROOT / "evaluate.py"), *typed.split()], tmp_path, ok=False)
+    assert sentence(result).startswith(told)
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"]])
+def test_help_does_not_wait_for_torch(flags, tmp_path):
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: sys.exit('torch' in sys.modules or 'wandb' in sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "launch.py"), *flags], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert out.returncode == 0, out.stderr
+    assert "num_layers: 4" in out.stdout
+
+
+def test_a_configuration_made_by_hand_is_checked_the_same_way():
+    config = composed()
+    config.model.num_heads = 5
+    with pytest.raises(UserError, match="does not divide"):
+        config.validate()
+    with pytest.raises(UserError, match="evaluate"):
+        EvaluateConfig().validate()

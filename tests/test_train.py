@@ -1,0 +1,245 @@
+"""Training in real processes: to its end, stopped and continued, in two processes, tracked."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import finish, sentence
+
+
+def metrics(run: Path) -> list[dict]:
+    """The logged lines without the one number that is a time."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+
+
+def newest(run: Path) -> dict:
+    return torch.load(max((run / "checkpoints").glob("step_*.pt")), weights_only=True)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert metrics(one) == metrics(other)
+    first, second = newest(one), newest(other)
+    assert first["step"] == second["step"]
+    for part in ("model", "cache", "stream"):
+        torch.testing.assert_close(first[part], second[part], rtol=0, atol=0)
+    torch.testing.assert_close(first["optimizer"]["state"], second["optimizer"]["state"], rtol=0, atol=0)
+
+
+def test_a_run_leaves_what_it_promises(launch, tmp_path):
+    out = launch("run.dir=run", "train.span_penalty=0").stdout
+    run = tmp_path / "run"
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [5, 10, 12, 15, 20, 24]
+    assert [line["step"] for line in lines if "valid/bpc" in line] == [12, 24]
+    assert {"step", "train/bpc", "valid/bpc", "span/mean", "span/max", "lr", "grad_norm"} == lines[-1].keys()
+    assert lines[-1]["train/bpc"] < lines[0]["train/bpc"] - 0.5
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "best.pt",
+        "step_00000020.pt",
+        "step_00000024.pt",
+    ]
+    assert (run / "figures" / "spans.png").read_bytes().startswith(b"\x89PNG")
+    scores = json.loads((run / "evaluation.json").read_text())
+    assert scores["protocol"] == "exact"
+    assert [scores["splits"][split]["tokens"] for split in ("valid", "test")] == [4999, 4000]  # all but the first
+    assert f"{scores['splits']['test']['bpc']:.4f}" in out
+    for line in ("train on", "evaluate", "layer", "metrics"):
+        assert f"\n{line}" in out
+
+
+def test_the_default_directory_is_the_same_for_the_same_run(launch, tmp_path):
+    launch("train.steps=2")
+    assert "is finished after 2 steps" in launch("train.steps=2", "log.every=1", "hardware.processes=1").stdout
+    assert "going on with" in launch("train.steps=3").stdout
+    launch("train.steps=2", "train.seed=7")
+    assert len(list((tmp_path / "runs").glob("files-tiny-*"))) == 2
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(processes, launch, command, tmp_path):
+    settings = ["model.dropout=0.2", f"hardware.processes={processes}", "train.batch_split=2", "train.steps=300"]
+    launch(*settings, "run.dir=straight")
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        stopped = subprocess.Popen(command(*settings, "run.dir=stopped"), cwd=tmp_path, stdout=out, stderr=out)
+        while "step 50/" not in log.read_text():
+            assert stopped.poll() is None, log.read_text()
+            time.sleep(0.02)
+        stopped.send_signal(signal.SIGTERM)
+        assert stopped.wait(60) == 128 + signal.SIGTERM
+    step = newest(tmp_path / "stopped")["step"]
+    assert 50 <= step < 300
+    assert f"stopped after step {step} of 300, and saved" in log.read_text()
+    assert f"going on with stopped after step {step}" in launch(*settings, "run.dir=stopped").stdout
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(launch, tmp_path):
+    """A crash is the state of the directory at some moment: later metrics, an older checkpoint, a half-written file."""
+    settings = ["train.steps=24", "checkpoint.keep=9", "model.dropout=0.2"]
+    launch(*settings, "run.dir=straight")
+    crashed = tmp_path / "crashed"
+    shutil.copytree(tmp_path / "straight", crashed)
+    (crashed / "checkpoints" / "step_00000024.pt").unlink()
+    (crashed / "checkpoints" / "step_00000024.pt.writing").write_bytes(b"half")
+    with (crashed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 25, "train/b')
+    launch(*settings, "run.dir=crashed")
+    assert_same_run(tmp_path / "straight", crashed)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_told(launch, tmp_path):
+    settings = ["checkpoint.keep=9"]
+    launch(*settings, "run.dir=straight")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tmp_path / "straight", damaged)
+    last = damaged / "checkpoints" / "step_00000024.pt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    last.write_bytes(content)
+    before = damaged / "checkpoints" / "step_00000020.pt"
+    before.write_bytes(before.read_bytes()[:3000])
+    out = launch(*settings, "run.dir=damaged").stdout
+    assert "step_00000024.pt is damaged" in out
+    assert "step_00000020.pt is damaged" in out
+    assert "going on with damaged after step 10" in out
+    assert_same_run(tmp_path / "straight", damaged)
+
+
+def losses(run: Path) -> list[float]:
+    return [line["train/bpc"] * 0.6931471805599453 for line in metrics(run)]
+
+
+def test_two_processes_train_as_one(launch, tmp_path):
+    settings = ["train.steps=20", "log.every=1"]
+    launch(*settings, "run.dir=one")
+    launch(*settings, "run.dir=two", "hardware.processes=2")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2")
+    launch(*settings, "run.dir=torchrun", program=torchrun)
+    for run in ("two", "torchrun"):
+        assert losses(tmp_path / run) == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+        assert [line["step"] for line in metrics(tmp_path / run)] == list(range(1, 21))  # one writer
+
+
+def test_another_number_of_processes_goes_on_with_a_run(launch, tmp_path):
+    launch("run.dir=one", "log.every=1", "train.steps=20")
+    launch("run.dir=changing", "log.every=1", "train.steps=8", "hardware.processes=2")
+    launch("run.dir=changing", "log.every=1", "train.steps=14")
+    launch("run.dir=changing", "log.every=1", "train.steps=20", "hardware.processes=4")
+    assert losses(tmp_path / "changing") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+def test_threads_are_shared_out(tmp_path):
+    """N processes get the cores of one."""
+    code = (
+        "import torch, sys; sys.argv = ['x']\n"
+        "from adaptive_span.config import HardwareConfig\n"
+        "from adaptive_span.distributed import process_group\n"
+        "with process_group(HardwareConfig(device='cpu')):\n"
+        "    print('threads', torch.get_num_threads(), flush=True)\n"
+    )
+    (tmp_path / "threads.py").write_text(code)
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "threads.py"]
+    out = finish(words, tmp_path).stdout
+    assert out.count(f"threads {max(1, len(os.sched_getaffinity(0)) // 2)}") == 2
+
+
+def test_a_changed_configuration_is_refused_but_for_what_may_change(launch, tmp_path):
+    launch("run.dir=run", "train.steps=4")
+    changed = launch("run.dir=run", "train.steps=4", "optimizer.lr=0.01", "model.ramp=8", ok=False)
+    assert sentence(changed) == (
+        "run.dir=run was begun with another configuration: model.ramp (32 → 8), optimizer.lr (0.07 → 0.01); "
+        "take back the change, or give another run.dir"
+    )
+    launch("run.dir=run", "train.steps=5", "log.every=1", "validation.every=2", "checkpoint.every=3", "hardware=auto")
+
+
+def test_training_can_begin_with_other_weights(launch, tmp_path):
+    launch("run.dir=first")
+    first = losses(tmp_path / "first")
+    weights = tmp_path / "first" / "checkpoints" / "best.pt"
+    launch("run.dir=second", f"train.init_from={weights}", "optimizer=adam", "model.dropout=0.1", "log.every=1")
+    assert losses(tmp_path / "second")[0] < first[0] - 0.5
+    wrong = launch("run.dir=third", f"train.init_from={weights}", "model.hidden_size=64", ok=False)
+    assert "embedding.weight has shape (256, 32) there and (256, 64) here" in sentence(wrong)
+    assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "adam", "sgd"])
+def test_every_optimizer_and_option_trains(optimizer, launch, tmp_path):
+    """bf16, activation checkpointing, a split batch and the fine-tuning phase at once; the rate falls to a tenth."""
+    launch(
+        "run.dir=run",
+        f"optimizer={optimizer}",
+        "hardware.precision=bf16",
+        "hardware.activation_checkpointing=true",
+        "train.batch_split=4",
+        "train.steps=20",
+        "train.finetune_steps=5",
+        "log.every=1",
+        "model.embedding_dropout=0.1",
+    )
+    lines = metrics(tmp_path / "run")
+    rates = [line["lr"] for line in lines]
+    assert rates[:4] == pytest.approx([rates[9] * k / 4 for k in (1, 2, 3, 4)])
+    assert rates[20:] == pytest.approx([rates[9] / 10] * 5)
+    assert lines[-1]["train/bpc"] < lines[0]["train/bpc"]
+
+
+def test_compiled_layers_train_the_same_while_spans_change(launch, tmp_path):
+    settings = ["train.steps=12", "log.every=1", "train.span_penalty=0", "model.max_span=200", "model.span_init=0.15"]
+    launch(*settings, "run.dir=eager")
+    launch(*settings, "run.dir=compiled", "hardware.compile=true")
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), abs=1e-3)
+
+
+def wandb_records(run: Path) -> list[list[dict]]:
+    """What each part of a run left offline, read back with wandb's own tool."""
+    parts = []
+    for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
+        words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+        out = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        parts.append([json.loads(line) for line in out.splitlines()])
+    return parts
+
+
+def of_type(records: list[dict], kind: str) -> list[dict]:
+    return [record[kind] for record in records if record["type"] == kind]
+
+
+def test_wandb_holds_every_head_and_one_axis_of_steps_over_a_resume(launch, tmp_path):
+    launch("run.dir=run", "tracking=offline", "train.steps=10")
+    time.sleep(1.1)  # wandb names the folder of each part by the second
+    launch("run.dir=run", "tracking=offline", "train.steps=20")
+    parts = wandb_records(tmp_path / "run")
+    assert len(parts) == 2
+    runs = [of_type(part, "run")[0] for part in parts]
+    assert runs[0]["run_id"] == runs[1]["run_id"]
+    assert runs[0]["config"]["update"]["model"]["hidden_size"] == 32  # plain types, resolved
+    logged = [[line["item"] for line in of_type(part, "history")] for part in parts]
+    assert [[line["step"] for line in part] for part in logged] == [[5, 10], [12, 15, 20]]
+    assert all(line["_step"] == line["step"] for part in logged for line in part)
+    heads = {f"span/layer_{layer:02d}/head_{head}" for layer in range(2) for head in range(4)}
+    own = {key for key in logged[1][-1] if not key.startswith("_")}
+    assert own == heads | set(metrics(tmp_path / "run")[-1]) | {"tokens_per_second"}
+    spans = [logged[1][-1][head] for head in heads]
+    assert sum(spans) / 8 == pytest.approx(logged[1][-1]["span/mean"])
+    assert min(spans) >= 32  # the effective span: never less than the ramp
+
+
+def test_a_multirun_gives_each_job_its_own_directory_and_finished_wandb_run(launch, tmp_path):
+    launch("-m", "run.dir=sweep", "train.seed=1,2", "train.steps=6", "tracking=offline")
+    jobs = [tmp_path / "sweep" / job for job in "01"]
+    assert metrics(jobs[0]) != metrics(jobs[1])
+    ((first,), (second,)) = (wandb_records(job) for job in jobs)
+    assert of_type(first, "run")[0]["run_id"] != of_type(second, "run")[0]["run_id"]
+    assert [of_type(part, "exit") for part in (first, second)] != [[], []]
