@@ -45,7 +45,7 @@ class Training:
         """The model as it is run: compiled layer by layer, its gradients averaged over the processes."""
         if self.config.hardware.compile:
             for layer in self.model.layers:
-                layer.compile(dynamic=True)
+                layer.compile()
         if self.process.world_size == 1:
             return self.model
         return DistributedDataParallel(self.model, gradient_as_bucket_view=True)

@@ -12,6 +12,9 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 Finished = subprocess.CompletedProcess[str]
 
+# More threads would make models as small as these slower, and a busy machine much slower.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
 # A training of a second or two.
 SMALL = (
     "model.num_layers=2 model.hidden_size=32 model.ffn_size=64 model.num_heads=4 model.max_span=96 model.block_size=16 "
@@ -53,7 +56,7 @@ def launch(command: Callable[..., list[str]], tmp_path: Path) -> Callable[..., F
 
 def finish(words: list[str], directory: Path, ok: bool = True) -> Finished:
     """Run a command to its end; it must succeed, or, where that is what is tested, fail."""
-    result = subprocess.run(words, cwd=directory, capture_output=True, text=True, timeout=300, env=os.environ)
+    result = subprocess.run(words, cwd=directory, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
     assert (result.returncode == 0) == ok, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result
 

@@ -84,7 +84,7 @@ def test_another_way_to_run_it_changes_nothing(way):
         model.activation_checkpointing = True
     else:
         for layer in model.layers:
-            layer.compile(dynamic=True)
+            layer.compile()
     torch.testing.assert_close(gradients(model, text, seed=5), expected)
 
 
