@@ -78,7 +78,7 @@ def steps(directory: Path) -> list[Path]:
 
 def newest(directory: Path) -> tuple[State | None, list[str]]:
     """The newest training state that can be read, and a sentence for each newer one that can't."""
-    problems = []
+    problems: list[str] = []
     for path in steps(directory):
         try:
             return load(path), problems

@@ -68,7 +68,8 @@ def clear_errors(schema: type) -> Iterator[None]:
 
 def keys(schema: type) -> dict[str, Any]:
     """Every key of a configuration, dotted, with its type."""
-    hints, found = get_type_hints(schema), {}
+    hints = get_type_hints(schema)
+    found: dict[str, Any] = {}
     for field in fields(schema):
         hint = hints[field.name]
         if is_dataclass(hint):
@@ -89,7 +90,7 @@ def _explain(error: Exception, schema: type) -> str:
     key = override[1] if override else getattr(cause, "full_key", None)
     value = (override[2] or "").rstrip("'.") if override else ""
     if isinstance(cause, InterpolationKeyError):
-        return f"{cause.full_key} refers to a key that does not exist: {cause.msg.splitlines()[0]}"
+        return f"{cause.full_key} refers to a key that does not exist: {str(cause).splitlines()[0]}"
     if isinstance(cause, ValidationError) and key:
         known = keys(schema)
         if key not in known:

@@ -213,10 +213,9 @@ class Config:
 
     def validate(self) -> None:
         """Raise `UserError` at the first value, or combination of values, that can't be honoured."""
-        for part in (self.model, self.data, self.optimizer, self.hardware, self.tracking):
-            part.validate()
-        for part in (self.train, self.validation, self.checkpoint, self.log):
-            part.validate()
+        for part in vars(self).values():
+            if hasattr(part, "validate"):
+                part.validate()
         check_batch("train.batch_size", self.train.batch_size, self.hardware.processes, self.train.batch_split)
 
     def as_dict(self) -> dict[str, Any]:
@@ -256,9 +255,8 @@ def check_batch(key: str, batch_size: int, processes: int, batch_split: int = 1)
     parts = max(1, processes) * batch_split
     if batch_size % parts:
         raise UserError(
-            f"{key}={batch_size} must be divisible by processes × slices = {max(1, processes)} × {batch_split} = {parts}"
-            f"; take {batch_size // parts * parts or parts} or {(batch_size // parts + 1) * parts}, "
-            f"or other hardware.processes"
+            f"{key}={batch_size} must be divisible by processes × slices = {max(1, processes)} × {batch_split} = "
+            f"{parts}; take {batch_size // parts * parts or parts} or {(batch_size // parts + 1) * parts}"
         )
 
 

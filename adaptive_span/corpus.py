@@ -150,7 +150,7 @@ def _number_words(
 ) -> tuple[list[str], np.dtype]:
     """Ids in order of first appearance in train, or by falling count. Every line, a blank one too, ends in <eos>."""
     numbers: dict[str, int] = {}
-    rank = np.empty(0)
+    rank = np.arange(0)
     for split, text in texts:
         counts = _write_ids(_words(text), numbers, split, directory / f"{split}.first", config.name == "files")
         if split == "train":

@@ -125,11 +125,17 @@ def launch(function: Callable[[Any], None], config: Any, hardware: HardwareConfi
         function(config)
         return
     pick_device(hardware, processes - 1)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what went wrong is told below
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is told below
     local = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", run_id="adaptive-span",
-        max_restarts=0, monitor_interval=0.1,
-    )  # fmt: skip
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        run_id="adaptive-span",
+        max_restarts=0,
+    )
     try:
         elastic_launch(local, _work)(function, config)
     except SignalException as stop:

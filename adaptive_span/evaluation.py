@@ -41,13 +41,14 @@ def headline(nats_per_token: float, level: str) -> tuple[str, float]:
 
 @torch.inference_mode()
 def validate(
-    model: Transformer, rows: np.ndarray, block_size: int, blocks: int, limits: Limits, process: Process
+    model: Transformer, rows: np.ndarray, block_size: int, blocks: int, slices: int, limits: Limits, process: Process
 ) -> Score:
     """The first `blocks` blocks of every row, from an empty cache: always the same tokens, so that values compare.
 
-    `rows` (B, length) are those of all processes.
+    `rows` (B, length) are those of all processes; each takes its own in `slices` parts, as training does.
     """
-    return _score_rows(model, rows, block_size, blocks, limits, process)
+    own = rows[process.share(len(rows)), : blocks * block_size + 1]
+    return _total([_score_rows(model, part, block_size, limits, process) for part in np.split(own, slices)], process)
 
 
 @torch.inference_mode()
@@ -55,8 +56,8 @@ def published(
     model: Transformer, tokens: np.ndarray, batch_size: int, block_size: int, process: Process, split: str
 ) -> Score:
     """As the published numbers were made: rows started cold, whole blocks only, the rest of the text left out."""
-    rows = stream.rows(tokens, batch_size, block_size, split)
-    return _score_rows(model, rows, block_size, None, model.limits(), process)
+    rows = stream.rows(tokens, batch_size, block_size, split)[process.share(batch_size)]
+    return _total([_score_rows(model, rows, block_size, model.limits(), process)], process)
 
 
 @torch.inference_mode()
@@ -93,28 +94,25 @@ def exact(
         if block >= 0:
             nats += float(nll.double()[torch.from_numpy(inside).to(process.device)].sum())
             count += int(inside.sum())
-    return _total(nats, count, process)
+    return _total([Score(nats, count)], process)
 
 
-def _score_rows(
-    model: Transformer, rows: np.ndarray, block_size: int, blocks: int | None, limits: Limits, process: Process
-) -> Score:
+def _score_rows(model: Transformer, rows: np.ndarray, block_size: int, limits: Limits, process: Process) -> Score:
+    """All whole blocks of these rows, from an empty cache."""
     model.eval()
-    rows = rows[process.share(len(rows))]
     cache, nats, count = model.empty_cache(len(rows)), [], 0
-    for index, (tokens, targets) in enumerate(stream.passes_once(rows, block_size, process.device)):
-        if index == blocks:
-            break
+    for tokens, targets in stream.passes_once(rows, block_size, process.device):
         nll, cache = model(tokens, targets, cache, limits)
         nats.append(nll.double().sum())
         count += targets.numel()
-    return _total(float(torch.stack(nats).sum()), count, process)
+    return Score(float(torch.stack(nats).sum()), count)
 
 
 def _tensor(ids: np.ndarray, process: Process) -> Tensor:
     return torch.from_numpy(ids.astype(np.int64)).to(process.device)
 
 
-def _total(nats: float, count: int, process: Process) -> Score:
-    nats, tokens = process.sum([nats, count])
+def _total(scores: list[Score], process: Process) -> Score:
+    """Over these parts and over all processes."""
+    nats, tokens = process.sum([sum(score.nats for score in scores), sum(score.tokens for score in scores)])
     return Score(nats, int(tokens))

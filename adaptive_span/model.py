@@ -105,13 +105,13 @@ class Transformer(nn.Module):
         tokens, targets (B, M), integers. `limits` are read off the spans (one transfer to the host) where not given.
         """
         hidden, cache = self.hidden_states(tokens, cache, limits)
-        logits = self.output(hidden).float()  # (B, M, V)
+        logits = self.output(hidden)  # (B, M, V)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets), cache
 
     def log_probabilities(self, tokens: Tensor, cache: Cache, limits: Limits | None = None) -> tuple[Tensor, Cache]:
         """log p(next token) after each token, (B, M, V), and the cache for the next block."""
         hidden, cache = self.hidden_states(tokens, cache, limits)
-        return self.output(hidden).float().log_softmax(2), cache
+        return self.output(hidden).log_softmax(2), cache
 
     def hidden_states(self, tokens: Tensor, cache: Cache, limits: Limits | None = None) -> tuple[Tensor, Cache]:
         """What the output layer reads, (B, M, C), and the cache for the next block."""
@@ -157,7 +157,7 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def clamp_spans_(self) -> None:
         """To be called after every update: no span below 0 or beyond the maximum."""
-        fractions = [span.fraction for span in self._spans]
+        fractions: list[Tensor] = [span.fraction for span in self._spans]
         if fractions:
             torch._foreach_clamp_min_(fractions, 0.0)
             torch._foreach_clamp_max_(fractions, 1.0)

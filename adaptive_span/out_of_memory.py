@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from adaptive_span.config import Config
+from adaptive_span.config import Config, flatten
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.model import Limits
@@ -48,8 +48,9 @@ def step_bytes(config: Config, processes: int, parameters: int, limits: Limits) 
         length = max(heads) + block
         scores = model.num_heads * block * length
         hidden = 4 * length * model.hidden_size
-        kept.append(3 * scores + hidden + block * (8 * model.hidden_size + 3 * model.ffn_size))
-        widest = max(widest, 3 * scores)
+        weights = (4 if model.dropout else 2) * scores
+        kept.append(weights + hidden + block * (8 * model.hidden_size + 3 * model.ffn_size))
+        widest = max(widest, 2 * scores)
     if config.hardware.activation_checkpointing:
         widest += max(kept)
         kept = [(max(heads) + block) * model.hidden_size for heads in limits]
@@ -57,30 +58,25 @@ def step_bytes(config: Config, processes: int, parameters: int, limits: Limits) 
 
 
 def _advice(config: Config, processes: int, parameters: int, limits: Limits, available: float) -> str:
+    """The mildest of the settings that would fit: more slices, then recomputing, then shorter blocks."""
     rows = config.train.batch_size // processes
-    splits = [k for k in range(config.train.batch_split + 1, rows + 1) if rows % k == 0]
-    settings = [({"batch_split": k}, {}, {}, f"train.batch_split={k}") for k in splits]
-    recompute = {"activation_checkpointing": True}
-    settings += [
-        ({"batch_split": k}, recompute, {}, f"train.batch_split={k} hardware.activation_checkpointing=true")
-        for k in [config.train.batch_split, *splits]
-    ]
-    block = config.model.block_size
-    while block > 1:
-        block //= 2
-        last = {"batch_split": rows}
-        settings.append((last, recompute, {"block_size": block},
-                         f"train.batch_split={rows} hardware.activation_checkpointing=true model.block_size={block}"))  # fmt: skip
-    for train, hardware, model, words in settings:
+    splits = [split for split in range(config.train.batch_split, rows + 1) if rows % split == 0]
+    blocks = [config.model.block_size >> halvings for halvings in range(config.model.block_size.bit_length())]
+    choices = [(split, config.hardware.activation_checkpointing, blocks[0]) for split in splits[1:]]
+    choices += [(split, True, blocks[0]) for split in splits]
+    choices += [(rows, True, block) for block in blocks[1:]]
+    for split, recompute, block in choices:
         tried = replace(
             config,
-            train=replace(config.train, **train),
-            hardware=replace(config.hardware, **hardware),
-            model=replace(config.model, **model),
+            train=replace(config.train, batch_split=split),
+            hardware=replace(config.hardware, activation_checkpointing=recompute),
+            model=replace(config.model, block_size=block),
         )
         need = step_bytes(tried, processes, parameters, limits)
-        if need < 0.9 * available:
-            return f"{words} would need about {need / GIB:.1f} GiB"
+        if need < 0.8 * available:
+            before, after = flatten(config.as_dict()), flatten(tried.as_dict())
+            settings = [f"{key}={str(after[key]).lower()}" for key in after if after[key] != before[key]]
+            return f"{' '.join(settings)} would need about {need / GIB:.1f} GiB"
     return f"even one row at a time would not fit; take a smaller model than model={config.model.name}"
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -37,15 +37,15 @@ def files(config: DataConfig) -> list[Path]:
             return [_text_file(Path(config.path or ""), split) for split in SPLITS]
     if is_download(config):
         return [_download(config)]
-    return [_existing(Path(config.file), f"data.file={config.file}")]
+    return [_existing(Path(config.file or ""), f"data.file={config.file}")]
 
 
-def splits(config: DataConfig, paths: list[Path]) -> Iterator[tuple[str, IO[bytes]]]:
+def splits(config: DataConfig, paths: list[Path]) -> Generator[tuple[str, IO[bytes]], None, None]:
     """Train, valid and test as streams of bytes, to be read in this order."""
     if config.name == "stdlib":
-        text = b"".join(path.read_bytes() for path in paths)
-        sizes = config.split or [len(text) * part // 20 for part in (18, 1, 1)]
-        yield from _cut(io.BytesIO(text), sizes, "the standard library")
+        whole = b"".join(path.read_bytes() for path in paths)
+        sizes = config.split or [len(whole) * part // 20 for part in (18, 1, 1)]
+        yield from _cut(io.BytesIO(whole), sizes, "the standard library")
     elif config.name == "files":
         for split, path in zip(SPLITS, paths, strict=True):
             with opened(path) as text:

@@ -1,6 +1,7 @@
 """The token stream as rows and blocks, with a cursor that can be saved.
 
-A split of n tokens is cut into B equal contiguous rows; a step reads the same M columns, and the one after, of every row.
+A split of n tokens is cut into B equal contiguous rows; a step reads the same M columns, and the one after,
+of every row.
 """
 
 from collections.abc import Iterator

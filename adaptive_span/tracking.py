@@ -22,7 +22,7 @@ class Tracker:
     def __init__(self, directory: Path, config: Config, step: int, run_id: str | None):
         self.path = directory / "metrics.jsonl"
         self._forget_after(step)
-        self.file = open(self.path, "a", encoding="utf-8")
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in finish)
         self.wandb: wandb.Run | None = None
         if config.tracking.name == "wandb":
             self.wandb = _start_wandb(directory, config, run_id)

@@ -37,8 +37,8 @@ def train(config: Config) -> None:
         elif (directory / "evaluation.json").exists():
             if process.is_main:
                 say(
-                    f"{directory} is finished after {run.training.step} steps; its scores are in evaluation.json there. "
-                    f"To train on, raise train.steps; to start afresh, delete it or take another run.dir or train.seed"
+                    f"{directory} is finished after {run.training.step} steps; scores are in evaluation.json there. To "
+                    f"train on, raise train.steps; to start afresh, delete it or take another run.dir or train.seed"
                 )
             return
         run.score()
@@ -141,7 +141,7 @@ class Run:
         with autocast(config.hardware, self.process.device):
             score = evaluation.validate(
                 training.model, self.validation_rows, config.model.block_size, config.validation.blocks,
-                training.limits, self.process,
+                config.train.batch_split, training.limits, self.process,
             )  # fmt: skip
         nats = score.nats / score.tokens
         if nats < self.best:
@@ -202,9 +202,9 @@ class Run:
         config, process, best = self.config, self.process, self.checkpoints / "best.pt"
         state = checkpoint.load(best)
         model = report.model_of(state, process.device)
-        result = report.score(
-            model, self.corpus, "exact", config.train.batch_size, config.model.block_size, process
-        ) | {"checkpoint": str(best), "step": state["step"]}
+        rows = min(8, config.train.batch_size // process.world_size)  # more of them would warm up for longer
+        result = report.score(model, self.corpus, "exact", rows * process.world_size, config.model.block_size, process)
+        result |= {"checkpoint": str(best), "step": state["step"]}
         if not process.is_main:
             return
         report.write(result, self.directory, config.model)

@@ -72,7 +72,11 @@ def test_text8_by_hand(tmp_path):
     config = DataConfig(name="text8", file=str(tmp_path / "text"), split=[5, 3, 3], directory=str(tmp_path / "data"))
     corpus = prepare(config)
     assert corpus.vocabulary == ["a", "b", "_", "<eos>"]
-    assert [corpus.tokens(split).tolist() for split in ("train", "valid", "test")] == [[0, 1, 2, 0, 3], [1, 3], [1, 0, 3]]
+    assert [corpus.tokens(split).tolist() for split in ("train", "valid", "test")] == [
+        [0, 1, 2, 0, 3],
+        [1, 3],
+        [1, 0, 3],
+    ]
 
 
 @given(st.binary(min_size=1, max_size=60), st.booleans())
@@ -234,7 +238,8 @@ def test_what_is_wrong_with_a_text_is_told(tmp_path):
     (tmp_path / "valid.txt").unlink()
     assert "has no valid.txt" in refused(name="files", path=str(tmp_path), **where)
     missing = refused(name="enwik8", file=str(tmp_path / "missing"), split=[1, 1, 1], **where)
-    assert missing.startswith("data.file=") and "is not a file" in missing
+    assert missing.startswith("data.file=")
+    assert "is not a file" in missing
     (tmp_path / "short").write_bytes(b"0123456789")
     short = refused(name="enwik8", file=str(tmp_path / "short"), split=[8, 2, 1], **where)
     assert "holds 10 bytes, but data.split=[8, 2, 1] asks for 11" in short

@@ -70,7 +70,9 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(processes, launch, com
     launch(*settings, "run.dir=straight")
     log = tmp_path / "log"
     with log.open("w") as out:
-        stopped = subprocess.Popen(command(*settings, "run.dir=stopped"), cwd=tmp_path, stdout=out, stderr=out, env=ENVIRONMENT)
+        stopped = subprocess.Popen(
+            command(*settings, "run.dir=stopped"), cwd=tmp_path, stdout=out, stderr=out, env=ENVIRONMENT
+        )
         while "step 50/" not in log.read_text():
             assert stopped.poll() is None, log.read_text()
             time.sleep(0.02)

@@ -1,0 +1,106 @@
+"""What the machine or the data make impossible is told in one sentence, and nothing half-made is left behind."""
+
+import os
+import resource
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from adaptive_span.config import Config, ModelConfig, TrainConfig
+from adaptive_span.out_of_memory import step_bytes
+from tests.conftest import ENVIRONMENT, sentence
+
+
+def left(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir() if path.name != "data"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            ["model.block_size=700"],
+            "the valid split holds 5,000 tokens, which in 8 rows makes 625 a row: shorter than a block of 700",
+        ),
+        (["train.batch_size=9", "train.batch_split=2"], "train.batch_size=9 must be divisible by"),
+        (["train.init_from=nowhere.pt"], "there is no checkpoint nowhere.pt"),
+        (["optimizer.lr=1e30", "optimizer.clip=1e30"], "the loss is"),
+        (["run.dir=/proc/run"], "run.dir=/proc/run cannot be written to"),
+    ],
+)
+def test_what_cannot_work_is_told(settings, told, launch, tmp_path):
+    result = launch("run.dir=run", *settings, ok=False)
+    assert sentence(result).startswith(told)
+    if "the loss" not in told:
+        assert left(tmp_path) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("hardware", ["gpu", "node"])
+def test_a_gpu_that_is_not_there(hardware, launch, tmp_path):
+    result = launch("run.dir=run", f"hardware={hardware}", ok=False)
+    assert sentence(result).startswith("hardware.device=cuda, but torch sees no GPU on this machine; take hardware=cpu")
+    assert left(tmp_path) == []
+
+
+def test_two_processes_tell_it_once(launch, tmp_path):
+    result = launch("run.dir=run", "hardware.processes=2", "model.block_size=700", ok=False)
+    assert "shorter than a block of 700" in sentence(result)
+    assert left(tmp_path) == []
+
+
+def test_a_run_directory_that_may_only_be_read(command, tmp_path):
+    directory = tmp_path / "readonly"
+    directory.mkdir(mode=0o555)
+    words = command(f"run.dir={directory}/run")
+    if os.getuid() == 0:  # for whom permissions mean something only without this capability
+        words = ["setpriv", "--bounding-set", "-dac_override", *words]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
+    assert f"run.dir={directory}/run cannot be written to (Permission denied)" in sentence(result)
+
+
+def test_a_run_directory_in_use(command, tmp_path):
+    with subprocess.Popen(command("run.dir=run", "train.steps=100000"), cwd=tmp_path, env=ENVIRONMENT) as first:
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            assert first.poll() is None
+        second = subprocess.run(
+            command("run.dir=run", "train.steps=100000"), cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT
+        )
+        assert sentence(second).startswith("another process is training in run.dir=run")
+        first.terminate()
+
+
+def test_out_of_memory_names_a_setting_that_fits(command, tmp_path):
+    limit = 2 * 2**30
+    settings = "train.batch_size=192 model.num_layers=1 model.num_heads=16 model.block_size=64 model.max_span=1024"
+    settings += f" model.span_init=1 train.steps=1 validation.blocks=1 data.path={tmp_path} run.dir=run"
+    words = command(*settings.split())
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.txt").write_bytes(b"text\n" * 2600)
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        def limited() -> None:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+        return subprocess.run(
+            [*words, *more], cwd=tmp_path, capture_output=True, text=True, preexec_fn=limited, env=ENVIRONMENT
+        )
+
+    told = sentence(run())
+    assert told.startswith("out of memory: a step asked for ")
+    assert " of 2.0 GiB; train.batch_split=" in told
+    advice = told.split("; ")[-1].split(" would need")[0].split()
+    assert run(*advice).returncode == 0
+
+
+def test_the_count_of_bytes_grows_with_what_costs_memory():
+    config = Config(model=ModelConfig("test", 2, 32, 64, 4, 1024, 64), train=TrainConfig(8, 0, 0, 16))
+    config.optimizer.name = "adagrad"
+    limits = [[64, 64, 64, 64], [1024, 64, 64, 64]]
+    full = step_bytes(config, 1, 10_000, limits)
+    assert step_bytes(config, 2, 10_000, limits) < full
+    assert step_bytes(config, 1, 10_000, [[64] * 4] * 2) < full
+    config.hardware.activation_checkpointing = True
+    assert step_bytes(config, 1, 10_000, limits) < full

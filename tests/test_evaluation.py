@@ -1,0 +1,113 @@
+"""The exact score does not depend on how it is computed; the published one is the published one."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adaptive_span import ModelConfig, Transformer, evaluation
+from adaptive_span.config import DataConfig
+from adaptive_span.corpus import prepare
+from adaptive_span.distributed import Process
+from adaptive_span.published import rename
+from tests.conftest import ROOT, SHARED, finish, sentence
+
+ALONE = Process(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    torch.manual_seed(3)
+    config = ModelConfig("test", 3, 12, 16, 3, max_span=200, block_size=8, ramp=4)
+    model = Transformer(config, 11).double()
+    for layer, spans in zip(model.layers, ([0.0, 0.02, 0.3], [0.01, 0.0, 0.1], [0.05, 0.4, 0.0]), strict=True):
+        layer.attention.span.fraction.data = torch.tensor(spans, dtype=torch.float64)
+    return model
+
+
+@torch.no_grad()
+def in_one_piece(model: Transformer, tokens: np.ndarray) -> float:
+    """Nats of every token but the first, in one long block from an empty cache."""
+    text = torch.from_numpy(tokens.astype(np.int64))[None]
+    nll, _ = model(text[:, :-1], text[:, 1:], model.empty_cache(1))
+    return nll.sum().item()
+
+
+@settings(deadline=None, max_examples=20)
+@given(length=st.integers(2, 1500), rows=st.integers(1, 9), block=st.integers(1, 70), seed=st.integers(0, 99))
+def test_an_exact_score_is_that_of_the_text_in_one_piece(model, length, rows, block, seed):
+    tokens = np.random.default_rng(seed).integers(11, size=length)
+    score = evaluation.exact(model, tokens, rows, block, ALONE, "test")
+    assert score.tokens == length - 1
+    assert score.nats == pytest.approx(in_one_piece(model, tokens), rel=1e-9)
+
+
+def test_the_published_protocol_by_hand(model):
+    """2 rows of 50 tokens, blocks of 8: ceil(50 / 8) − 1 = 6 of them, cold at the start of each row."""
+    tokens = np.random.default_rng(0).integers(11, size=101)
+    score = evaluation.published(model, tokens, 2, 8, ALONE, "test")
+    assert score.tokens == 2 * 6 * 8
+    assert score.nats == pytest.approx(sum(in_one_piece(model, tokens[start : start + 49]) for start in (0, 50)))
+
+
+CHECKPOINT = SHARED / "checkpoints" / "original_enwik8_4M.pt"
+
+
+@pytest.mark.skipif(not CHECKPOINT.exists(), reason=f"{CHECKPOINT} is not on this machine")
+def test_a_real_checkpoint_scores_what_it_was_published_with(tmp_path):
+    about = json.loads(CHECKPOINT.with_suffix(".json").read_text())
+    data = DataConfig("enwik8", file=str(SHARED / "data" / "enwik8_first_4154399.xz"), directory=str(tmp_path))
+    data.split = [3_600_000, 200_000, 200_000]
+    sizes = {key: about["model"][key] for key in ("num_layers", "hidden_size", "ffn_size", "num_heads", "max_span")}
+    model = Transformer(ModelConfig("published", block_size=128, **sizes), about["model"]["vocab_size"])
+    model.load_state_dict(rename(torch.load(CHECKPOINT, weights_only=True)["model"]))
+    score = evaluation.published(model, prepare(data).tokens("valid"), 8, 128, ALONE, "valid")
+    assert score.bpc == pytest.approx(about["full_evaluation"]["valid_bpc"], abs=2e-5)
+
+
+def test_evaluate_scores_a_run_whatever_the_rows_blocks_and_processes(launch, tmp_path):
+    launch("run.dir=run", "model.span_init=0.3")
+    run = tmp_path / "run"
+    trained = json.loads((run / "evaluation.json").read_text())
+    bpc = []
+    for settings_ in (["batch_size=1"], ["batch_size=8", "block_size=5"], ["hardware.processes=2"]):
+        words = [sys.executable, str(ROOT / "evaluate.py"), "run=run", *settings_]
+        out = finish(words, tmp_path).stdout
+        scores = json.loads((run / "evaluation.json").read_text())
+        assert f"{scores['splits']['valid']['bpc']:.4f}" in out
+        bpc += [scores["splits"][split]["bpc"] - trained["splits"][split]["bpc"] for split in ("valid", "test")]
+        assert scores["spans"] == trained["spans"]
+    assert bpc == pytest.approx([0] * 6, abs=1e-5)
+    assert trained["splits"]["test"]["bpc"] == pytest.approx(
+        trained["splits"]["test"]["nats"] / trained["splits"]["test"]["tokens"] / math.log(2)
+    )
+    state = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    spans = [state["model"][f"layers.{layer}.attention.span.fraction"] * 96 + 32 for layer in range(2)]
+    torch.testing.assert_close(torch.tensor(trained["spans"]), torch.stack(spans).clamp(max=96))
+
+
+def test_a_published_number_stands_beside_ours_and_words_are_scored_in_perplexity(launch, tmp_path):
+    launch("run.dir=run", "data.level=word", "train.steps=3", "+published.valid=12.25", "hardware.precision=bf16")
+    words = [sys.executable, str(ROOT / "evaluate.py"), "checkpoint=run/checkpoints/best.pt", "protocol=published"]
+    out = finish([*words, "batch_size=2"], tmp_path).stdout
+    assert "published evaluation" in out
+    assert "12.25" in out
+    scores = json.loads((tmp_path / "run" / "checkpoints" / "evaluation.json").read_text())
+    valid = scores["splits"]["valid"]
+    assert valid["ppl"] == pytest.approx(math.exp(valid["nats"] / valid["tokens"]))
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(launch, tmp_path):
+    launch("run.dir=run", "train.steps=2")
+    best = tmp_path / "run" / "checkpoints" / "best.pt"
+    (tmp_path / "cut.pt").write_bytes(best.read_bytes()[:5000])
+    words = [sys.executable, str(ROOT / "evaluate.py")]
+    assert "the checkpoint cut.pt is damaged" in sentence(finish([*words, "checkpoint=cut.pt"], tmp_path, ok=False))
+    state = torch.load(best, weights_only=True)
+    torch.save(state | {"corpus": "another"}, tmp_path / "foreign.pt")
+    assert "was trained on other data" in sentence(finish([*words, "checkpoint=foreign.pt"], tmp_path, ok=False))
