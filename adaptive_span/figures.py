@@ -19,7 +19,7 @@ def draw_spans(spans: list[list[float]], max_span: int, path: Path) -> None:
     axes.axhline(max_span, color="#b04a4a", linewidth=1, linestyle="--", label=f"maximum span {max_span}")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.set_ylim(top=max_span * 1.6)
+    axes.set_ylim(min(map(min, spans)) / 2, max_span * 1.6)
     axes.set_xticks(range(len(spans)))
     axes.set_xlabel("layer (heads sorted by span)")
     axes.set_ylabel("span (tokens)")
