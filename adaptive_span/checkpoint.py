@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adaptive_span.errors import UserError
 
@@ -43,28 +43,44 @@ def load(path: Path) -> State:
     """One checkpoint, every byte checked; no code in the file is run. Raises `UserError` where it is damaged."""
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
+    damaged = None
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load itself does not look at the checksums
+        if _starts_as_zip(path):  # as all but very old checkpoints do
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch.load itself does not look at the checksums
         if damaged is None:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if isinstance(state, dict) and "model" in state:
+                return state
+            raise UserError(f"{path} is no checkpoint: it holds no 'model'")
         reason = f"the checksum of {damaged} is wrong"
-    except (zipfile.BadZipFile, UnpicklingError, UnicodeDecodeError, RuntimeError, EOFError) as error:
+    except UnpicklingError as error:
+        if "Unsupported global" in str(error) or "GLOBAL" in str(error):
+            raise UserError(
+                f"{path} asks to run code when it is loaded, which was refused; a checkpoint holds tensors and plain "
+                f"values alone"
+            ) from None
+        reason = str(error).splitlines()[0]
+    except (zipfile.BadZipFile, UnicodeDecodeError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0]
     raise UserError(f"the checkpoint {path} is damaged: {reason}")
 
 
-def load_weights(model: nn.Module, state: State, source: Path) -> None:
-    """The parameters of a checkpoint into a model of the same shape. Raises `UserError` naming what does not fit."""
+def _starts_as_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def check_fits(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Raise `UserError` naming the first tensor that the model lacks, or has in another shape."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state["model"].items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in wanted | found:
         if wanted.get(name) != found.get(name):
             raise UserError(
                 f"{source} does not fit this model: {name} has shape {found.get(name, 'missing')} there and "
                 f"{wanted.get(name, 'missing')} here; give the model and data settings that it was trained with"
             )
-    model.load_state_dict(state["model"])
 
 
 def step_path(directory: Path, step: int) -> Path:

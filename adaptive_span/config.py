@@ -32,7 +32,7 @@ class ModelConfig:
     name: str = MISSING
     num_layers: int = MISSING
     hidden_size: int = MISSING
-    ffn_size: int = MISSING
+    ffn_size: int = MISSING  # 0: no feed-forward
     num_heads: int = MISSING
     max_span: int = MISSING  # tokens
     block_size: int = MISSING  # tokens predicted in one step
@@ -40,15 +40,24 @@ class ModelConfig:
     ramp: int = 32  # tokens over which the soft mask falls from 1 to 0
     span_init: float = 0.0  # fraction of max_span
     trim_cache: bool = True  # keep as many past hidden states as the longest head of a layer looks at
+    memory_size: int = 0  # persistent vectors of each head, in place of the feed-forward
+    layer_order: str | None = None  # a: attention, f: feed-forward, like aaafff; sandwich; null: they alternate
     dropout: float = 0.0  # of attention weights and inside the feed-forward
-    embedding_dropout: float = 0.0
+    attention_dropout: float | None = None  # of attention weights alone; null: as dropout
+    ffn_dropout: float | None = None  # inside the feed-forward alone; null: as dropout
+    embedding_dropout: float = 0.0  # after the embedding and before the output layer
+    cutoffs: list[int] = field(default_factory=list)  # adaptive input and output: where clusters of words begin
+    division: int = 4  # each cluster's vectors are so many times smaller than those of the one before
+    tied: bool = True  # adaptive input and output share their vectors
     attention: str = "auto"
 
     def validate(self) -> None:
-        for key in ("num_layers", "hidden_size", "ffn_size", "num_heads", "max_span", "block_size", "ramp"):
+        for key in ("num_layers", "hidden_size", "num_heads", "max_span", "block_size", "ramp"):
             _at_least(f"model.{key}", getattr(self, key), 1)
-        for key in ("dropout", "embedding_dropout"):
-            if not 0 <= getattr(self, key) < 1:
+        _at_least("model.ffn_size", self.ffn_size, 0)
+        _at_least("model.memory_size", self.memory_size, 0)
+        for key in ("dropout", "attention_dropout", "ffn_dropout", "embedding_dropout"):
+            if not 0 <= (getattr(self, key) or 0) < 1:
                 raise UserError(f"model.{key}={getattr(self, key)} must be at least 0 and below 1")
         if not 0 <= self.span_init <= 1:
             raise UserError(f"model.span_init={self.span_init} is a fraction of max_span and must lie in [0, 1]")
@@ -59,7 +68,51 @@ class ModelConfig:
                 f"model.num_heads={self.num_heads} does not divide model.hidden_size={self.hidden_size}; "
                 f"take {_either(near)}"
             )
+        if self.memory_size and self.ffn_size:
+            raise UserError(
+                f"model.memory_size={self.memory_size} takes the place of the feed-forward, but "
+                f"model.ffn_size={self.ffn_size}; set one of them to 0"
+            )
+        self._check_adaptive_io()
+        self.block_order()
         _one_of("model.attention", self.attention, ATTENTIONS)
+
+    def _check_adaptive_io(self) -> None:
+        if self.cutoffs and (self.cutoffs[0] < 1 or sorted(set(self.cutoffs)) != self.cutoffs):
+            raise UserError(f"model.cutoffs={self.cutoffs} must be positive and increase")
+        _at_least("model.division", self.division, 1)
+        if self.hidden_size < self.division ** len(self.cutoffs):
+            raise UserError(
+                f"model.division={self.division} leaves nothing of model.hidden_size={self.hidden_size} for the last "
+                f"of {len(self.cutoffs) + 1} clusters; take a smaller one, or fewer model.cutoffs"
+            )
+
+    @property
+    def reads_by_frequency(self) -> bool:
+        """Whether the vocabulary must be numbered by falling frequency."""
+        return bool(self.cutoffs)
+
+    def block_order(self) -> str:
+        """A letter a block, from the input on: a for attention, f for feed-forward."""
+        layers = self.num_layers
+        if not self.ffn_size:
+            if self.layer_order is not None:
+                raise UserError(
+                    f"model.layer_order={self.layer_order} orders attention and feed-forward blocks, but "
+                    f"model.ffn_size=0 leaves out the feed-forward; take model.layer_order=null"
+                )
+            return "a" * layers
+        if self.layer_order is None:
+            return "af" * layers
+        if self.layer_order == "sandwich":  # arXiv 1911.03864, with half of the layers taken apart
+            apart = layers // 2
+            return "a" * apart + "af" * (layers - apart) + "f" * apart
+        if sorted(self.layer_order) != ["a"] * layers + ["f"] * layers:
+            raise UserError(
+                f"model.layer_order={self.layer_order} must be sandwich, or hold model.num_layers={layers} times a "
+                f"(attention) and as often f (feed-forward), like {'a' * layers + 'f' * layers}"
+            )
+        return self.layer_order
 
 
 @dataclass
@@ -72,7 +125,6 @@ class DataConfig:
     path: str | None = None  # data=files: the folder that holds train.txt, valid.txt and test.txt
     split: list[int] | None = None  # bytes of train, valid and test at the start of the file
     directory: str = "data"  # where downloads and numbered corpora are kept
-    sort_vocabulary: bool = False  # word level: ids by falling frequency instead of first appearance
     urls: list[str] = field(default_factory=list)  # tried in this order
     size: int | None = None  # of the download, in bytes
     sha256: str | None = None  # of the download
@@ -88,8 +140,6 @@ class DataConfig:
             raise UserError(f"data.path={self.path} goes with data=files; for data={self.name} give data.file=PATH")
         if self.file is not None and self.name in ("files", "stdlib"):
             raise UserError(f"data.file={self.file} does not go with data={self.name}; give data=files data.path=DIR")
-        if self.sort_vocabulary and self.level == "byte":
-            raise UserError("data.sort_vocabulary=true goes with data.level=word; bytes are numbered as they appear")
 
 
 @dataclass
@@ -147,7 +197,8 @@ class TrainConfig:
     batch_split: int = 1  # slices of a process's rows, one after the other, for one update
     span_penalty: float = MISSING  # times the mean span of each layer, in nats a token of span
     seed: int = 1
-    init_from: str | None = None  # weights of another run's checkpoint
+    init_from: str | None = None  # a checkpoint whose weights to begin with
+    continue_from: str | None = None  # a checkpoint whose weights, optimizer state and step to go on from
 
     @property
     def total_steps(self) -> int:
@@ -158,6 +209,11 @@ class TrainConfig:
             _at_least(f"train.{key}", getattr(self, key), least)
         _at_least("train.batch_size", self.batch_size, 1)
         _at_least("train.batch_split", self.batch_split, 1)
+        if self.init_from and self.continue_from:
+            raise UserError(
+                f"train.init_from={self.init_from} begins with weights alone and train.continue_from="
+                f"{self.continue_from} goes on with a training; give one of them"
+            )
         if self.span_penalty < 0:
             raise UserError(f"train.span_penalty={self.span_penalty} must not be negative")
 
@@ -217,6 +273,11 @@ class Config:
             if hasattr(part, "validate"):
                 part.validate()
         check_batch("train.batch_size", self.train.batch_size, self.hardware.processes, self.train.batch_split)
+        if self.model.cutoffs and self.data.level != "word":
+            raise UserError(
+                f"model.cutoffs={self.model.cutoffs} cut a vocabulary of words, but data.level={self.data.level}; "
+                f"take data=wikitext103, or data=files with data.level=word"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -227,10 +288,12 @@ class EvaluateConfig:
     """One scoring of a checkpoint."""
 
     run: str | None = None  # a run directory: its best checkpoint is scored
-    checkpoint: str | None = None  # or one file
+    checkpoint: str | None = None  # or one file, which may be one of the original project's
+    data: DataConfig = field(default_factory=DataConfig)  # that of the training where its name is ""
     protocol: str = "exact"
     batch_size: int = 8  # rows
     block_size: int | None = None  # tokens; that of the training where not given
+    output: str | None = None  # folder of evaluation.json; null: the run's, or this one for a checkpoint
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
     def validate(self) -> None:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from adaptive_span.flops import TRAINING
+
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -80,6 +82,18 @@ def score_table(title: str, unit: str, scores: dict[str, float], published: dict
         if published:
             cells.append(f"{published[split]:.2f}" if split in published else "")
         table.add_row(*cells)
+    return table
+
+
+def flops_table(flops: dict[str, float]) -> Table:
+    """Of a forward pass, beside the same model without learned spans, and without spans of each head's own."""
+    table = Table(
+        title="floating-point operations a token, in millions", title_justify="left", box=None, pad_edge=False
+    )
+    for heading in ("spans", "forward", "training"):
+        table.add_column(heading, justify="left" if heading == "spans" else "right")
+    for name, value in flops.items():
+        table.add_row(name.replace("_", " "), f"{value / 1e6:,.1f}", f"{TRAINING * value / 1e6:,.1f}")
     return table
 
 

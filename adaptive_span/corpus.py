@@ -59,21 +59,24 @@ class Corpus:
         return np.memmap(self.directory / f"{split}.bin", dtype=self.manifest["dtype"], mode="r")
 
 
-def prepare(config: DataConfig) -> Corpus:
-    """The corpus of a configuration, numbered first if it was not yet. One process works, the others wait for it."""
-    directory = Path(config.directory) / f"{config.name}-{_key(config)}"
+def prepare(config: DataConfig, by_frequency: bool = False) -> Corpus:
+    """The corpus of a configuration, numbered first if it was not yet. One process works, the others wait for it.
+
+    `by_frequency`: number words by falling frequency, as adaptive input and output need it, not by first appearance.
+    """
+    directory = Path(config.directory) / f"{config.name}-{_key(config, by_frequency)}"
     if not directory.exists():
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(directory.parent / f".{config.name}.lock"):
                 if not directory.exists():
-                    _build(config, directory)
+                    _build(config, by_frequency, directory)
         except OSError as error:
             raise UserError(f"the corpus cannot be written to data.directory={config.directory} ({error})") from error
     return Corpus(directory, json.loads((directory / "manifest.json").read_text(encoding="utf-8")))
 
 
-def _key(config: DataConfig) -> str:
+def _key(config: DataConfig, by_frequency: bool) -> str:
     """Changes with whatever may change the ids; cheap, for it is asked at every start."""
     if source.is_download(config):
         identity: list[Any] = [config.sha256, config.urls]
@@ -82,20 +85,22 @@ def _key(config: DataConfig) -> str:
     else:
         stats = [(path, path.stat()) for path in source.files(config)]
         identity = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-    told = [config.level, config.split, config.sort_vocabulary, identity]
+    told = [config.level, config.split, by_frequency, identity]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
 
 
-def _build(config: DataConfig, directory: Path) -> None:
+def _build(config: DataConfig, by_frequency: bool, directory: Path) -> None:
     paths = source.files(config)
     building = directory.with_name(directory.name + ".building")
     shutil.rmtree(building, ignore_errors=True)  # what a killed process left
     building.mkdir()
     try:
         texts = source.splits(config, paths)
-        number = _number_words if config.level == "word" else _number_bytes
         try:
-            vocabulary, dtype = number(config, texts, building)
+            if config.level == "word":
+                vocabulary, dtype = _number_words(config, by_frequency, texts, building)
+            else:
+                vocabulary, dtype = _number_bytes(config, texts, building)
         except source.DAMAGED as error:
             texts.throw(error)  # to where the name of the file is known
             raise
@@ -146,7 +151,7 @@ def _symbol(byte: int, name: str) -> str:
 
 
 def _number_words(
-    config: DataConfig, texts: Iterable[tuple[str, IO[bytes]]], directory: Path
+    config: DataConfig, by_frequency: bool, texts: Iterable[tuple[str, IO[bytes]]], directory: Path
 ) -> tuple[list[str], np.dtype]:
     """Ids in order of first appearance in train, or by falling count. Every line, a blank one too, ends in <eos>."""
     numbers: dict[str, int] = {}
@@ -158,7 +163,7 @@ def _number_words(
                 numbers[UNKNOWN] = len(numbers)
                 counts.append(0)
             rank = np.arange(len(numbers))
-            if config.sort_vocabulary:  # of equally frequent words the one that appeared last comes first
+            if by_frequency:  # of equally frequent words the one that appeared last comes first
                 rank[np.lexsort((-rank, -np.array(counts)))] = np.arange(len(numbers))
     dtype = np.min_scalar_type(len(numbers) - 1)
     for split in source.SPLITS:

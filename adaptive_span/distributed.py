@@ -1,5 +1,6 @@
 """The one place that knows ranks: starting processes, and what they tell each other."""
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -112,6 +113,7 @@ def process_group(hardware: HardwareConfig) -> Iterator[Process]:
     try:
         yield Process(dist.get_rank(), world_size, device)
     finally:
+        gc.collect()  # DDP's cycles hold the group, whose threads must end before the interpreter does
         dist.destroy_process_group()
 
 

@@ -1,4 +1,5 @@
-"""The Transformer of arXiv 1905.07799: post-norm layers whose heads learn how far to look, and a cache of the past.
+"""The Transformer of arXiv 1905.07799 and the all-attention network of 1907.01470: post-norm blocks whose heads learn
+how far to look, and a cache of the past.
 
 B batch, M block, C hidden size, H heads, D = C / H head size, L maximum span, N layers, V vocabulary, T cached tokens.
 """
@@ -10,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from adaptive_span.adaptive_io import AdaptiveEmbedding, AdaptiveSoftmax
 from adaptive_span.attention import HiddenStates, choose
 from adaptive_span.config import ModelConfig
+from adaptive_span.memory import PersistentMemory
 from adaptive_span.span import AdaptiveSpan, upper_bound
 
 Cache = list[Tensor]  # for each layer its inputs at earlier positions, detached: (B, T, C); empty at the start
@@ -29,7 +32,7 @@ class AdaptiveSpanAttention(nn.Module):
         self.num_heads = config.num_heads
         self.max_span = config.max_span
         self.ramp = config.ramp
-        self.dropout = config.dropout
+        self.dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
         self.attend = choose(config.attention)
         self.query = nn.Linear(size, size, bias=False)
         self.key = nn.Linear(size, size, bias=False)
@@ -38,6 +41,11 @@ class AdaptiveSpanAttention(nn.Module):
         self.span = (
             AdaptiveSpan(config.num_heads, config.max_span, config.ramp, config.span_init)
             if config.adaptive_span
+            else None
+        )
+        self.memory = (
+            PersistentMemory(config.num_heads, size // config.num_heads, config.memory_size)
+            if config.memory_size
             else None
         )
 
@@ -52,34 +60,48 @@ class AdaptiveSpanAttention(nn.Module):
             self.ramp,
             limits,
             self.dropout if self.training else 0.0,
+            self.memory() if self.memory is not None else None,
         )  # (B, H, M, D)
         return self.output(heads.transpose(1, 2).flatten(2))
 
 
-class FeedForward(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.expand = nn.Linear(config.hidden_size, config.ffn_size)
-        self.contract = nn.Linear(config.ffn_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.contract(self.dropout(F.relu(self.expand(hidden))))
-
-
-class Layer(nn.Module):
-    """h = LN(h + Attention(h)), then h = LN(h + FeedForward(h))."""
+class AttentionBlock(nn.Module):
+    """h = LN(h + Attention(h))"""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.attention = AdaptiveSpanAttention(config)
-        self.attention_norm = nn.LayerNorm(config.hidden_size)
-        self.feed_forward = FeedForward(config)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, hidden: Tensor, known: Tensor, positions: Tensor, limits: Sequence[int]) -> Tensor:
-        hidden = self.attention_norm(hidden + self.attention(hidden, known, positions, limits))
-        return self.feed_forward_norm(hidden + self.feed_forward(hidden))
+        return self.norm(hidden + self.attention(hidden, known, positions, limits))
+
+
+class FeedForwardBlock(nn.Module):
+    """h = LN(h + W₂ dropout(ReLU(W₁ h)))"""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.expand = nn.Linear(config.hidden_size, config.ffn_size)
+        self.contract = nn.Linear(config.ffn_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout if config.ffn_dropout is None else config.ffn_dropout)
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(hidden + self.contract(self.dropout(F.relu(self.expand(hidden)))))
+
+
+class Softmax(nn.Linear):
+    """The output layer of a vocabulary that is scored whole."""
+
+    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(B, M, C), (B, M) → nats of every target, (B, M)."""
+        logits = self(hidden).flatten(0, 1)
+        return F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
+
+    def log_probabilities(self, hidden: Tensor) -> Tensor:
+        """(B, M, C) → (B, M, V)"""
+        return self(hidden).log_softmax(-1)
 
 
 class Transformer(nn.Module):
@@ -90,11 +112,12 @@ class Transformer(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.activation_checkpointing = activation_checkpointing
-        self.embedding = nn.Embedding(vocab_size, config.hidden_size)
+        self.embedding, self.output = _input_and_output(config, vocab_size)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.positions = nn.Parameter(torch.randn(config.hidden_size // config.num_heads, config.max_span))
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
-        self.output = nn.Linear(config.hidden_size, vocab_size)
+        self.order = config.block_order()
+        self.attention_blocks = nn.ModuleList(AttentionBlock(config) for _ in range(self.order.count("a")))
+        self.feed_forward_blocks = nn.ModuleList(FeedForwardBlock(config) for _ in range(self.order.count("f")))
         self._spans = [m for m in self.modules() if isinstance(m, AdaptiveSpan)]
 
     def forward(
@@ -105,27 +128,33 @@ class Transformer(nn.Module):
         tokens, targets (B, M), integers. `limits` are read off the spans (one transfer to the host) where not given.
         """
         hidden, cache = self.hidden_states(tokens, cache, limits)
-        logits = self.output(hidden)  # (B, M, V)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets), cache
+        return self.output.nll(hidden, targets), cache
 
     def log_probabilities(self, tokens: Tensor, cache: Cache, limits: Limits | None = None) -> tuple[Tensor, Cache]:
         """log p(next token) after each token, (B, M, V), and the cache for the next block."""
         hidden, cache = self.hidden_states(tokens, cache, limits)
-        return self.output(hidden).log_softmax(2), cache
+        return self.output.log_probabilities(hidden), cache
 
     def hidden_states(self, tokens: Tensor, cache: Cache, limits: Limits | None = None) -> tuple[Tensor, Cache]:
         """What the output layer reads, (B, M, C), and the cache for the next block."""
         limits = self.limits() if limits is None else limits
         hidden = self.embedding_dropout(self.embedding(tokens))
-        new_cache = []
-        for layer, past, heads in zip(self.layers, cache, limits, strict=True):
+        new_cache: Cache = []
+        attention, feed_forward = zip(self.attention_blocks, cache, limits, strict=True), iter(self.feed_forward_blocks)
+        for kind in self.order:
+            if kind == "f":
+                hidden = self._run(next(feed_forward), hidden)
+                continue
+            block, past, heads = next(attention)
             known = torch.cat([past, hidden], dim=1)
             new_cache.append(known[:, -self.cache_length(heads) :].detach())
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, known, self.positions, heads, use_reentrant=False)
-            else:
-                hidden = layer(hidden, known, self.positions, heads)
+            hidden = self._run(block, hidden, known, self.positions, heads)
         return self.embedding_dropout(hidden), new_cache
+
+    def _run(self, block: nn.Module, *inputs: object) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def cache_length(self, limits: Sequence[int]) -> int:
         """Tokens that a layer's cache keeps: as far as its longest head sees, and some to spare."""
@@ -134,7 +163,7 @@ class Transformer(nn.Module):
 
     def empty_cache(self, batch_size: int) -> Cache:
         """The start of a stream. What a cache does not hold counts as zero hidden states."""
-        return [self.embedding.weight.new_zeros(batch_size, 0, self.config.hidden_size) for _ in self.layers]
+        return [self.positions.new_zeros(batch_size, 0, self.config.hidden_size) for _ in self.attention_blocks]
 
     def spans(self) -> Tensor:
         """The effective span of every head, in tokens: (N, H), on the model's device."""
@@ -161,3 +190,12 @@ class Transformer(nn.Module):
         if fractions:
             torch._foreach_clamp_min_(fractions, 0.0)
             torch._foreach_clamp_max_(fractions, 1.0)
+
+
+def _input_and_output(config: ModelConfig, vocab_size: int) -> tuple[nn.Module, Softmax | AdaptiveSoftmax]:
+    size = config.hidden_size
+    if not config.cutoffs:
+        return nn.Embedding(vocab_size, size), Softmax(size, vocab_size)
+    embedding = AdaptiveEmbedding(size, vocab_size, config.cutoffs, config.division)
+    tied_to = embedding if config.tied else None
+    return embedding, AdaptiveSoftmax(size, vocab_size, config.cutoffs, config.division, tied_to)

@@ -1,37 +1,204 @@
-"""The parameters of the original project's checkpoints, by this project's names."""
+"""Checkpoints of the original project, read into this one's form.
 
+    python -m adaptive_span.published FILE OUT             convert
+    python -m adaptive_span.published download NAME        fetch one that was published with the papers
+
+A file holds `model`, `optimizer`, `iter_no`, `logger` and `scheduler_iter`. The sizes of the model are read off its
+tensors. What they do not tell is the ramp, 32 in all that was published, and the block size: 512 is taken, which
+changes no exact score.
+"""
+
+import argparse
 import re
+import sys
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from adaptive_span import checkpoint
+from adaptive_span.config import Config, ModelConfig, OptimizerConfig
+from adaptive_span.download import fetch
+from adaptive_span.errors import UserError, did_you_mean
+from adaptive_span.model import Transformer
+
+ADDRESS = "https://dl.fbaipublicfiles.com/adaptive-span/{name}.pt"
+NAMES = ("enwik8", "enwik8_large", "text8", "text8_large")
+KEYS = {"model", "optimizer", "iter_no", "scheduler_iter"}  # and logger: curves, which nothing here reads
 
 _RENAME = (
     (r"^module\.", ""),
     (r"^key_pe$", "positions"),
+    (r"^in_emb\.emb_layers\.(\d+)\.weight$", r"embedding.vectors.\1"),
+    (r"^in_emb\.emb_projs\.", "embedding.projections."),
     (r"^in_emb\.", "embedding."),
+    (r"^out_emb\.cluster_proj\.", "output.clusters."),
+    (r"^out_emb\.out_layers\.(\d+)\.weight$", r"output.embedding.vectors.\1"),
+    (r"^out_emb\.out_layers\.(\d+)\.bias$", r"output.biases.\1"),
+    (r"^out_emb\.out_projs\.", "output.embedding.projections."),
     (r"^out_emb\.", "output."),
-    (r"\.attn\.attn\.adaptive_span\._mask\.current_val$", ".attention.span.fraction"),
-    (r"\.attn\.proj_query\.", ".attention.query."),
-    (r"\.attn\.proj_key\.", ".attention.key."),
-    (r"\.attn\.proj_val\.", ".attention.value."),
-    (r"\.attn\.proj_out\.", ".attention.output."),
-    (r"\.norm1\.", ".attention_norm."),
-    (r"\.norm2\.", ".feed_forward_norm."),
-    (r"\.ff\.fc1\.", ".feed_forward.expand."),
-    (r"\.ff\.fc2\.", ".feed_forward.contract."),
+    (r"^layers\.(\d+)\.attn\.attn\.adaptive_span\._mask\.current_val$", r"attention_blocks.\1.attention.span.fraction"),
+    (r"^layers\.(\d+)\.attn\.attn\.persistent_memory\.val$", r"attention_blocks.\1.attention.memory.value"),
+    (r"^layers\.(\d+)\.attn\.attn\.persistent_memory\.key$", r"attention_blocks.\1.attention.memory.key"),
+    (r"^layers\.(\d+)\.attn\.proj_val\.", r"attention_blocks.\1.attention.value."),
+    (r"^layers\.(\d+)\.attn\.proj_out\.", r"attention_blocks.\1.attention.output."),
+    (r"^layers\.(\d+)\.attn\.proj_", r"attention_blocks.\1.attention."),
+    (r"^layers\.(\d+)\.norm1\.", r"attention_blocks.\1.norm."),
+    (r"^layers\.(\d+)\.norm2\.", r"feed_forward_blocks.\1.norm."),
+    (r"^layers\.(\d+)\.ff\.fc1\.", r"feed_forward_blocks.\1.expand."),
+    (r"^layers\.(\d+)\.ff\.fc2\.", r"feed_forward_blocks.\1.contract."),
 )
+# Constant ramps, and a second name of each span; where input and output are tied, grads name the input's alone.
+_LEFT_OUT = re.compile(r"\._mask\.mask_template$|\.persistent_memory\.adaptive_span\.")
 
 
 def rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published names and shapes → ours. The constant ramps that were saved among the parameters are left out."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        if name.endswith("._mask.mask_template"):
-            continue
-        for pattern, ours in _RENAME:
-            name = re.sub(pattern, ours, name)
-        if name.endswith("span.fraction"):
-            tensor = tensor.flatten()  # (H, 1, 1) → (H,)
-        elif name == "positions":
-            tensor = tensor.squeeze(0)  # (1, D, L) → (D, L)
-        renamed[name] = tensor
-    return renamed
+    """Published names and shapes → ours."""
+    return {_ours(name): _reshaped(name, tensor) for name, tensor in tensors.items() if not _LEFT_OUT.search(name)}
+
+
+def _ours(name: str) -> str:
+    for pattern, ours in _RENAME:
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def _reshaped(name: str, tensor: Tensor) -> Tensor:
+    if name.endswith("_mask.current_val"):
+        return tensor.flatten()  # (H, 1, 1) → (H,)
+    return tensor.squeeze(0) if name.endswith("key_pe") else tensor  # (1, D, L) → (D, L)
+
+
+def load(path: Path) -> checkpoint.State:
+    """A checkpoint of this project, or one of the original in the form of this project's."""
+    state = checkpoint.load(path)
+    return convert(state, path) if is_original(state) else state
+
+
+def is_original(state: checkpoint.State) -> bool:
+    return state.keys() >= KEYS
+
+
+def convert(state: checkpoint.State, path: Path, ramp: int = 32) -> checkpoint.State:
+    """What was read from `path`, in the form of this project's checkpoints. Raises `UserError` naming what is amiss."""
+    tensors = rename(state["model"])
+    config, vocab_size = _sizes(tensors, path, ramp)
+    with torch.device("meta"):
+        model = Transformer(config, vocab_size)
+    checkpoint.check_fits(model, tensors, path)
+    kept: dict[str, Any] = next(iter(state["optimizer"]["state"].values()), {})
+    name = "adagrad" if "sum" in kept else "adam" if "exp_avg" in kept else "sgd"
+    return {
+        "config": Config(model=config, optimizer=OptimizerConfig(name)).as_dict(),
+        "corpus": None,  # the file does not say
+        "vocab_size": vocab_size,
+        "step": state["scheduler_iter"],
+        "model": tensors,
+        "optimizer": _optimizer_state(state, model, path),
+    }
+
+
+def _sizes(tensors: dict[str, Tensor], path: Path, ramp: int) -> tuple[ModelConfig, int]:
+    """The model's configuration and its vocabulary's size, from the shapes of its tensors."""
+
+    def shape(name: str) -> torch.Size:
+        if name not in tensors:
+            raise UserError(f"{path} is no checkpoint of the original project: there is no tensor for {name} in it")
+        return tensors[name].shape
+
+    first = "attention_blocks.0.attention."
+    head_size, max_span = shape("positions")
+    hidden_size = shape(first + "query.weight")[0]
+    clusters = [name for name in tensors if name.startswith("embedding.vectors.")]
+    counts = [shape(f"embedding.vectors.{index}")[0] for index in range(len(clusters))]
+    vocab_size = sum(counts) if clusters else shape("embedding.weight")[0]
+    shared = [name for name in tensors if name.startswith("output.embedding.")]
+    config = ModelConfig(
+        name=path.stem,
+        num_layers=len({name.split(".")[1] for name in tensors if name.startswith("attention_blocks.")}),
+        hidden_size=hidden_size,
+        ffn_size=shape("feed_forward_blocks.0.expand.weight")[0] if any("expand" in name for name in tensors) else 0,
+        memory_size=shape(first + "memory.key")[2] if any("memory" in name for name in tensors) else 0,
+        num_heads=hidden_size // head_size,
+        max_span=max_span,
+        block_size=min(512, max_span),
+        adaptive_span=any("span.fraction" in name for name in tensors),
+        ramp=ramp,
+        cutoffs=[sum(counts[:index]) for index in range(1, len(counts))],
+        division=hidden_size // shape("embedding.vectors.1")[1] if clusters else 4,
+        tied=all(torch.equal(tensors[name], tensors[name.removeprefix("output.")]) for name in shared),
+    )
+    config.validate()
+    return config, vocab_size
+
+
+def _optimizer_state(state: checkpoint.State, model: Transformer, path: Path) -> checkpoint.State:
+    """What the optimizer has gathered, by the index of our parameters; the file's index counts in its own order."""
+    ours = dict(model.named_parameters())  # a shared one under the input's name, in the file too
+    theirs = [_ours(name) for name in state["model"] if _ours(name) in ours]
+    gathered = state["optimizer"]["state"]
+    if gathered and gathered.keys() != set(range(len(theirs))):
+        raise UserError(f"{path} holds the optimizer's state of {len(gathered)} parameters, but has {len(theirs)}")
+    converted = {}
+    for index, (name, parameter) in enumerate(ours.items()):
+        values = gathered[theirs.index(name)] if gathered else {}
+        for key, value in values.items():
+            if value.dim() and value.numel() != parameter.numel():
+                raise UserError(
+                    f"{path} does not fit: the optimizer's {key} of {name} has shape {tuple(value.shape)}, the "
+                    f"parameter {tuple(parameter.shape)}"
+                )
+        converted[index] = {k: v.reshape(parameter.shape) if v.dim() else v for k, v in values.items()}
+    return {"state": converted}
+
+
+def download(name: str, directory: Path) -> Path:
+    """The published file of that name, checked. An interrupted download goes on."""
+    if name not in NAMES:
+        raise UserError(
+            f"there is no published checkpoint '{name}', only {', '.join(NAMES)}{did_you_mean(name, NAMES)}"
+        )
+    path = directory / f"{name}.pt"
+    if not path.exists():
+        try:
+            fetch([ADDRESS.format(name=name)], path)
+        except UserError as error:
+            raise UserError(
+                f"{name} could not be downloaded ({error}); fetch it on a machine with internet; evaluate.py takes it "
+                f"as checkpoint=FILE"
+            ) from None
+    load(path)
+    return path
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["download"]:
+        parser = argparse.ArgumentParser(prog="python -m adaptive_span.published download")
+        parser.add_argument("name", help=", ".join(NAMES))
+        parser.add_argument("directory", nargs="?", type=Path, default=Path("checkpoints"))
+        arguments = parser.parse_args(sys.argv[2:])
+        print(download(arguments.name, arguments.directory))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--ramp", type=int, default=32, help="tokens; the file does not say")
+    arguments = parser.parse_args()
+    state = checkpoint.load(arguments.file)
+    if not is_original(state):
+        raise UserError(f"{arguments.file} is a checkpoint of this project already")
+    state = convert(state, arguments.file, arguments.ramp)
+    checkpoint.save(state, arguments.out)
+    model = state["config"]["model"]
+    sizes = {
+        key: model[key] for key in ("num_layers", "hidden_size", "ffn_size", "memory_size", "num_heads", "max_span")
+    }
+    print(f"{arguments.out}: step {state['step']}, vocabulary {state['vocab_size']}, {sizes}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

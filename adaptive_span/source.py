@@ -4,8 +4,6 @@ import gzip
 import hashlib
 import io
 import lzma
-import os
-import sys
 import sysconfig
 import zipfile
 from collections.abc import Generator, Iterator
@@ -13,15 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import pooch
-import requests
-
 from adaptive_span.config import DataConfig
+from adaptive_span.download import fetch, is_html
 from adaptive_span.errors import UserError
 
 SPLITS = ("train", "valid", "test")
 DAMAGED = (zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, EOFError, UnicodeDecodeError)
-BROWSER = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:130.0) Gecko/20100101 Firefox/130.0"}  # one host insists
 
 
 def is_download(config: DataConfig) -> bool:
@@ -84,14 +79,9 @@ def opened(path: Path, member: str = "") -> Iterator[IO[bytes]]:
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:
-    if _is_html(path):
+    if is_html(path):
         return f"an HTML page and not a {path.suffix} file"
     return f"damaged or not a {path.suffix or 'text'} file ({error})"
-
-
-def _is_html(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(1024).lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
 def _cut(text: IO[bytes], sizes: list[int], name: str) -> Iterator[tuple[str, IO[bytes]]]:
@@ -139,43 +129,11 @@ def _download(config: DataConfig) -> Path:
     path = Path(config.directory) / "downloads" / Path(config.urls[0]).name
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    failures = []
-    for url in config.urls:
-        try:
-            _fetch(url, path, config)
-            return path
-        except (requests.RequestException, UserError) as error:
-            failures.append(f"{url}: {error}")
-    raise UserError(
-        f"data={config.name} could not be downloaded ({'; '.join(failures)}); fetch it on a machine with internet and "
-        f"give data.file=PATH"
-    )
-
-
-def _fetch(url: str, path: Path, config: DataConfig) -> None:
-    part = path.with_name(path.name + ".part")
-    for resuming in (True, False):  # what a server made of a resumed download is not always the file
-        have = part.stat().st_size if resuming and part.exists() else 0
-        if not have or have != config.size:
-            headers = BROWSER | ({"Range": f"bytes={have}-"} if have else {})
-            download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), headers=headers, timeout=30)
-            with open(part, "ab" if have else "wb") as file:
-                download(url, file, None)
-        problem = _problem(part, config)
-        if problem is None:
-            os.replace(part, path)
-            return
-        part.unlink()
-        if not have:
-            raise UserError(problem)
-
-
-def _problem(path: Path, config: DataConfig) -> str | None:
-    if _is_html(path):
-        return "gave an HTML page in place of the file"
-    if config.size is not None and path.stat().st_size != config.size:
-        return f"gave {path.stat().st_size:,} bytes where {config.size:,} were expected"
-    if config.sha256 is not None and (found := pooch.file_hash(str(path))) != config.sha256:
-        return f"gave a file with sha256 {found} where {config.sha256} was expected"
-    return None
+    try:
+        fetch(config.urls, path, config.size, config.sha256)
+    except UserError as error:
+        raise UserError(
+            f"data={config.name} could not be downloaded ({error}); fetch it on a machine with internet and give "
+            f"data.file=PATH"
+        ) from None
+    return path

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
-from adaptive_span import checkpoint, evaluation, out_of_memory, report, stream
+from adaptive_span import checkpoint, evaluation, flops, out_of_memory, published, report, stream
 from adaptive_span.config import Config, check_batch, identity
 from adaptive_span.console import TrainingProgress, list_places, say
 from adaptive_span.corpus import Corpus, prepare
@@ -30,18 +30,21 @@ def train(config: Config) -> None:
         if process.is_main:
             stack.enter_context(_claimed(directory))
         process.barrier()
-        interruption = stack.enter_context(Interruption())
-        run = Run(config, prepare(config.data), process, directory)
-        if run.training.step < config.train.total_steps:
-            run.go_on(interruption)
-        elif (directory / "evaluation.json").exists():
-            if process.is_main:
-                say(
-                    f"{directory} is finished after {run.training.step} steps; scores are in evaluation.json there. To "
-                    f"train on, raise train.steps; to start afresh, delete it or take another run.dir or train.seed"
-                )
-            return
-        run.score()
+        _train(config, process, directory, stack.enter_context(Interruption()))
+
+
+def _train(config: Config, process: Process, directory: Path, interruption: Interruption) -> None:
+    run = Run(config, prepare(config.data, config.model.reads_by_frequency), process, directory)
+    if run.training.step < config.train.total_steps:
+        run.go_on(interruption)
+    elif (directory / "evaluation.json").exists():
+        if process.is_main:
+            say(
+                f"{directory} is finished after {run.training.step} steps; scores are in evaluation.json there. To "
+                f"train on, raise train.steps; to start afresh, delete it or take another run.dir or train.seed"
+            )
+        return
+    run.score()
 
 
 @contextmanager
@@ -131,6 +134,7 @@ class Run:
         return metrics | {
             "span/mean": sum(heads) / len(heads),
             "span/max": max(heads),
+            "flops_per_token": sum(flops.forward(config.model, self.corpus.vocab_size, training.spans).values()),
             "lr": learning_rate(training.step, config.optimizer.lr, config.train),
             "grad_norm": training.grad_norm,
         }
@@ -178,10 +182,8 @@ class Run:
                 for problem in problems:
                     say(f"warning: {problem}")
                 say(f"going on with {self.directory} after step {self.training.step}")
-        elif self.config.train.init_from:
-            source = Path(self.config.train.init_from)
-            checkpoint.load_weights(self.training.model, checkpoint.load(source), source)
-            self.training.read_spans()
+        elif source := self.config.train.init_from or self.config.train.continue_from:
+            self.training.begin_with(published.load(Path(source)), Path(source))
 
     def _refuse_changes(self, state: checkpoint.State) -> None:
         before, now = identity(state["config"]), identity(self.config.as_dict())
@@ -208,7 +210,7 @@ class Run:
         if not process.is_main:
             return
         report.write(result, self.directory, config.model)
-        report.print_tables(result, config)
+        report.print_tables(result, config, self.corpus.level)
         launch, evaluate = Path(sys.argv[0]), Path(sys.argv[0]).with_name("evaluate.py")
         settings = [word for word in sys.argv[1:] if not word.startswith("train.steps=")]
         list_places(

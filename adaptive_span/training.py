@@ -2,6 +2,7 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,10 +43,10 @@ class Training:
         self.grad_norm = 0.0
 
     def _parallel(self) -> nn.Module:
-        """The model as it is run: compiled layer by layer, its gradients averaged over the processes."""
+        """The model as it is run: compiled block by block, its gradients averaged over the processes."""
         if self.config.hardware.compile:
-            for layer in self.model.layers:
-                layer.compile()
+            for block in (*self.model.attention_blocks, *self.model.feed_forward_blocks):
+                block.compile()
         if self.process.world_size == 1:
             return self.model
         return DistributedDataParallel(self.model, gradient_as_bucket_view=True)
@@ -100,6 +101,32 @@ class Training:
         self.limits = self.model.limits(self.spans)
         self.nats += mean
         self.updates += 1
+
+    def begin_with(self, state: checkpoint.State, source: Path) -> None:
+        """With the weights of another training; for `train.continue_from` also with its optimizer's state and step."""
+        checkpoint.check_fits(self.model, state["model"], source)
+        self.model.load_state_dict(state["model"])
+        self.read_spans()
+        if not self.config.train.continue_from:
+            return
+        ours, theirs = self.config.optimizer.name, state["config"]["optimizer"]["name"]
+        gathered = state.get("optimizer", {}).get("state")
+        if not gathered:
+            raise UserError(f"train.continue_from={source} holds weights alone; give train.init_from={source}")
+        if theirs != ours:
+            raise UserError(
+                f"train.continue_from={source} was trained with {theirs}, whose state optimizer={ours} cannot take "
+                f"over; give optimizer={theirs}, or train.init_from={source}"
+            )
+        self.step = state["step"]
+        total = self.config.train.total_steps
+        if self.step >= total:
+            raise UserError(
+                f"train.continue_from={source} has {self.step} steps behind it, and this training ends after {total}; "
+                f"raise train.steps"
+            )
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": gathered, "param_groups": groups})
 
     def read_spans(self) -> None:
         """After the weights have been replaced."""

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("the same examples every time", derandomize=True, deadline=None)
+settings.load_profile("the same examples every time")
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

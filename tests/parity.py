@@ -33,10 +33,13 @@ def check(path: Path, attention: str = "auto") -> dict[str, float]:
 
 def build(c: dict[str, Any], parameters: dict[str, Tensor], attention: str) -> Transformer:
     config = ModelConfig(
-        name="vectors", num_layers=c["layers"], hidden_size=c["hidden"], ffn_size=c["inner"], num_heads=c["heads"],
+        name="vectors", num_layers=c["layers"], hidden_size=c["hidden"], num_heads=c["heads"],
+        ffn_size=0 if c["persistent"] else c["inner"], memory_size=c["persistent"],
         max_span=c["max_span"], block_size=c["block"], adaptive_span=c["adaptive"], ramp=c["ramp"],
         trim_cache=c["trim_cache"], attention=attention,
     )  # fmt: skip
+    if words := c["adaptive_io"]:
+        config.cutoffs, config.division, config.tied = words["cutoffs"], words["div"], words["tied"]
     model = Transformer(config, c["vocab"])
     model.load_state_dict(rename(parameters))
     return model
@@ -49,19 +52,19 @@ def block(c: dict[str, Any], tokens: Tensor, index: int) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def evaluate(model: Transformer, c: dict[str, Any], vectors: dict[str, Any]) -> tuple[dict[str, float], Cache]:
-    cache, worst = model.empty_cache(c["batch"]), 0.0
+    cache, errors = model.empty_cache(c["batch"]), []
     for index, expected in enumerate(vectors["eval_nll"]):
         nll, cache = model(*block(c, vectors["tokens"], index), cache)
-        worst = max(worst, (nll - expected).abs().max().item())
-    return {"nll": worst}, cache
+        errors.append((nll - expected).abs().max())
+    return {"nll": largest(errors)}, cache
 
 
 def gradients(model: Transformer, c: dict[str, Any], vectors: dict[str, Any], cache: Cache) -> dict[str, float]:
     backward(model, c, block(c, vectors["tokens"], c["eval_blocks"]), cache)
-    expected = rename(vectors["grads"])
+    expected = rename(vectors["grads"])  # of shared parameters, under one of their names
     got = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert got.keys() == expected.keys(), f"parameters on one side only: {got.keys() ^ expected.keys()}"
-    return {"gradient": max(((got[n] - e).norm() / e.norm()).item() for n, e in expected.items())}
+    return {"gradient": largest([(got[name] - grad).norm() / grad.norm() for name, grad in expected.items()])}
 
 
 def train(model: Transformer, c: dict[str, Any], vectors: dict[str, Any]) -> dict[str, float]:
@@ -69,16 +72,16 @@ def train(model: Transformer, c: dict[str, Any], vectors: dict[str, Any]) -> dic
     config = OptimizerConfig(name=c["optimizer"], lr=c["lr"], clip=c["grad_clip"], momentum=c["momentum"])
     schedule = TrainConfig(steps=c["train_steps"], warmup_steps=c["warmup"])
     optimizer = optimizers.build(config, model.parameters())
-    cache, nll_error, span_error = model.empty_cache(c["batch"]), 0.0, 0.0
+    cache, nll_errors, span_errors = model.empty_cache(c["batch"]), [], [torch.zeros(())]
     for step in range(c["train_steps"]):
         nll, cache = backward(model, c, block(c, vectors["tokens"], c["eval_blocks"] + step), cache)
         optimizers.update(optimizer, config, optimizers.learning_rate(step + 1, c["lr"], schedule))
         model.clamp_spans_()
-        nll_error = max(nll_error, abs(nll - vectors["train_nll"][step].item()))
+        nll_errors.append((nll - vectors["train_nll"][step]).abs())
         if c["adaptive"]:
             spans = torch.stack([m.tokens() for m in model.modules() if isinstance(m, AdaptiveSpan)])
-            span_error = max(span_error, (spans - vectors["train_spans"][step]).abs().max().item())
-    return {"train nll": nll_error, "train span": span_error}
+            span_errors.append((spans - vectors["train_spans"][step]).abs().max())
+    return {"train nll": largest(nll_errors), "train span": largest(span_errors)}
 
 
 def backward(model: Transformer, c: dict[str, Any], batch: tuple[Tensor, Tensor], cache: Cache) -> tuple[float, Cache]:
@@ -92,6 +95,11 @@ def backward(model: Transformer, c: dict[str, Any], batch: tuple[Tensor, Tensor]
         total += nll.mean().item() / split
         caches.append(new)
     return total, [torch.cat(parts) for parts in zip(*caches, strict=True)]
+
+
+def largest(errors: list[Tensor]) -> float:
+    """NaN if any of them is."""
+    return torch.stack(errors).max().item()
 
 
 def main() -> int:

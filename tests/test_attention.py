@@ -74,7 +74,7 @@ def by_the_definition(x, spans, ramp):
 @given(st.floats(0, 100), st.integers(1, 40), st.integers(1, 150))
 def test_soft_mask_falls_from_one_to_zero_over_the_ramp(span, ramp, length):
     mask = soft_mask(torch.tensor([span], dtype=torch.float64), ramp, length)[0].flip(0)  # d = 1 … length
-    distance = torch.arange(1, length + 1)
+    distance = torch.arange(1, length + 1, dtype=torch.float64)
     assert mask[0] == 1
     assert (mask[distance <= span + 1] == 1).all()
     assert (mask[distance >= span + 1 + ramp] < 1e-9).all()
@@ -104,7 +104,7 @@ def test_a_span_at_zero_feels_what_it_would_gain_by_growing():
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(data=st.data(), shape=shapes)
 def test_attention_is_its_definition(attention, data, shape):
     x = inputs(**shape)
@@ -117,7 +117,7 @@ def test_attention_is_its_definition(attention, data, shape):
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(data=st.data(), shape=shapes)
 def test_trimmed_is_untrimmed(attention, data, shape):
     x = inputs(**shape)

@@ -28,25 +28,44 @@ def composed(*overrides: str) -> Config:
 
 @pytest.mark.parametrize("choice", [(group, name) for group, names in GROUPS.items() for name in names], ids="=".join)
 def test_every_option_composes(choice):
-    path = ["data.path=DIR"] if choice == ("data", "files") else []
-    config = composed("=".join(choice), *path)
+    needed = {"files": ["data.path=DIR"], "all_attention_words": ["data=wikitext103"]}
+    config = composed("=".join(choice), *needed.get(choice[1], []))
     assert from_dict(config.as_dict(), Config) == config
 
 
 def test_every_pair_of_model_and_data_has_sane_settings():
     for model, data in itertools.product(GROUPS["model"], GROUPS["data"]):
-        config = composed(f"model={model}", f"data={data}", *(["data.path=DIR"] if data == "files" else []))
+        words = ["data.level=word"] if model == "all_attention_words" else []
+        config = composed(f"model={model}", f"data={data}", *words, *(["data.path=DIR"] if data == "files" else []))
         assert 0 < config.train.warmup_steps < config.train.steps
         assert config.validation.every <= config.train.steps
 
 
-# N C F H L M dropout lr clip warm-up span-penalty steps fine-tune split dev
+# The table of the published recipes: N C F H L M dropout optimizer lr clip warm-up penalty persistent steps fine-tuning
+# split; then valid, test (or None), and millions of parameters where they were published, with the vocabulary's size.
 PUBLISHED = {
-    ("enwik8", "small"): (8, 256, 1024, 4, 1024, 256, 0, 0.07, 0.03, 8000, 2e-6, 150_000, 0, 1, 1.3),
-    ("enwik8", "base"): (12, 512, 2048, 8, 8192, 512, 0.3, 0.07, 0.03, 32_000, 5e-7, 600_000, 0, 1, 1.04),
-    ("enwik8", "large"): (24, 768, 4096, 8, 8192, 512, 0.4, 0.07, 0.03, 32_000, 5e-7, 150_000, 20_000, 2, 1.00),
-    ("text8", "base"): (12, 512, 2048, 8, 8192, 512, 0.3, 0.07, 0.03, 32_000, 5e-7, 900_000, 0, 1, 1.05),
-    ("text8", "large"): (24, 768, 4096, 8, 8192, 512, 0.4, 0.07, 0.03, 32_000, 5e-7, 250_000, 20_000, 2, 1.01),
+    ("enwik8", "small"): (
+        8, 256, 1024, 4, 1024, 256, 0, "adagrad", 0.07, 0.03, 8000, 2e-6, 0, 150_000, 0, 1, 1.3, None),
+    ("enwik8", "base"): (
+        12, 512, 2048, 8, 8192, 512, 0.3, "adagrad", 0.07, 0.03, 32_000, 5e-7, 0, 600_000, 0, 1, 1.04, 1.02),
+    ("enwik8", "large"): (
+        24, 768, 4096, 8, 8192, 512, 0.4, "adagrad", 0.07, 0.03, 32_000, 5e-7, 0, 150_000, 20_000, 2, 1.00, 0.98),
+    ("text8", "base"): (
+        12, 512, 2048, 8, 8192, 512, 0.3, "adagrad", 0.07, 0.03, 32_000, 5e-7, 0, 900_000, 0, 1, 1.05, 1.11),
+    ("text8", "large"): (
+        24, 768, 4096, 8, 8192, 512, 0.4, "adagrad", 0.07, 0.03, 32_000, 5e-7, 0, 250_000, 20_000, 2, 1.01, 1.07),
+    ("enwik8", "all_attention_small"): (
+        18, 512, 0, 8, 8192, 512, 0.3, "adagrad", 0.07, 0.03, 32_000, 1e-7, 1024, 450_000, 30_000, 2, 1.03, 1.01),
+    ("enwik8", "all_attention"): (
+        36, 512, 0, 8, 8192, 512, 0.4, "adagrad", 0.07, 0.03, 32_000, 1e-7, 2048, 200_000, 10_000, 2, 1.00, 0.98),
+    ("wikitext103", "all_attention_words"): (
+        36, 512, 0, 8, 2048, 256, 0.3, "adam", 0.00025, 1.0, 8000, 5e-7, 2048, 800_000, 50_000, 2, 18.8, 19.7),
+}  # fmt: skip
+MILLIONS = {
+    ("enwik8", "base"): (205, 38.5),
+    ("enwik8", "large"): (205, 208.9),
+    ("text8", "base"): (28, 38.4),
+    ("enwik8", "all_attention"): (205, 114.0),
 }
 
 
@@ -56,10 +75,26 @@ def test_a_recipe_is_the_published_one(pair):
     config = composed(f"data={data}", f"model={model}")
     m, t, o = config.model, config.train, config.optimizer
     assert PUBLISHED[pair] == (
-        m.num_layers, m.hidden_size, m.ffn_size, m.num_heads, m.max_span, m.block_size, m.dropout, o.lr, o.clip,
-        t.warmup_steps, t.span_penalty, t.steps, t.finetune_steps, t.batch_split, config.published["valid"],
+        m.num_layers, m.hidden_size, m.ffn_size, m.num_heads, m.max_span, m.block_size, m.dropout, o.name, o.lr, o.clip,
+        t.warmup_steps, t.span_penalty, m.memory_size, t.steps, t.finetune_steps, t.batch_split,
+        config.published["valid"], config.published.get("test"),
     )  # fmt: skip
-    assert (m.ramp, t.batch_size, m.span_init, m.trim_cache, o.name) == (32, 64, 0, True, "adagrad")
+    assert (m.ramp, t.batch_size, m.span_init, m.trim_cache) == (32, 64, 0, True)
+    words = data == "wikitext103"
+    assert m.embedding_dropout == (0.1 if words else 0)
+    assert (m.cutoffs, m.division, m.tied) == ([20_000, 40_000, 200_000] if words else [], 4, True)
+
+
+@pytest.mark.parametrize("pair", MILLIONS, ids="_".join)
+def test_a_model_has_as_many_parameters_as_published(pair):
+    import torch
+
+    from adaptive_span import Transformer
+
+    vocab_size, millions = MILLIONS[pair]
+    with torch.device("meta"):
+        model = Transformer(composed(f"data={pair[0]}", f"model={pair[1]}").model, vocab_size)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_an_optimizer_brings_its_own_rate():
@@ -92,7 +127,7 @@ WRONG = {
     "train.stepps=3": "there is no key 'train.stepps'; did you mean 'train.steps'?",
     "+train.stepps=3": "there is no key 'train.stepps'; did you mean 'train.steps'?",
     "modle=large": "there is no key 'modle'; did you mean 'model'?",
-    "model=larg": "model=larg must be one of base, large, small, tiny; did you mean 'large'?",
+    "model=larg": "model=larg must be one of all_attention, all_attention_small, all_attention_words, base, large,",
     "train.steps=many": "train.steps=many must be a whole number",
     "train.steps=-5": "train.steps=-5 must be at least 1",
     "hardware.compile=perhaps": "hardware.compile=perhaps must be true or false",
@@ -107,10 +142,16 @@ WRONG = {
     "optimizer.name=adma": "optimizer.name=adma must be one of adagrad, adam, sgd; did you mean 'adam'?",
     "optimizer.momentum=0.9": "optimizer.momentum=0.9 goes with optimizer=sgd, not with adagrad",
     "train.batch_size=15 hardware.processes=2": "train.batch_size=15 must be divisible by processes × slices = 2 × 1",
+    "model.cutoffs=[4,2]": "model.cutoffs=[4, 2] must be positive and increase",
+    "model.cutoffs=[8]": "model.cutoffs=[8] cut a vocabulary of words, but data.level=byte",
+    "model.cutoffs=[8,9,10,11,12]": "model.division=4 leaves nothing of model.hidden_size=128 for the last of 6",
+    "model.memory_size=8": "model.memory_size=8 takes the place of the feed-forward, but model.ffn_size=512",
+    "model.ffn_size=0 model.layer_order=sandwich": "model.layer_order=sandwich orders attention and feed-forward",
+    "model.layer_order=aaf": "model.layer_order=aaf must be sandwich, or hold model.num_layers=4 times a",
+    "train.init_from=a train.continue_from=b": "train.init_from=a begins with weights alone and train.continue_from=b",
     "data=files": "data=files needs data.path=DIR",
     "data.path=x": "data.path=x goes with data=files",
     "data.file=x": "data.file=x does not go with data=stdlib",
-    "data.sort_vocabulary=true": "data.sort_vocabulary=true goes with data.level=word",
     "tracking.mode=onlin": "tracking.mode=onlin must be one of auto, online, offline; did you mean 'online'?",
     "train.seed=${trian.seed}": "train.seed refers to a key that does not exist",
 }

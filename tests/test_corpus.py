@@ -27,7 +27,7 @@ CORPORA = {
     "enwik8_4M": {"name": "enwik8", "file": "enwik8_first_4154399.xz", "split": [3_600_000, 200_000, 200_000]},
     "text8_3M": {"name": "text8", "file": "text8_first_3010294.xz", "split": [2_700_000, 150_000, 150_000]},
     "wikitext-2": {"name": "files", "path": "wikitext-2", "level": "word"},
-    "wikitext-2_sorted": {"name": "files", "path": "wikitext-2", "level": "word", "sort_vocabulary": True},
+    "wikitext-2_sorted": {"name": "files", "path": "wikitext-2", "level": "word"},
 }
 
 
@@ -37,7 +37,7 @@ def test_the_published_numbering(name, tmp_path):
     settings = dict(CORPORA[name])
     for key in settings.keys() & {"file", "path"}:
         settings[key] = str(SHARED / "data" / settings[key])
-    corpus = prepare(DataConfig(directory=str(tmp_path), **settings))
+    corpus = prepare(DataConfig(directory=str(tmp_path), **settings), by_frequency=name.endswith("_sorted"))
     expected = json.loads(EXPECTED.read_text())[name]
     symbols = "\n".join(corpus.vocabulary).encode()
     assert hashlib.sha256(symbols).hexdigest() == expected["vocab_sha256_newline_joined"]
@@ -63,8 +63,13 @@ def test_words_by_hand(tmp_path):
     assert corpus.tokens("train").tolist() == [0, 1, 2, 2, 1, 3, 0, 0, 2]
     assert corpus.tokens("valid").tolist() == [1, 4, 1, 2]
     assert corpus.tokens("test").tolist() == [3, 2]
-    config.sort_vocabulary = True
-    assert prepare(config).vocabulary == ["<eos>", "b", "a", "c", "<unk>"]  # 3 3 2 1 0 times; of two 3s the later first
+    assert prepare(config, by_frequency=True).vocabulary == [
+        "<eos>",
+        "b",
+        "a",
+        "c",
+        "<unk>",
+    ]  # 3 3 2 1 0 times; of two 3s the later first
 
 
 def test_text8_by_hand(tmp_path):

@@ -9,6 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptive_span import AdaptiveSpan, ModelConfig, Transformer
+from adaptive_span import optimizer as optimizers
+from adaptive_span.config import Config
+from adaptive_span.errors import UserError
+from tests.test_config import composed
 
 
 def small(**changes) -> ModelConfig:
@@ -24,7 +28,7 @@ def with_spans(model: Transformer, seed: int) -> Transformer:
     return model
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.lists(st.integers(1, 40), min_size=2, max_size=5), st.booleans(), st.booleans())
 def test_one_long_block_is_several_short_ones(seed, blocks, adaptive, trim):
     torch.manual_seed(seed)
@@ -40,7 +44,7 @@ def test_one_long_block_is_several_short_ones(seed, blocks, adaptive, trim):
 
 def test_a_cache_is_no_longer_than_the_longest_head_of_its_layer():
     model = Transformer(small(max_span=1000, span_init=0.1), 11)
-    model.layers[1].attention.span.fraction.data[:] = torch.tensor([0.0, 0.3, 0.01])
+    model.attention_blocks[1].attention.span.fraction.data[:] = torch.tensor([0.0, 0.3, 0.01])
     text = torch.randint(11, (1, 901))
     _, cache = model(text[:, :-1], text[:, 1:], model.empty_cache(1))
     assert [past.size(1) for past in cache] == [128 + 64, 320 + 64]  # 105 and 305 tokens, in steps of 64, and a spare
@@ -59,7 +63,7 @@ def test_no_query_sees_itself_or_the_future():
 
 def test_spans_are_kept_between_zero_and_the_maximum():
     model = Transformer(small(), 11)
-    for layer, value in zip(model.layers, (-0.3, 1.7), strict=True):
+    for layer, value in zip(model.attention_blocks, (-0.3, 1.7), strict=True):
         layer.attention.span.fraction.data.fill_(value)
     model.clamp_spans_()
     assert model.spans().tolist() == [[5.0] * 3, [70.0] * 3]  # never less than the ramp, never more than the maximum
@@ -84,9 +88,95 @@ def test_another_way_to_run_it_changes_nothing(way):
     if way == "activation checkpointing":
         model.activation_checkpointing = True
     else:
-        for layer in model.layers:
-            layer.compile()
+        for block in (*model.attention_blocks, *model.feed_forward_blocks):
+            block.compile()
     torch.testing.assert_close(gradients(model, text, seed=5), expected)
+
+
+def composed_model(*overrides: str) -> tuple[Transformer, Config]:
+    config = composed(
+        "model.num_layers=2", "model.hidden_size=16", "model.ffn_size=32", "model.max_span=128", "model.block_size=8",
+        "train.warmup_steps=2", *overrides,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return Transformer(config.model, 60), config
+
+
+def losses(model: Transformer, config: Config) -> list[float]:
+    """Of 12 updates on one short text."""
+    optimizer = optimizers.build(config.optimizer, model.parameters())
+    text, cache, nats = torch.randint(60, (2, 9)), model.empty_cache(2), []
+    for step in range(12):
+        nll, cache = model(text[:, :-1], text[:, 1:], cache)
+        (nll.mean() + config.train.span_penalty * model.span_penalty()).backward()
+        rate = optimizers.learning_rate(step + 1, config.optimizer.lr, config.train)
+        optimizers.update(optimizer, config.optimizer, rate)
+        model.clamp_spans_()
+        optimizer.zero_grad()
+        nats.append(nll.mean().item())
+    return nats
+
+
+WORDS = ("data=files", "data.path=DIR", "data.level=word")
+ABLATIONS = {
+    "fixed span": (("model.adaptive_span=false",), lambda m: (m.spans() == 128).all()),
+    "span of a fraction at first": (("model.span_init=0.5",), lambda m: (m.spans() == 64 + 32).all()),
+    "length of the ramp": (("model.ramp=8",), lambda m: (m.spans() == 8).all()),
+    "cache not trimmed": (("model.trim_cache=false",), lambda m: m.cache_length([64]) == 128),
+    "dropout of attention": (
+        ("model.attention_dropout=0.5",),
+        lambda m: m.attention_blocks[0].attention.dropout == 0.5,
+    ),
+    "dropout of feed-forward": (("model.ffn_dropout=0.5",), lambda m: m.feed_forward_blocks[0].dropout.p == 0.5),
+    "dropout of embeddings": (("model.embedding_dropout=0.2",), lambda m: m.embedding_dropout.p == 0.2),
+    "sandwich": (("model.layer_order=sandwich",), lambda m: m.order == "aaff"),
+    "another order": (("model.layer_order=affa",), lambda m: m.order == "affa"),
+    "attention alone": (("model.ffn_size=0",), lambda m: m.order == "aa"),
+    "persistent memory": (("model.ffn_size=0", "model.memory_size=9"), lambda m: m.order == "aa"),
+    "words": ((*WORDS, "model.cutoffs=[10,30]"), lambda m: m.output.embedding is m.embedding),
+    "words, untied": (
+        (*WORDS, "model.cutoffs=[10,30]", "model.tied=false"),
+        lambda m: m.output.embedding is not m.embedding,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_is_an_override_and_trains(name):
+    overrides, holds = ABLATIONS[name]
+    model, config = composed_model(*overrides)
+    assert holds(model)
+    first, *_, last = losses(model, config)
+    assert last < first - 0.5
+
+
+def test_blocks_run_in_the_order_asked_for():
+    torch.manual_seed(0)
+    model = Transformer(small(layer_order="affa"), 11)
+    tokens = torch.randint(11, (2, 6))
+    hidden, limits = model.embedding(tokens), model.limits()
+    (first, last), feed_forward = model.attention_blocks, model.feed_forward_blocks
+    hidden = feed_forward[1](feed_forward[0](first(hidden, hidden, model.positions, limits[0])))
+    hidden = last(hidden, hidden, model.positions, limits[1])
+    torch.testing.assert_close(model.hidden_states(tokens, model.empty_cache(2))[0], hidden)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adaptive_softmax_is_a_distribution_and_its_nll_the_word_s_part_of_it(tied):
+    torch.manual_seed(0)
+    model = Transformer(small(cutoffs=[3, 7], division=2, tied=tied), 11).double()
+    text = torch.randint(7, (3, 15))  # no word of the last cluster
+    log_probabilities, _ = model.log_probabilities(text[:, :-1], model.empty_cache(3))
+    torch.testing.assert_close(log_probabilities.exp().sum(2), torch.ones(3, 14).double())
+    nll, _ = model(text[:, :-1], text[:, 1:], model.empty_cache(3))
+    torch.testing.assert_close(nll, -log_probabilities.gather(2, text[:, 1:, None]).squeeze(2))
+    nll.mean().backward()
+    assert all(p.grad is not None for p in model.parameters())  # as DDP needs it, in every process alike
+
+
+def test_clusters_must_fit_the_vocabulary():
+    with pytest.raises(UserError, match=r"cutoffs=\[20, 50\] must increase and end below the vocabulary's 40 words"):
+        Transformer(small(cutoffs=[20, 50], division=2), 40)
 
 
 def test_the_library_needs_neither_hydra_nor_wandb():

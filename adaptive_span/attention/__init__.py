@@ -1,6 +1,6 @@
 """Attention over the positions before each query, as far as each head's learned span: one signature, chosen by name.
 
-`attend(query, context, positions, spans, ramp, limits, dropout)` returns the heads' outputs, (B, H, M, D):
+`attend(query, context, positions, spans, ramp, limits, dropout, memory)` returns the heads' outputs, (B, H, M, D):
 
 - query (B, H, M, D), of the present block.
 - context: keys and values of the past and the present (see `context.py`).
@@ -9,8 +9,10 @@
 - ramp: tokens over which the soft mask falls from 1 to 0.
 - limits: for each head a whole number of tokens, known to the host, that its effective span does not exceed.
 - dropout: probability with which an attention weight is dropped; 0 outside training.
+- memory: persistent keys (H, D, N) and values (H, N, D), or None.
 
-A head attends to distances d = 1 … L with the score (q·k + q·p_d) / sqrt(D), weights softmax(score + log m(d)).
+A head attends to distances d = 1 … L with the score (q·k + q·p_d) / sqrt(D) and to its memory with the score
+q·k / sqrt(D); its weights are the softmax of score + log m(d) over both together, where m = 1 for the memory.
 """
 
 from collections.abc import Callable

@@ -1,10 +1,11 @@
 """Attention with a learned span, as its definition reads: every head of a layer looks as far as the longest one.
 
-B batch, H heads, M block, D head size, S span of the layer's longest head, L maximum span.
+B batch, H heads, M block, D head size, S span of the layer's longest head, L maximum span, N persistent vectors.
 """
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,6 +21,7 @@ def attend(
     ramp: int,
     limits: Sequence[int],
     dropout: float = 0.0,
+    memory: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """See `adaptive_span.attention`."""
     block, span = query.size(2), max(limits)
@@ -29,8 +31,15 @@ def attend(
     scores = unskew(query @ key.transpose(2, 3), span) + query @ positions[:, -span:]  # (B, H, M, S)
     if spans is not None:
         scores = scores + log_soft_mask(spans, ramp, span)[:, None]  # (H, 1, S)
-    weights = F.dropout(scores.softmax(3), dropout, training=dropout > 0)
-    return skew(weights) @ value[:, :, :-1]
+    if memory is None:
+        weights = F.dropout(scores.softmax(3), dropout, training=dropout > 0)
+        return skew(weights) @ value[:, :, :-1]
+    memory_key, memory_value = memory
+    scores = torch.cat([scores, query @ memory_key], dim=3)  # (B, H, M, S + N)
+    weights, memory_weights = F.dropout(scores.softmax(3), dropout, training=dropout > 0).split(
+        [span, memory_key.size(2)], dim=3
+    )
+    return skew(weights) @ value[:, :, :-1] + memory_weights @ memory_value
 
 
 def unskew(scores: Tensor, span: int) -> Tensor:
