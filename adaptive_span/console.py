@@ -47,7 +47,7 @@ class TrainingProgress:
     def show(self, step: int, metrics: dict[str, float]) -> None:
         """At a logged step: new numbers beside the bar, or a line of their own where there is no terminal."""
         figures = [
-            f"{key.replace('/', ' ')} {metrics[key]:.3f}"
+            f"{key.replace('/', ' ')} {readable(metrics[key], 3)}"
             for key in ("train/bpc", "train/ppl", "valid/bpc", "valid/ppl")
             if key in metrics
         ]
@@ -59,6 +59,11 @@ class TrainingProgress:
             left = (time.monotonic() - self.started) / max(1, step - self.first) * (self.total - step)
             clock = f"{int(left // 3600)}:{int(left % 3600 // 60):02d}:{int(left % 60):02d}"
             console.print(f"step {step}/{self.total} · {' · '.join(figures)} · {clock} left")
+
+
+def readable(value: float, digits: int) -> str:
+    """A score; the perplexity of a model that knows nothing has more digits than a line."""
+    return f"{value:.{digits}f}" if value < 1e6 else f"{value:.3g}"
 
 
 def span_table(spans: list[list[float]], max_span: int) -> Table:
@@ -78,7 +83,7 @@ def score_table(title: str, unit: str, scores: dict[str, float], published: dict
     if published:
         table.add_column("published", justify="right")
     for split, value in scores.items():
-        cells = [split, f"{value:.4f}" if value < 1e6 else f"{value:.3g}"]
+        cells = [split, readable(value, 4)]
         if published:
             cells.append(f"{published[split]:.2f}" if split in published else "")
         table.add_row(*cells)

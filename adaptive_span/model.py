@@ -49,12 +49,12 @@ class AdaptiveSpanAttention(nn.Module):
             else None
         )
 
-    def forward(self, hidden: Tensor, known: Tensor, positions: Tensor, limits: Sequence[int]) -> Tensor:
-        """hidden (B, M, C), known (B, T + M, C): the past and then `hidden`, positions (D, L) → (B, M, C)"""
+    def forward(self, hidden: Tensor, past: Tensor, positions: Tensor, limits: Sequence[int]) -> Tensor:
+        """hidden (B, M, C), past (B, T, C), positions (D, L) → (B, M, C)"""
         query = self.query(hidden).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, M, D)
         heads = self.attend(
             query,
-            HiddenStates(known, self.key.weight, self.value.weight, self.num_heads),
+            HiddenStates(past, hidden, self.key.weight, self.value.weight, self.num_heads),
             positions,
             self.span.tokens() if self.span is not None else None,
             self.ramp,
@@ -73,8 +73,8 @@ class AttentionBlock(nn.Module):
         self.attention = AdaptiveSpanAttention(config)
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, hidden: Tensor, known: Tensor, positions: Tensor, limits: Sequence[int]) -> Tensor:
-        return self.norm(hidden + self.attention(hidden, known, positions, limits))
+    def forward(self, hidden: Tensor, past: Tensor, positions: Tensor, limits: Sequence[int]) -> Tensor:
+        return self.norm(hidden + self.attention(hidden, past, positions, limits))
 
 
 class FeedForwardBlock(nn.Module):
@@ -146,9 +146,8 @@ class Transformer(nn.Module):
                 hidden = self._run(next(feed_forward), hidden)
                 continue
             block, past, heads = next(attention)
-            known = torch.cat([past, hidden], dim=1)
-            new_cache.append(known[:, -self.cache_length(heads) :].detach())
-            hidden = self._run(block, hidden, known, self.positions, heads)
+            new_cache.append(torch.cat([past, hidden.detach()], dim=1)[:, -self.cache_length(heads) :])
+            hidden = self._run(block, hidden, past, self.positions, heads)
         return self.embedding_dropout(hidden), new_cache
 
     def _run(self, block: nn.Module, *inputs: object) -> Tensor:

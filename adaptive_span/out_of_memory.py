@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from adaptive_span.attention.banded import tile_size
 from adaptive_span.config import Config, flatten
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
@@ -19,13 +20,13 @@ GIB = 2**30
 @contextmanager
 def explained(config: Config, process: Process, parameters: int, limits: Callable[[], Limits]) -> Iterator[None]:
     """Turn running out of memory into one sentence with a way out."""
+    available = _available(process)
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
         asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        available = _available(process)
         need = step_bytes(config, process.world_size, parameters, limits())
         raise UserError(
             f"out of memory: a step asked for {asked[1] if asked else 'more'} at once and needs about "
@@ -43,14 +44,20 @@ def step_bytes(config: Config, processes: int, parameters: int, limits: Limits) 
     model, train = config.model, config.train
     rows, block = train.batch_size // processes // train.batch_split, model.block_size
     state = parameters * (4 if config.optimizer.name == "adam" else 3)
-    kept, widest = [], 0
+    dense, size = model.attention == "dense", model.hidden_size // model.num_heads
+    kept, widest = [], 0.0
     for heads in limits:
-        length = max(heads) + block
-        scores = model.num_heads * block * length
-        hidden = 4 * length * model.hidden_size
-        weights = (4 if model.dropout else 2) * scores
-        kept.append(weights + hidden + block * (8 * model.hidden_size + 3 * model.ffn_size))
-        widest = max(widest, 2 * scores)
+        if dense:  # every head as far as the longest one; weights by distance and by position
+            heads = [max(heads)] * len(heads)
+        lengths = [limit + block for limit in heads]
+        scores = block * sum(lengths if dense else (limit + tile_size(limit) for limit in heads))
+        scores += block * model.memory_size * model.num_heads
+        weights = (2 if model.dropout else 1) * (2 if dense else 1) * scores
+        keys_values = 2 * size * sum(lengths)
+        hidden = (max(heads) + block) * model.hidden_size
+        kept.append(weights + keys_values + hidden + block * (8 * model.hidden_size + 3 * model.ffn_size))
+        at_once = scores if dense else sum(min(block, tile_size(limit)) * (limit + tile_size(limit)) for limit in heads)
+        widest = max(widest, 3.0 * at_once)
     if config.hardware.activation_checkpointing:
         widest += max(kept)
         kept = [(max(heads) + block) * model.hidden_size for heads in limits]
@@ -81,10 +88,13 @@ def _advice(config: Config, processes: int, parameters: int, limits: Limits, ava
 
 
 def _available(process: Process) -> float:
-    """Bytes that this process may hope for."""
+    """Bytes that this process may hope for, asked before the first step."""
     if process.device.type == "cuda":
         return torch.cuda.get_device_properties(process.device).total_memory
     with open("/proc/meminfo") as meminfo:
         total = int(meminfo.readline().split()[1]) * 1024
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return min(total / process.world_size, soft if soft != resource.RLIM_INFINITY else float("inf"))
+    if soft == resource.RLIM_INFINITY:
+        return total / process.world_size
+    with open("/proc/self/statm") as statm:  # the libraries' own share of a limited address space
+        return min(total / process.world_size, soft - int(statm.readline().split()[0]) * resource.getpagesize())

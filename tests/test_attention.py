@@ -45,9 +45,10 @@ def inputs(batch, heads, head_size, block, past, max_span, ramp, seed, dtype=tor
     }
 
 
-def call(attend, x, spans, ramp, limits, dropout=0.0):
-    context = HiddenStates(x["hidden"], x["key_weight"], x["value_weight"], x["query"].size(1))
-    return attend(x["query"], context, x["positions"], spans, ramp, limits, dropout)
+def call(attend, x, spans, ramp, limits, dropout=0.0, memory=None):
+    past, present = x["hidden"].split([x["hidden"].size(1) - x["query"].size(2), x["query"].size(2)], dim=1)
+    context = HiddenStates(past, present, x["key_weight"], x["value_weight"], x["query"].size(1))
+    return attend(x["query"], context, x["positions"], spans, ramp, limits, dropout, memory)
 
 
 def by_the_definition(x, spans, ramp):
@@ -128,6 +129,43 @@ def test_trimmed_is_untrimmed(attention, data, shape):
     for limits in (tight, slack):
         trimmed = call(choose(attention), x, spans, shape["ramp"], limits)
         torch.testing.assert_close(trimmed, call(choose(attention), x, spans, shape["ramp"], full))
+
+
+@st.composite
+def layers(draw):
+    """Blocks and spans of real sizes: at 0, at the maximum, equal, and just across the border of a tile."""
+    max_span = draw(st.sampled_from([1, 63, 64, 65, 200, 700]))
+    heads = draw(st.integers(1, 5))
+    ramp = draw(st.sampled_from([1, 32]))
+    edges = [
+        z for z in (0, 31, 32, 33, 62, 63, 64, 65, 127, 255, 256, max_span - ramp - 1, max_span) if 0 <= z <= max_span
+    ]
+    spans = draw(st.lists(st.sampled_from(edges) | st.floats(0, max_span), min_size=heads, max_size=heads))
+    sizes = {"batch": draw(st.integers(1, 2)), "heads": heads, "head_size": draw(st.sampled_from([1, 3, 8]))}
+    sizes |= {"block": draw(st.sampled_from([1, 7, 63, 64, 65, 130])), "past": draw(st.sampled_from([0, 40, 300, 900]))}
+    return sizes | {"max_span": max_span, "ramp": ramp, "seed": 0}, spans, draw(st.sampled_from([0, 1, 9]))
+
+
+@pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name != "dense"])
+@settings(max_examples=60)
+@given(layers())
+def test_every_implementation_computes_what_dense_does(attention, layer):
+    shape, spans, memory_size = layer
+    results = []
+    for name in ("dense", attention):
+        x = {key: tensor.requires_grad_() for key, tensor in inputs(**shape).items()}
+        leaves = [*x.values(), torch.tensor(spans, dtype=torch.float64, requires_grad=True)]
+        memory, heads, size = None, shape["heads"], shape["head_size"]
+        if memory_size:
+            draw = torch.Generator().manual_seed(1)
+            sizes = ((heads, size, memory_size), (heads, memory_size, size))
+            memory = [torch.randn(*s, generator=draw, dtype=torch.float64).requires_grad_() for s in sizes]
+            leaves += memory
+        limits = [upper_bound(min(z + shape["ramp"], shape["max_span"]), shape["max_span"]) for z in spans]
+        output = call(choose(name), x, leaves[5], shape["ramp"], limits, memory=memory)
+        output.square().sum().backward()
+        results.append([output, *(leaf.grad for leaf in leaves)])
+    torch.testing.assert_close(results[1], results[0])
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

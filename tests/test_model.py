@@ -156,8 +156,8 @@ def test_blocks_run_in_the_order_asked_for():
     tokens = torch.randint(11, (2, 6))
     hidden, limits = model.embedding(tokens), model.limits()
     (first, last), feed_forward = model.attention_blocks, model.feed_forward_blocks
-    hidden = feed_forward[1](feed_forward[0](first(hidden, hidden, model.positions, limits[0])))
-    hidden = last(hidden, hidden, model.positions, limits[1])
+    hidden = feed_forward[1](feed_forward[0](first(hidden, hidden[:, :0], model.positions, limits[0])))
+    hidden = last(hidden, hidden[:, :0], model.positions, limits[1])
     torch.testing.assert_close(model.hidden_states(tokens, model.empty_cache(2))[0], hidden)
 
 

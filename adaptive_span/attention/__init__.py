@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from adaptive_span.attention import dense
+from adaptive_span.attention import banded, dense
 from adaptive_span.attention.context import Context, HiddenStates
 
 Attend = Callable[..., Tensor]
@@ -27,7 +27,7 @@ Attend = Callable[..., Tensor]
 
 def choose(name: str) -> Attend:
     """The implementation of that name; `auto` is the fastest one that runs everywhere."""
-    return {"auto": dense.attend, "dense": dense.attend}[name]
+    return {"auto": banded.attend, "dense": dense.attend, "banded": banded.attend}[name]
 
 
 __all__ = ["Attend", "Context", "HiddenStates", "choose"]

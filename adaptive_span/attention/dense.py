@@ -26,7 +26,7 @@ def attend(
     """See `adaptive_span.attention`."""
     block, span = query.size(2), max(limits)
     query = query * query.size(3) ** -0.5
-    key, value = context.keys_values(slice(None), span + block)  # (B, H, S + M, D)
+    [(key, value)] = context.keys_values([(range(query.size(1)), span + block)])  # (B, H, S + M, D)
 
     scores = unskew(query @ key.transpose(2, 3), span) + query @ positions[:, -span:]  # (B, H, M, S)
     if spans is not None:
