@@ -81,15 +81,15 @@ def exact(
     part = np.arange(batch_size)[process.share(batch_size)] * blocks * block_size  # (b,) the first token of each part
 
     model.eval()
-    cache, nats, count = model.empty_cache(len(part)), 0.0, 0
+    cache, nats, count = model.empty_inference_cache(), 0.0, 0
     for block in range(-warm_up, blocks):
         start = part + block * block_size
         index = start[:, None] + np.arange(block_size)  # (b, M)
         inside = (index >= 0) & (index < targets)
         safe = np.where(inside, index, 0)
         if (start == 0).any():  # what was read before the text began is forgotten
-            begun = torch.from_numpy(start > 0).to(process.device)[:, None, None]
-            cache = [past * begun for past in cache]
+            begun = torch.from_numpy(start > 0).to(process.device)[:, None, None, None, None]
+            cache = [[past * begun for past in layer] for layer in cache]
         nll, cache = model(_tensor(tokens[safe], process), _tensor(tokens[safe + 1], process), cache, limits)
         if block >= 0:
             nats += float(nll.double()[torch.from_numpy(inside).to(process.device)].sum())
@@ -100,7 +100,7 @@ def exact(
 def _score_rows(model: Transformer, rows: np.ndarray, block_size: int, limits: Limits, process: Process) -> Score:
     """All whole blocks of these rows, from an empty cache."""
     model.eval()
-    cache, nats, count = model.empty_cache(len(rows)), [], 0
+    cache, nats, count = model.empty_inference_cache(), [], 0
     for tokens, targets in stream.passes_once(rows, block_size, process.device):
         nll, cache = model(tokens, targets, cache, limits)
         nats.append(nll.double().sum())

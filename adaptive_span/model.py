@@ -4,7 +4,8 @@ how far to look, and a cache of the past.
 B batch, M block, C hidden size, H heads, D = C / H head size, L maximum span, N layers, V vocabulary, T cached tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adaptive_span.adaptive_io import AdaptiveEmbedding, AdaptiveSoftmax
-from adaptive_span.attention import HiddenStates, choose
+from adaptive_span.attention import Context, HiddenStates, KeysValues, choose
 from adaptive_span.config import ModelConfig
 from adaptive_span.memory import PersistentMemory
 from adaptive_span.span import AdaptiveSpan, upper_bound
 
-Cache = list[Tensor]  # for each layer its inputs at earlier positions, detached: (B, T, C); empty at the start
+# For each layer what it keeps of earlier positions: its inputs, detached, (B, T, C); or, for inference, the keys and
+# values of each group of heads.
+Cache = list[Any]
 Limits = Sequence[Sequence[int]]  # for each layer and head: tokens that its effective span does not exceed
 
 CACHE_SPARE = 64  # tokens kept beyond the longest head, so that a span can grow into text instead of zeros
@@ -51,10 +54,21 @@ class AdaptiveSpanAttention(nn.Module):
 
     def forward(self, hidden: Tensor, past: Tensor, positions: Tensor, limits: Sequence[int]) -> Tensor:
         """hidden (B, M, C), past (B, T, C), positions (D, L) → (B, M, C)"""
+        context = HiddenStates(past, hidden, self.key.weight, self.value.weight, self.num_heads)
+        return self._attend(hidden, context, positions, limits)
+
+    def infer(
+        self, hidden: Tensor, past: list[Tensor], positions: Tensor, limits: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same without gradients, from past keys and values; and those of the next block's past."""
+        context = KeysValues(past, hidden, self.key.weight, self.value.weight, self.num_heads)
+        return self._attend(hidden, context, positions, limits), context.kept
+
+    def _attend(self, hidden: Tensor, context: Context, positions: Tensor, limits: Sequence[int]) -> Tensor:
         query = self.query(hidden).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, M, D)
         heads = self.attend(
             query,
-            HiddenStates(past, hidden, self.key.weight, self.value.weight, self.num_heads),
+            context,
             positions,
             self.span.tokens() if self.span is not None else None,
             self.ramp,
@@ -75,6 +89,12 @@ class AttentionBlock(nn.Module):
 
     def forward(self, hidden: Tensor, past: Tensor, positions: Tensor, limits: Sequence[int]) -> Tensor:
         return self.norm(hidden + self.attention(hidden, past, positions, limits))
+
+    def infer(
+        self, hidden: Tensor, past: list[Tensor], positions: Tensor, limits: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        attended, kept = self.attention.infer(hidden, past, positions, limits)
+        return self.norm(hidden + attended), kept
 
 
 class FeedForwardBlock(nn.Module):
@@ -140,14 +160,19 @@ class Transformer(nn.Module):
         limits = self.limits() if limits is None else limits
         hidden = self.embedding_dropout(self.embedding(tokens))
         new_cache: Cache = []
-        attention, feed_forward = zip(self.attention_blocks, cache, limits, strict=True), iter(self.feed_forward_blocks)
+        attention: Iterator[Any] = zip(self.attention_blocks, cache, limits, strict=True)
+        feed_forward = iter(self.feed_forward_blocks)
         for kind in self.order:
             if kind == "f":
                 hidden = self._run(next(feed_forward), hidden)
                 continue
             block, past, heads = next(attention)
-            new_cache.append(torch.cat([past, hidden.detach()], dim=1)[:, -self.cache_length(heads) :])
-            hidden = self._run(block, hidden, past, self.positions, heads)
+            if isinstance(past, Tensor):
+                new_cache.append(torch.cat([past, hidden.detach()], dim=1)[:, -self.cache_length(heads) :])
+                hidden = self._run(block, hidden, past, self.positions, heads)
+            else:
+                hidden, kept = block.infer(hidden, past, self.positions, heads)
+                new_cache.append(kept)
         return self.embedding_dropout(hidden), new_cache
 
     def _run(self, block: nn.Module, *inputs: object) -> Tensor:
@@ -163,6 +188,11 @@ class Transformer(nn.Module):
     def empty_cache(self, batch_size: int) -> Cache:
         """The start of a stream. What a cache does not hold counts as zero hidden states."""
         return [self.positions.new_zeros(batch_size, 0, self.config.hidden_size) for _ in self.attention_blocks]
+
+    def empty_inference_cache(self) -> Cache:
+        """The start of a stream whose keys and values are projected once: for use without gradients, while neither the
+        weights nor `limits` change."""
+        return [[] for _ in self.attention_blocks]
 
     def spans(self) -> Tensor:
         """The effective span of every head, in tokens: (N, H), on the model's device."""

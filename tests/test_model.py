@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from adaptive_span import AdaptiveSpan, ModelConfig, Transformer
 from adaptive_span import optimizer as optimizers
-from adaptive_span.config import Config
+from adaptive_span.config import ATTENTIONS, Config
 from adaptive_span.errors import UserError
 from tests.test_config import composed
 
@@ -40,6 +40,22 @@ def test_one_long_block_is_several_short_ones(seed, blocks, adaptive, trim):
         nll, cache = model(tokens, targets, cache)
         parts.append(nll)
     torch.testing.assert_close(torch.cat(parts, 1), whole)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("changes", [{}, {"adaptive_span": False}, {"ffn_size": 0, "memory_size": 5}], ids=str)
+def test_inference_from_keys_and_values_computes_the_same(attention, changes):
+    torch.manual_seed(0)
+    model = with_spans(Transformer(small(attention=attention, num_heads=4, max_span=200, **changes), 11), 1).double()
+    text = torch.randint(11, (2, 91))
+    cache, kept = model.empty_cache(2), model.empty_inference_cache()
+    with torch.no_grad():
+        for tokens, targets in zip(text[:, :-1].split(25, 1), text[:, 1:].split(25, 1), strict=True):
+            expected, cache = model(tokens, targets, cache)
+            got, kept = model(tokens, targets, kept)
+            torch.testing.assert_close(got, expected)
+    with pytest.raises(RuntimeError, match="gradients"):
+        model(tokens, targets, kept)
 
 
 def test_a_cache_is_no_longer_than_the_longest_head_of_its_layer():

@@ -20,9 +20,14 @@ from collections.abc import Callable
 from torch import Tensor
 
 from adaptive_span.attention import banded, dense
-from adaptive_span.attention.context import Context, HiddenStates
+from adaptive_span.attention.context import Context, HiddenStates, KeysValues
 
 Attend = Callable[..., Tensor]
+
+
+def runs_here(name: str) -> bool:
+    """Whether this machine can run the implementation of that name."""
+    return name in ("dense", "banded")
 
 
 def choose(name: str) -> Attend:
@@ -30,4 +35,4 @@ def choose(name: str) -> Attend:
     return {"auto": banded.attend, "dense": dense.attend, "banded": banded.attend}[name]
 
 
-__all__ = ["Attend", "Context", "HiddenStates", "choose"]
+__all__ = ["Attend", "Context", "HiddenStates", "KeysValues", "choose", "runs_here"]

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adaptive_span.attention.context import Context, reorder
+from adaptive_span.attention.context import Context, by_groups, reorder
 from adaptive_span.span import log_soft_mask
 
 SHORTEST_TILE, LONGEST_TILE = 64, 256  # queries
 WASTE = 1.3  # a group's longest head costs at most so many times what its shortest one would cost alone
 
 
+@torch.compiler.disable  # nothing in it could be fused, and its sizes change with the spans
 def attend(
     query: Tensor,
     context: Context,
@@ -35,13 +36,13 @@ def attend(
 ) -> Tensor:
     """See `adaptive_span.attention`."""
     block, groups = query.size(2), group_heads(limits)
-    order = [head for heads, _ in groups for head in heads]
-    query = reorder(query * query.size(3) ** -0.5, 1, order)
+    query = by_groups(query * query.size(3) ** -0.5, 1, groups)
     near = positions[:, -max(limits) :].to(query.dtype)
-    log_mask = log_soft_mask(reorder(spans, 0, order), ramp, max(limits)) if spans is not None else None
-    kept = (None, None) if memory is None else tuple(reorder(x, 0, order).to(query.dtype) for x in memory)
+    log_mask = log_soft_mask(by_groups(spans, 0, groups), ramp, max(limits)) if spans is not None else None
+    kept = (None, None) if memory is None else tuple(by_groups(x, 0, groups).to(query.dtype) for x in memory)
     keys_values = [x for pair in context.keys_values([(heads, span + block) for heads, span in groups]) for x in pair]
     output = Bands.apply([len(heads) for heads, _ in groups], dropout, query, near, log_mask, *kept, *keys_values)
+    order = [head for heads, _ in groups for head in heads]
     return reorder(output, 1, sorted(range(len(order)), key=order.__getitem__))
 
 
@@ -94,12 +95,8 @@ class Bands(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, memory_key, memory_value = ctx.saved_tensors[:5]
-        query, positions, log_mask = inputs
-        keys_values, saved = (
-            ctx.saved_tensors[5 : 5 + 2 * len(ctx.sizes)],
-            iter(ctx.saved_tensors[5 + 2 * len(ctx.sizes) :]),
-        )
+        query, positions, log_mask, memory_key, memory_value, *rest = ctx.saved_tensors
+        keys_values, saved = rest[: 2 * len(ctx.sizes)], iter(rest[2 * len(ctx.sizes) :])
         grad_query, grad_positions = torch.empty_like(query), torch.zeros_like(positions)
         grad_mask, grad_memory_key, grad_memory_value = (
             None if x is None else torch.zeros_like(x) for x in (log_mask, memory_key, memory_value)

@@ -1,4 +1,7 @@
-"""What a layer knows of the past and the present, offered to attention as keys and values."""
+"""What a layer knows of the past and the present, offered to attention as keys and values.
+
+B batch, H heads, h heads of a group, D head size, C hidden size, M block, T positions before it.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -28,26 +31,61 @@ class HiddenStates:
 
     def keys_values(self, groups: Sequence[Group]) -> list[tuple[Tensor, Tensor]]:
         sizes = [len(heads) for heads, _ in groups]
-        weights = reorder(self.weights, 1, [head for heads, _ in groups for head in heads])
-        present = self._project(weights, self.present).split(sizes, dim=2)  # every head sees the present block
-        block, known = self.present.size(1), self.past.size(1)
-        found = []
+        weights = by_groups(self.weights, 1, groups)
+        present = project(weights, self.present).split(sizes, dim=2)  # every head sees the present block
+        block, found = self.present.size(1), []
         for (_, length), own, here in zip(groups, weights.split(sizes, dim=1), present, strict=True):
-            parts, asked = [here], length - block
-            if asked > 0 and known:
-                parts.insert(0, self._project(own, self.past[:, -asked:]))
-            if asked > known:  # without biases, the key and value of a zero hidden state are zero
-                parts.insert(0, here.new_zeros(*here.shape[:4], asked - known))
-            both = torch.cat(parts, dim=4)[..., -length:]  # (B, 2, h, D, length): positions are innermost in memory
-            key, value = both.transpose(3, 4).unbind(1)
-            found.append((key, value))
-        return found
+            past = self.past[:, max(0, self.past.size(1) + block - length) :]
+            found.append(_joined(project(own, past) if past.size(1) else here[..., :0], here, length))
+        return [_apart(both) for both in found]
 
-    @staticmethod
-    def _project(weights: Tensor, hidden: Tensor) -> Tensor:
-        """(2, h, D, C), (B, T, C) → (B, 2, h, D, T)"""
-        rows = weights.flatten(0, 2).expand(hidden.size(0), -1, -1)
-        return torch.bmm(rows, hidden.transpose(1, 2)).unflatten(1, weights.shape[:3])
+
+class KeysValues:
+    """The inference context: past keys and values as they were projected once, no further back than a group looks.
+
+    `past` is what `kept` was after the block before, for the same groups; empty at the start.
+    """
+
+    def __init__(
+        self, past: Sequence[Tensor], present: Tensor, key_weight: Tensor, value_weight: Tensor, num_heads: int
+    ):
+        if torch.is_grad_enabled():
+            raise RuntimeError("keys and values are kept for inference: gradients would miss what they came from")
+        self.past, self.present = past, present  # for each group (B, 2, h, D, T); (B, M, C)
+        self.weights = torch.stack([key_weight, value_weight]).unflatten(1, (num_heads, -1))  # (2, H, D, C)
+        self.kept: list[Tensor] = []
+
+    def keys_values(self, groups: Sequence[Group]) -> list[tuple[Tensor, Tensor]]:
+        present = project(by_groups(self.weights, 1, groups), self.present)
+        present = present.split([len(heads) for heads, _ in groups], dim=2)
+        past = self.past or [here[..., :0] for here in present]
+        found = [_joined(before, here, length) for before, here, (_, length) in zip(past, present, groups, strict=True)]
+        self.kept = [both[..., self.present.size(1) :] for both in found]
+        return [_apart(both) for both in found]
+
+
+def project(weights: Tensor, hidden: Tensor) -> Tensor:
+    """(2, h, D, C), (B, T, C) → keys and values (B, 2, h, D, T)"""
+    rows = weights.flatten(0, 2).expand(hidden.size(0), -1, -1)
+    return torch.bmm(rows, hidden.transpose(1, 2)).unflatten(1, weights.shape[:3])
+
+
+def _joined(past: Tensor, present: Tensor, length: int) -> Tensor:
+    """(B, 2, h, D, length): without biases, the key and value of a zero hidden state before the first are zero."""
+    missing = length - past.size(4) - present.size(4)
+    zeros = [present.new_zeros(*present.shape[:4], missing)] if missing > 0 else []
+    return torch.cat([*zeros, past, present], dim=4)[..., -length:]
+
+
+def _apart(both: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 2, h, D, length) → keys and values (B, h, length, D), with positions innermost in memory."""
+    key, value = both.transpose(3, 4).unbind(1)
+    return key, value
+
+
+def by_groups(tensor: Tensor, dim: int, groups: Sequence[Group]) -> Tensor:
+    """The heads in the order of the groups."""
+    return reorder(tensor, dim, [head for heads, _ in groups for head in heads])
 
 
 def reorder(tensor: Tensor, dim: int, heads: Sequence[int]) -> Tensor:
