@@ -23,7 +23,7 @@ from adaptive_span.span import AdaptiveSpan, upper_bound
 Cache = list[Any]
 Limits = Sequence[Sequence[int]]  # for each layer and head: tokens that its effective span does not exceed
 
-CACHE_SPARE = 64  # tokens kept beyond the longest head, so that a span can grow into text instead of zeros
+CACHE_STEP = 64  # tokens: a cache holds the longest span rounded up, and one step more for a span to grow into
 
 
 class AdaptiveSpanAttention(nn.Module):
@@ -182,8 +182,9 @@ class Transformer(nn.Module):
 
     def cache_length(self, limits: Sequence[int]) -> int:
         """Tokens that a layer's cache keeps: as far as its longest head sees, and some to spare."""
-        longest = max(limits) + CACHE_SPARE if self.config.trim_cache else self.config.max_span
-        return min(longest, self.config.max_span)
+        if not self.config.trim_cache:
+            return self.config.max_span
+        return min(-(-max(limits) // CACHE_STEP) * CACHE_STEP + CACHE_STEP, self.config.max_span)
 
     def empty_cache(self, batch_size: int) -> Cache:
         """The start of a stream. What a cache does not hold counts as zero hidden states."""
@@ -201,10 +202,11 @@ class Transformer(nn.Module):
             return torch.full(shape, float(self.config.max_span), device=self.positions.device)
         return torch.stack([span.effective() for span in self._spans])
 
-    def limits(self, spans: Sequence[Sequence[float]] | None = None) -> Limits:
-        """Host-side bounds on the effective spans; from `spans` where the caller has them on the host already."""
+    def limits(self, spans: Sequence[Sequence[float]] | None = None, slack: float = 0.0) -> Limits:
+        """Host-side bounds on the effective spans, and `slack` tokens more; from `spans` where the caller has them on
+        the host already."""
         spans = self.spans().tolist() if spans is None else spans
-        return [[upper_bound(span, self.config.max_span) for span in heads] for heads in spans]
+        return [[upper_bound(span + slack, self.config.max_span) for span in heads] for heads in spans]
 
     def span_penalty(self) -> Tensor:
         """The sum over the layers of the mean span over the heads, in tokens (equation 5 without its coefficient)."""
@@ -213,12 +215,23 @@ class Transformer(nn.Module):
         return torch.stack([span.penalty() for span in self._spans]).sum()
 
     @torch.no_grad()
-    def clamp_spans_(self) -> None:
-        """To be called after every update: no span below 0 or beyond the maximum."""
+    def clamp_spans_(self, limits: Limits | None = None) -> None:
+        """To be called after every update: no span below 0 or beyond the maximum; nor, where `limits` are given, so far
+        that its head would see more than they say."""
         fractions: list[Tensor] = [span.fraction for span in self._spans]
-        if fractions:
-            torch._foreach_clamp_min_(fractions, 0.0)
-            torch._foreach_clamp_max_(fractions, 1.0)
+        if not fractions:
+            return
+        torch._foreach_clamp_min_(fractions, 0.0)
+        torch._foreach_clamp_max_(fractions, 1.0)
+        if limits is not None:
+            longest, ramp = self.config.max_span, self.config.ramp
+            highest = torch.tensor(
+                [[(x - ramp) / longest if x < longest else 1.0 for x in heads] for heads in limits],
+                dtype=fractions[0].dtype,
+            )
+            if fractions[0].is_cuda:
+                highest = highest.pin_memory().to(fractions[0].device, non_blocking=True)
+            torch._foreach_clamp_max_(fractions, list(highest.unbind()))
 
 
 def _input_and_output(config: ModelConfig, vocab_size: int) -> tuple[nn.Module, Softmax | AdaptiveSoftmax]:

@@ -39,9 +39,8 @@ class ClippedAdagrad(Optimizer):
             torch._foreach_addcmul_(sums, grads, grads)
             denominators = torch._foreach_sqrt(sums)
             torch._foreach_add_(denominators, eps)
-            updates = torch._foreach_div(grads, denominators)
-            torch._foreach_mul_(updates, list(rates.unbind()))
-            torch._foreach_sub_(params, updates)
+            torch._foreach_div_(denominators, list(rates.unbind()))
+            torch._foreach_addcdiv_(params, grads, denominators, value=-1)
             total.append(norms)
         return torch.linalg.vector_norm(torch.cat(total))
 

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-STEP = 64  # tokens
+STEP = 32  # tokens
 
 
 class AdaptiveSpan(nn.Module):
@@ -68,7 +68,7 @@ def _ramp(spans: Tensor, ramp: int, length: int) -> Tensor:
 
 
 def upper_bound(effective_span: float, max_span: int) -> int:
-    """A whole number of tokens, in steps of 64, beyond which a head with this effective span sees nothing.
+    """A whole number of tokens, in steps of 32, beyond which a head with this effective span sees nothing.
 
     In steps, so that shapes do not change with every update of a span.
     """

@@ -16,6 +16,26 @@ from adaptive_span.distributed import Process, autocast
 from adaptive_span.errors import UserError
 from adaptive_span.model import Cache, Transformer
 
+SPAN_SLACK = 8  # tokens that a span may grow in one update; published trainings grow by less than one
+
+
+class Report:
+    """Numbers of one update on their way from the device to the host, in one transfer that nobody waits for yet."""
+
+    def __init__(self, step: int, figures: Tensor, spans: Tensor):
+        self.step, self.shape = step, spans.shape
+        self.numbers = torch.cat([figures, spans.flatten()]).to("cpu", non_blocking=True)
+        self.arrived = torch.cuda.Event() if figures.is_cuda else None
+        if self.arrived:
+            self.arrived.record()
+
+    def read(self) -> tuple[int, list[float], list[list[float]]]:
+        """The step, its figures, and the spans (N, H)."""
+        if self.arrived:
+            self.arrived.synchronize()
+        figures, spans = self.numbers.split([len(self.numbers) - self.shape.numel(), self.shape.numel()])
+        return self.step, figures.tolist(), spans.view(self.shape).tolist()
+
 
 class Training:
     """Model, optimizer, place in the text, caches: everything that an update changes.
@@ -37,10 +57,11 @@ class Training:
         self.stream = stream.Stream(rows[process.share(len(rows))], block_size, train.seed, process.device)
         self.step = 0
         self.caches = self._empty_caches()  # one a slice of the batch
-        self.read_spans()
         self.nats = 0.0  # mean over this process's tokens, summed over the updates since the last reading
         self.updates = 0
         self.grad_norm = 0.0
+        self._report: Report | None = None  # of the last update, on its way to the host
+        self.read_spans()
 
     def _parallel(self) -> nn.Module:
         """The model as it is run: compiled block by block, its gradients averaged over the processes."""
@@ -57,7 +78,12 @@ class Training:
         return [self.model.empty_cache(size) for _ in range(train.batch_split)]
 
     def update(self) -> None:
-        """One step: forward, backward, update, clamp, and the single transfer to the host that tells what happened."""
+        """One step: forward, backward, update, clamp.
+
+        What it did is sent to the host in one transfer, which the next step reads: nobody waits for the device. So the
+        limits of a step are those of the spans before the last update, with some slack, and a span that would outgrow
+        them is held there for a step.
+        """
         train = self.config.train
         self.model.train()
         tokens, targets, jumped = self.stream.next()
@@ -67,9 +93,11 @@ class Training:
         self.step += 1
         rate = optimizer.learning_rate(self.step, self.config.optimizer.lr, train)
         grad_norm = optimizer.update(self.optimizer, self.config.optimizer, rate)
-        self.model.clamp_spans_()
+        self.read()
+        self.limits = self.model.limits(self.spans, SPAN_SLACK)
+        self.model.clamp_spans_(self.limits)
         self.optimizer.zero_grad()
-        self._read(nats, grad_norm)
+        self._report = Report(self.step, torch.stack([nats, grad_norm]), self.model.spans())
 
     def _backward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Gradients of the mean over the batch, slice by slice; returns that mean of the nats, on the device."""
@@ -87,18 +115,18 @@ class Training:
     def _no_sync(self) -> AbstractContextManager[Any]:
         return self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else nullcontext()
 
-    def _read(self, nats: Tensor, grad_norm: Tensor) -> None:
-        spans = self.model.spans()
-        mean, self.grad_norm, *flat = torch.cat([torch.stack([nats, grad_norm]), spans.flatten()]).tolist()
+    def read(self) -> None:
+        """Take in what the last update did: `spans`, `grad_norm`, nats. Asked again, it has nothing to add."""
+        if self._report is None:
+            return
+        step, (mean, self.grad_norm), self.spans = self._report.read()
+        self._report = None
         if not math.isfinite(mean + self.grad_norm):
             raise UserError(
-                f"the loss is {mean} and its gradient's norm {self.grad_norm} at step {self.step}: the training has "
+                f"the loss is {mean} and its gradient's norm {self.grad_norm} at step {step}: the training has "
                 f"diverged; lower optimizer.lr={self.config.optimizer.lr} or lengthen "
                 f"train.warmup_steps={self.config.train.warmup_steps}"
             )
-        heads = spans.size(1)
-        self.spans = [flat[i : i + heads] for i in range(0, len(flat), heads)]
-        self.limits = self.model.limits(self.spans)
         self.nats += mean
         self.updates += 1
 
@@ -131,16 +159,18 @@ class Training:
     def read_spans(self) -> None:
         """After the weights have been replaced."""
         self.spans = self.model.spans().tolist()  # (N, H) effective spans in tokens, on the host
-        self.limits = self.model.limits(self.spans)
+        self.limits = self.model.limits(self.spans, SPAN_SLACK)  # of the next step
 
     def read_nats(self) -> float:
         """Nats a token, the mean over all processes and all updates since it was last read."""
+        self.read()
         (total,) = self.process.sum([self.nats / self.updates / self.process.world_size])
         self.nats, self.updates = 0.0, 0
         return total
 
     def state_dict(self) -> checkpoint.State:
         """The whole state in the main process, whatever the number of processes; all of them must call it."""
+        self.read()
         layers = zip(*self.caches, strict=True)  # of the slices of each layer
         cache = [self.process.gather_rows(torch.cat(slices)) for slices in layers]
         own = {"random": checkpoint.random_state(self.process.device), "nats": self.nats}
@@ -150,6 +180,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "stream": self.stream.state_dict(),
             "cache": cache,
+            "limits": self.limits,
             "processes": self.process.gather(own),
             "updates": self.updates,
         }
@@ -163,6 +194,7 @@ class Training:
         layers = [x[process.share(len(x))].to(process.device).chunk(train.batch_split) for x in state["cache"]]
         self.caches = [list(slices) for slices in zip(*layers, strict=True)]
         self.read_spans()
+        self.limits = state["limits"]
         self.updates = state["updates"]
         processes = state["processes"]
         if len(processes) == process.world_size:

@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -83,12 +84,11 @@ class Bands(torch.autograd.Function):
         memory_value: Tensor | None,  # (H, N, D)
         *keys_values: Tensor,  # of each group (B, h, T, D) twice, with T as the innermost dimension in memory
     ) -> Tensor:
-        output, saved, counts = torch.empty_like(query), [], []
+        output, saved = torch.empty_like(query), []
         for heads, group in parts(sizes, query, positions, log_mask, memory_key, memory_value, keys_values):
-            weights = group.forward(output[:, heads], dropout)
-            counts.append(len(weights))
-            saved += weights
-        ctx.sizes, ctx.counts = sizes, counts
+            output[:, heads], *kept = group.forward(dropout)
+            saved += kept
+        ctx.sizes = sizes
         ctx.save_for_backward(query, positions, log_mask, memory_key, memory_value, *keys_values, *saved)
         return output
 
@@ -96,19 +96,19 @@ class Bands(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, positions, log_mask, memory_key, memory_value, *rest = ctx.saved_tensors
-        keys_values, saved = rest[: 2 * len(ctx.sizes)], iter(rest[2 * len(ctx.sizes) :])
+        keys_values, saved = rest[: 2 * len(ctx.sizes)], rest[2 * len(ctx.sizes) :]
         grad_query, grad_positions = torch.empty_like(query), torch.zeros_like(positions)
         grad_mask, grad_memory_key, grad_memory_value = (
             None if x is None else torch.zeros_like(x) for x in (log_mask, memory_key, memory_value)
         )
         grad_keys_values: list[Tensor] = []
         groups = parts(ctx.sizes, query, positions, log_mask, memory_key, memory_value, keys_values)
-        for count, (heads, group) in zip(ctx.counts, groups, strict=True):
-            found = group.backward(grad[:, heads], [next(saved) for _ in range(count)])
+        for (heads, group), weights, keep in zip(groups, saved[::2], saved[1::2], strict=True):
+            found = group.backward(grad[:, heads], weights, keep)
             grad_query[:, heads] = found.query
             grad_positions[:, -group.span :] += found.positions
             grad_keys_values += found.keys_values
-            if grad_mask is not None:
+            if grad_mask is not None and found.log_mask is not None:
                 grad_mask[heads, -group.span :] = found.log_mask
             if grad_memory_key is not None and grad_memory_value is not None and found.memory is not None:
                 grad_memory_key[heads], grad_memory_value[heads] = found.memory
@@ -120,14 +120,14 @@ class Bands(torch.autograd.Function):
 class Gradients:
     query: Tensor
     positions: Tensor
-    log_mask: Tensor
+    log_mask: Tensor | None
     memory: tuple[Tensor, Tensor] | None
     keys_values: list[Tensor]
 
 
 @dataclass
 class Group:
-    """One group's share of a layer, its n = B·h heads and rows as so many matrices."""
+    """One group's share of a layer: n = B·h heads and rows as so many matrices, cut into t tiles of m queries."""
 
     query: Tensor  # (B, h, M, D)
     key: Tensor  # (n, D, T)
@@ -137,86 +137,106 @@ class Group:
     memory: tuple[Tensor, Tensor] | None  # (n, D, N), (n, N, D)
 
     def __post_init__(self) -> None:
-        self.batch, self.heads, self.block, size = self.query.shape
+        self.batch, self.heads, self.block, self.size = self.query.shape
         self.span = self.positions.size(1)
-        self.q = self.query.reshape(-1, self.block, size)  # (n, M, D)
+        self.tile = min(tile_size(self.span), self.block)
+        self.tiles = -(-self.block // self.tile)
+        self.width = self.span + self.tile - 1
+        self.shape = (self.batch, self.heads)
+        self.q = self.in_tiles(self.query)  # (n, t·m, D)
 
-    def forward(self, output: Tensor, dropout: float) -> list[Tensor | None]:
-        """Fill `output` (B, h, M, D). Returns what `backward` needs: each tile's weights, and what dropout kept."""
-        q, saved, masks = self.q, [], {}
-        near = torch.matmul(q, self.positions)  # (n, M, S), by distance
-        for rows, columns in self.tiles():
-            tile, width = rows.stop - rows.start, columns.stop - columns.start
-            if tile not in masks:
-                masks[tile] = self.mask(tile)
-            scores = torch.bmm(q[:, rows], self.key[:, :, columns])  # (n, m, W)
-            by_distance(scores, self.span).add_(near[:, rows])
-            scores.view(self.batch, self.heads, tile, width).add_(masks[tile])
-            if self.memory is not None:
-                scores = torch.cat([scores, torch.bmm(q[:, rows], self.memory[0])], dim=2)
-            weights = scores.softmax(2)  # (n, m, W + N)
-            keep = (torch.rand_like(weights) >= dropout).to(weights.dtype).div_(1 - dropout) if dropout else None
-            saved += [weights, keep]
-            weights = weights if keep is None else weights * keep
-            found = torch.bmm(weights[:, :, :width], self.value[:, :, columns].transpose(1, 2))  # (n, m, D)
-            if self.memory is not None:
-                found += torch.bmm(weights[:, :, width:], self.memory[1])
-            output[:, :, rows] = found.view(self.batch, self.heads, tile, -1)
-        return saved
+    def forward(self, dropout: float) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The output (B, h, M, D); and for `backward` the weights and what dropout kept of them, (n·t, m, W + N)."""
+        scores = self.scores()
+        if self.memory is not None:
+            to_memory = torch.bmm(self.q, self.memory[0])  # (n, t·m, N)
+            scores = torch.cat([scores, to_memory.view(*scores.shape[:2], -1)], dim=2)
+        weights = scores.softmax(2)
+        keep = (torch.rand_like(weights) >= dropout).to(weights.dtype).div_(1 - dropout) if dropout else None
+        dropped = weights if keep is None else weights * keep
+        output = torch.bmm(dropped[:, :, : self.width], self.windows(self.value).transpose(1, 2))  # (n·t, m, D)
+        output = output.view(self.q.shape)
+        if self.memory is not None:
+            output.baddbmm_(self.to_memory(dropped), self.memory[1])
+        return self.out_of_tiles(output), weights, keep
 
-    def backward(self, grad: Tensor, saved: Sequence[Tensor | None]) -> Gradients:
-        q, g, key, value = self.q, grad.reshape_as(self.q), self.key, self.value
-        grad_q, grad_key, grad_value = torch.empty_like(q), torch.zeros_like(key), torch.zeros_like(value)
-        grad_near = q.new_empty(*q.shape[:2], self.span)  # (n, M, S)
-        grad_memory = self.memory and (torch.zeros_like(self.memory[0]), torch.zeros_like(self.memory[1]))
-        for (rows, columns), weights, keep in zip(self.tiles(), saved[::2], saved[1::2], strict=True):
-            assert weights is not None
-            dropped = weights if keep is None else weights * keep  # (n, m, W + N)
-            width = columns.stop - columns.start
-            grad_value[:, :, columns] += torch.bmm(g[:, rows].transpose(1, 2), dropped[:, :, :width])
-            grad_weights = torch.bmm(g[:, rows], value[:, :, columns])
-            if self.memory is not None and grad_memory is not None:
-                grad_weights = torch.cat([grad_weights, torch.bmm(g[:, rows], self.memory[1].transpose(1, 2))], dim=2)
-                grad_memory[1].add_(torch.bmm(dropped[:, :, width:].transpose(1, 2), g[:, rows]))
-            if keep is not None:
-                grad_weights *= keep
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, 2, weights.dtype)
-            seen = grad_scores[:, :, :width]  # (n, m, W)
-            grad_key[:, :, columns] += torch.bmm(q[:, rows].transpose(1, 2), seen)
-            grad_q[:, rows] = torch.bmm(seen, key[:, :, columns].transpose(1, 2))
-            grad_near[:, rows] = by_distance(seen, self.span)
-            if self.memory is not None and grad_memory is not None:
-                grad_q[:, rows] += torch.bmm(grad_scores[:, :, width:], self.memory[0].transpose(1, 2))
-                grad_memory[0].add_(torch.bmm(q[:, rows].transpose(1, 2), grad_scores[:, :, width:]))
+    def backward(self, grad: Tensor, weights: Tensor, keep: Tensor | None) -> Gradients:
+        q, g = self.by_tile(self.q), self.by_tile(self.in_tiles(grad))  # (n·t, m, D)
+        dropped = weights if keep is None else weights * keep  # (n·t, m, W + N)
+        grad_weights = torch.bmm(g, self.windows(self.value))
+        if self.memory is not None:
+            of_memory = torch.bmm(g.view(self.q.shape), self.memory[1].transpose(1, 2))
+            grad_weights = torch.cat([grad_weights, of_memory.view(*g.shape[:2], -1)], dim=2)
+        if keep is not None:
+            grad_weights *= keep
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, 2, weights.dtype)
+        seen = grad_scores[:, :, : self.width]  # (n·t, m, W)
+        grad_near = by_distance(seen, self.span).reshape(*self.q.shape[:2], self.span)  # (n, t·m, S)
+        grad_q = torch.bmm(seen, self.windows(self.key).transpose(1, 2)).view(self.q.shape)
         grad_q += torch.matmul(grad_near, self.positions.t())
-        shape = (self.batch, self.heads)
+        grad_memory = None
+        if self.memory is not None:
+            of_memory = self.to_memory(grad_scores)
+            grad_q.baddbmm_(of_memory, self.memory[0].transpose(1, 2))
+            grad_memory = (
+                torch.bmm(self.q.transpose(1, 2), of_memory).unflatten(0, self.shape).sum(0),
+                torch.bmm(self.to_memory(dropped).transpose(1, 2), g.view(self.q.shape))
+                .unflatten(0, self.shape)
+                .sum(0),
+            )
         return Gradients(
-            query=grad_q.view_as(self.query),
-            positions=torch.mm(q.flatten(0, 1).t(), grad_near.flatten(0, 1)),
-            log_mask=grad_near.unflatten(0, shape).sum((0, 2)),
-            memory=None
-            if grad_memory is None
-            else (over_rows(grad_memory[0], shape), over_rows(grad_memory[1], shape)),
-            keys_values=[x.unflatten(0, shape).transpose(2, 3) for x in (grad_key, grad_value)],
+            query=self.out_of_tiles(grad_q),
+            positions=torch.mm(self.q.flatten(0, 1).t(), grad_near.flatten(0, 1)),
+            log_mask=None if self.log_mask is None else grad_near.unflatten(0, self.shape).sum((0, 2)),
+            memory=grad_memory,
+            keys_values=[
+                self.out_of_windows(torch.bmm(q.transpose(1, 2), seen)),
+                self.out_of_windows(torch.bmm(g.transpose(1, 2), dropped[:, :, : self.width])),
+            ],
         )
 
-    def tiles(self) -> Iterator[tuple[slice, slice]]:
-        """For each tile of queries its rows, and the columns of the keys that some of them sees."""
-        size = tile_size(self.span)
-        for start in range(0, self.block, size):
-            end = min(start + size, self.block)
-            yield slice(start, end), slice(start, end + self.span - 1)
-
-    def mask(self, tile: int) -> Tensor:
-        """log m inside the band, −inf outside: (h or 1, m, W)."""
-        heads = 1 if self.log_mask is None else self.heads
-        mask = self.q.new_full((heads, tile, self.span + tile - 1), float("-inf"))
-        band = by_distance(mask, self.span)
+    def scores(self) -> Tensor:
+        """(q·k + q·p_d) + log m inside the band, −inf outside: (n·t, m, W)."""
+        near = torch.matmul(self.q, self.positions)  # (n, t·m, S), by distance
+        scores = self.q.new_full((len(self.q) * self.tiles, self.tile, self.width), float("-inf"))
+        band = by_distance(scores, self.span).unflatten(0, (*self.shape, self.tiles))  # (B, h, t, m, S)
+        near = near.view(band.shape)
         if self.log_mask is None:
-            band.zero_()
+            band.copy_(near)
         else:
-            band.copy_(self.log_mask[:, None])
-        return mask
+            torch.add(near, self.log_mask[:, None, None], out=band)
+        return scores.baddbmm_(self.by_tile(self.q), self.windows(self.key))
+
+    def in_tiles(self, rows: Tensor) -> Tensor:
+        """(B, h, M, D) → (n, t·m, D), with zeros after the last query."""
+        return F.pad(rows, (0, 0, 0, self.tiles * self.tile - self.block)).reshape(
+            -1, self.tiles * self.tile, self.size
+        )
+
+    def by_tile(self, rows: Tensor) -> Tensor:
+        """(n, t·m, D) → (n·t, m, D)"""
+        return rows.view(-1, self.tile, self.size)
+
+    def out_of_tiles(self, rows: Tensor) -> Tensor:
+        """(n, t·m, D) → (B, h, M, D)"""
+        return rows[:, : self.block].unflatten(0, self.shape)
+
+    def to_memory(self, weights: Tensor) -> Tensor:
+        """(n·t, m, W + N) → (n, t·m, N)"""
+        return weights[:, :, self.width :].reshape(*self.q.shape[:2], -1)
+
+    def windows(self, keys: Tensor) -> Tensor:
+        """(n, D, T) → (n·t, D, W): what each tile's queries see."""
+        keys = F.pad(keys, (0, self.tiles * self.tile - self.block))
+        return keys.unfold(2, self.width, self.tile)[:, :, : self.tiles].transpose(1, 2).flatten(0, 1)
+
+    def out_of_windows(self, grads: Tensor) -> Tensor:
+        """(n·t, D, W) → (B, h, T, D), where positions that several tiles see add up."""
+        tiles = grads.unflatten(0, (-1, self.tiles))
+        total = grads.new_zeros(len(self.q), self.size, self.span + self.tiles * self.tile)
+        for tile in range(self.tiles):
+            total[:, :, tile * self.tile : tile * self.tile + self.width] += tiles[:, tile]
+        return total[:, :, : self.span + self.block].unflatten(0, self.shape).transpose(2, 3)
 
 
 def parts(
@@ -253,11 +273,6 @@ def parts(
 def each_row(memory: Tensor, batch: int) -> Tensor:
     """(h, …) → (n, …): the same for every row of the batch."""
     return memory.expand(batch, *memory.shape).flatten(0, 1)
-
-
-def over_rows(grad: Tensor, shape: tuple[int, int]) -> Tensor:
-    """(n, …) → (h, …)"""
-    return grad.unflatten(0, shape).sum(0)
 
 
 def by_distance(products: Tensor, span: int) -> Tensor:

@@ -1,0 +1,28 @@
+"""What one update changes, without processes and files around it."""
+
+import torch
+
+from adaptive_span.corpus import prepare
+from adaptive_span.distributed import Process
+from adaptive_span.training import Training
+from tests.conftest import SMALL
+from tests.test_config import composed
+
+
+def test_no_span_outgrows_what_the_next_step_looks_at(text, tmp_path):
+    """However fast spans would grow: what the host knows of them is one update old."""
+    config = composed(
+        "data=files", f"data.path={text}", f"data.directory={tmp_path}", *SMALL, "model.max_span=300", "optimizer.lr=3",
+        "optimizer.clip=100", "train.warmup_steps=0", "train.span_penalty=0", "hardware=cpu",
+    )  # fmt: skip
+    training = Training(config, prepare(config.data), Process(0, 1, torch.device("cpu")))
+    grown, held = [], 0
+    for _ in range(8):
+        before = training.model.spans()
+        training.update()
+        spans, limits = training.model.spans(), torch.tensor(training.limits)
+        assert (spans <= limits + 1e-3).all()
+        held += int(((spans >= limits - 1e-3) & (limits < 300)).sum())
+        grown.append((spans - before).max().item())
+    assert max(grown) > 8  # more than the slack
+    assert held > 0
