@@ -6,10 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -20,7 +23,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from adaptive_span.config import flatten
+from adaptive_span.config import Config, default_run_dir, flatten
 from adaptive_span.errors import UserError, did_you_mean
 
 T = TypeVar("T")
@@ -49,6 +52,12 @@ def typed(composed: DictConfig, schema: type[T]) -> T:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, schema)
     return config
+
+
+def run_directory(config: Config, job: HydraConf) -> Path:
+    """Fixed once, for all processes; each job of a multirun has its own below the one asked for."""
+    directory = Path(config.run.dir or default_run_dir(config))
+    return directory / str(job.job.num) if job.mode == RunMode.MULTIRUN else directory
 
 
 @contextmanager

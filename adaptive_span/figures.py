@@ -1,4 +1,4 @@
-"""The span figure: how far each head looks, heads sorted within each layer, on a logarithmic scale."""
+"""Figures: how far each head looks, and what a training step costs while spans grow."""
 
 from pathlib import Path
 
@@ -25,5 +25,23 @@ def draw_spans(spans: list[list[float]], max_span: int, path: Path) -> None:
     axes.set_ylabel("span (tokens)")
     axes.legend(loc="upper left", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def draw_growth(rows: dict[str, dict[str, float | None]], path: Path) -> None:
+    """Time and memory of a step against the mean span, by implementation; `rows` as `benchmark growth` makes them."""
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, column, label in zip(figure.subplots(1, 2), ("ms", "MiB"), ("step (ms)", "memory (MiB)"), strict=True):
+        for name in dict.fromkeys(key.split(",")[0] for key in rows):
+            points = [(row["mean span"], row[column]) for key, row in rows.items() if key.split(",")[0] == name]
+            axes.plot(*zip(*points, strict=True), marker="o", label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("mean span (tokens)")
+        axes.set_ylabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

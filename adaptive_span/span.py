@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 STEP = 32  # tokens
+SLACK = 8  # tokens that a span may grow by in one update of a training; published ones grow by less than one
 
 
 class AdaptiveSpan(nn.Module):

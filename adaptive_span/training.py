@@ -15,8 +15,7 @@ from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process, autocast
 from adaptive_span.errors import UserError
 from adaptive_span.model import Cache, Transformer
-
-SPAN_SLACK = 8  # tokens that a span may grow in one update; published trainings grow by less than one
+from adaptive_span.span import SLACK
 
 
 class Report:
@@ -94,7 +93,7 @@ class Training:
         rate = optimizer.learning_rate(self.step, self.config.optimizer.lr, train)
         grad_norm = optimizer.update(self.optimizer, self.config.optimizer, rate)
         self.read()
-        self.limits = self.model.limits(self.spans, SPAN_SLACK)
+        self.limits = self.model.limits(self.spans, SLACK)
         self.model.clamp_spans_(self.limits)
         self.optimizer.zero_grad()
         self._report = Report(self.step, torch.stack([nats, grad_norm]), self.model.spans())
@@ -159,7 +158,7 @@ class Training:
     def read_spans(self) -> None:
         """After the weights have been replaced."""
         self.spans = self.model.spans().tolist()  # (N, H) effective spans in tokens, on the host
-        self.limits = self.model.limits(self.spans, SPAN_SLACK)  # of the next step
+        self.limits = self.model.limits(self.spans, SLACK)  # of the next step
 
     def read_nats(self) -> float:
         """Nats a token, the mean over all processes and all updates since it was last read."""

@@ -1,0 +1,94 @@
+"""What things cost on this machine.
+
+- attention: one layer's attention with its keys and values, forward and backward.
+- step: forward, backward and update of a whole model, beside the same without attention.
+- evaluate: scoring a text, from kept keys and values, beside projecting the cache again for every block.
+- growth: a step while the spans grow from 0 to the maximum; --figure draws it.
+- loop: the whole training loop against bare forward + backward + update.
+- processes: updates of 2 processes against 1, with as much work for each.
+- data: numbering 100 MB of bytes.
+
+Ways are timed in turns, in one process; figures are medians. Memory is what one run adds at its height to a process
+of its own. The first four need torch, numpy and PyYAML alone, and triton for fused attention.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from adaptive_span.attention import why_not_fused
+from adaptive_span.benchmark import costs, profiles
+from adaptive_span.benchmark.costs import Row, Settings
+from adaptive_span.config import ATTENTIONS, PRECISIONS
+
+PROJECT = ("loop", "processes", "data")
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    settings = Settings(
+        arguments.model, arguments.profile, 1.0, arguments.batch_size, arguments.layer, arguments.dtype,
+        torch.device("cpu" if arguments.cpu or not torch.cuda.is_available() else "cuda"),
+    )  # fmt: skip
+    rows = _measure(arguments, settings)
+    cpu = settings.device.type == "cpu"
+    machine = f"CPU with {torch.get_num_threads()} threads" if cpu else torch.cuda.get_device_name()
+    print(f"{arguments.what}, {machine}, torch {torch.__version__}")
+    _print_table(rows)
+    if arguments.json:
+        asked = asdict(settings) | {"device": settings.device.type, "what": arguments.what, "machine": machine}
+        arguments.json.write_text(json.dumps(asked | {"rows": rows}, indent=1) + "\n")
+    if arguments.figure:
+        from adaptive_span.figures import draw_growth  # matplotlib, which the figures themselves need not wait for
+
+        draw_growth(rows, arguments.figure)
+
+
+def _measure(arguments: argparse.Namespace, settings: Settings) -> dict[str, Row]:
+    if arguments.what in PROJECT:
+        from adaptive_span.benchmark import project  # and with it all that a training needs
+
+        return getattr(project, arguments.what)(settings, arguments.repeats)
+    names = arguments.attention or _all_that_run(settings)
+    if arguments.what == "growth":
+        return costs.growth(settings, names, arguments.repeats, not arguments.no_memory)
+    beside = {"step": ["none"], "evaluate": ["dense training"]}.get(arguments.what, [])
+    return costs.table(arguments.what, settings, [*names, *beside], arguments.repeats, not arguments.no_memory)
+
+
+def _all_that_run(settings: Settings) -> list[str]:
+    config = profiles.sizes(settings.model)
+    why_not = why_not_fused(settings.device, config.hidden_size // config.num_heads, settings.dtype)
+    return ["dense", "banded"] if why_not else ["dense", "banded", "fused"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=(*costs.KINDS, "growth", *PROJECT))
+    parser.add_argument("--model", default="base", help="a name of conf/model/")
+    parser.add_argument("--batch-size", type=int, default=2, help="rows, of each process")
+    parser.add_argument("--profile", default="paper", choices=profiles.PROFILES, help="the heads' spans")
+    parser.add_argument("--layer", type=int, default=8, help="of `attention`, counted from 0")
+    parser.add_argument("--attention", nargs="+", choices=ATTENTIONS[1:], help="ways to compare; all that run here")
+    parser.add_argument("--dtype", default="fp32", choices=PRECISIONS)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the column that needs a process of its own")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--figure", type=Path, help="of `growth`: draw it there")
+    return parser
+
+
+def _print_table(rows: dict[str, Row]) -> None:
+    columns, width = list(next(iter(rows.values()))), max(16, *map(len, rows))
+    print(f"{'':{width}}" + "".join(f"{column:>20}" for column in columns))
+    for name, row in rows.items():
+        cells = ["–" if row[column] is None else f"{row[column]:.4g}" for column in columns]
+        print(f"{name:{width}}" + "".join(f"{cell:>20}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()

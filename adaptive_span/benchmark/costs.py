@@ -1,0 +1,154 @@
+"""What a model costs: one layer's attention, a training step, scoring a text; by each implementation of attention."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from adaptive_span import flops, optimizer
+from adaptive_span.attention import HiddenStates, choose
+from adaptive_span.benchmark import profiles
+from adaptive_span.benchmark.profiles import VOCAB_SIZE
+from adaptive_span.benchmark.timing import Way, in_turns, matrix_peak, memory
+from adaptive_span.config import OptimizerConfig
+from adaptive_span.model import AdaptiveSpanAttention, Transformer
+
+Row = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    model: str = "base"
+    profile: str = "paper"
+    scale: float = 1.0  # of the profile's spans
+    batch_size: int = 2
+    layer: int = 8  # of `attention`
+    precision: str = "fp32"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def build(self, attention: str) -> Transformer:
+        config = replace(profiles.sizes(self.model), attention=attention)
+        return profiles.build(config, profiles.spans(self.profile, config, self.scale), self.device)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+
+def attention(settings: Settings, name: str) -> Way:
+    """One layer's attention with its keys and values, forward and backward."""
+    model = settings.build(name)
+    config, layer = model.config, settings.layer
+    module = model.attention_blocks[layer].attention
+    assert isinstance(module, AdaptiveSpanAttention)
+    assert module.span is not None
+    span = module.span
+    limits = profiles.limits_in_training(model)[layer]
+    cache = profiles.full_cache(model, settings.batch_size)[layer]
+    shape = (settings.batch_size, config.block_size, config.hidden_size)
+    hidden = torch.randn(shape, device=settings.device, requires_grad=True)
+    query = torch.randn(shape, device=settings.device).unflatten(2, (config.num_heads, -1)).transpose(1, 2)
+    query.requires_grad_()
+
+    def way() -> None:
+        with settings.autocast():
+            context = HiddenStates(cache, hidden, module.key.weight, module.value.weight, config.num_heads)
+            output = choose(name)(query, context, model.positions, span.tokens(), config.ramp, limits)
+        output.sum().backward()
+
+    return way
+
+
+def step(settings: Settings, name: str) -> Way:
+    """Forward, backward and update; `name` may be 'none': without attention and its keys and values."""
+    model = settings.build("dense" if name == "none" else name)
+    if name == "none":
+        for block in model.attention_blocks:
+            _leave_out_attention(block.attention)  # type: ignore[arg-type]
+    update = optimizer.build(OptimizerConfig("adagrad", 0.0, 0.03), model.parameters())
+    shape = (settings.batch_size, model.config.block_size + 1)
+    text = torch.randint(VOCAB_SIZE, shape, device=settings.device)
+    limits, cache = profiles.limits_in_training(model), profiles.full_cache(model, settings.batch_size)
+
+    def way() -> None:
+        with settings.autocast():
+            nll, _ = model(text[:, :-1], text[:, 1:], cache, limits)
+        nll.mean().backward()
+        update.step()
+        update.zero_grad()
+
+    return way
+
+
+BLOCKS = 4
+
+
+def evaluate(settings: Settings, name: str) -> Way:
+    """Four blocks of a text; `name` may be 'dense training', which projects the cache again for every block."""
+    model = settings.build(name.split()[0]).eval()
+    text = torch.randint(VOCAB_SIZE, (settings.batch_size, model.config.block_size), device=settings.device)
+    limits, cache = model.limits(), profiles.full_cache(model, settings.batch_size)
+    if not name.endswith("training"):
+        full, cache = max(past.size(1) for past in cache), model.empty_inference_cache()
+        with torch.inference_mode(), settings.autocast():
+            for _ in range(0, full, text.size(1)):
+                _, cache = model(text, text, cache, limits)
+
+    def way() -> None:
+        past = cache
+        with torch.inference_mode(), settings.autocast():
+            for _ in range(BLOCKS):
+                _, past = model(text, text, past, limits)
+
+    return way
+
+
+KINDS = {"attention": attention, "step": step, "evaluate": evaluate}
+
+
+def table(what: str, settings: Settings, names: list[str], repeats: int, with_memory: bool = True) -> dict[str, Row]:
+    """Of each way: milliseconds, how often it fits into the first one's time, share of the matrix-product peak, MiB."""
+    make = KINDS[what]
+    ways = {name: make(settings, name) for name in names}
+    seconds = in_turns(repeats, **ways)
+    operations, peak = _operations(what, settings), matrix_peak(settings.device, settings.dtype)
+    return {
+        name: {
+            "ms": 1000 * seconds[name],
+            "× faster": seconds[names[0]] / seconds[name],
+            "% of peak": None if name == "none" else 100 * operations / seconds[name] / peak,
+            "MiB": memory(settings.device, way, make, settings, name) if with_memory else None,
+        }
+        for name, way in ways.items()
+    }
+
+
+def growth(settings: Settings, names: list[str], repeats: int, with_memory: bool = True) -> dict[str, Row]:
+    """A training step while spans grow: the profile's times 0 to 16, and every head at the maximum."""
+    rows: dict[str, Row] = {}
+    stages = [replace(settings, scale=scale) for scale in (0.0, 0.25, 1.0, 4.0, 16.0)]
+    for stage in [*stages, replace(settings, profile="full")]:
+        mean = stage.build("dense").spans().mean().item()
+        for name, row in table("step", stage, names, repeats, with_memory).items():
+            rows[f"{name}, {mean:.0f} tokens"] = {"mean span": mean} | row
+    return rows
+
+
+def _operations(what: str, settings: Settings) -> float:
+    """As `flops.py` counts them: of what the learned spans make necessary, however it is computed."""
+    model = settings.build("dense")
+    spans, config = model.spans().tolist(), model.config
+    tokens = settings.batch_size * config.block_size
+    if what == "attention":
+        once = 6 * config.hidden_size // config.num_heads * sum(spans[settings.layer]) + 4 * config.hidden_size**2
+        return flops.TRAINING * once * tokens
+    forward = sum(flops.forward(config, VOCAB_SIZE, spans).values()) * tokens
+    return forward * BLOCKS if what == "evaluate" else flops.TRAINING * forward
+
+
+def _leave_out_attention(module: AdaptiveSpanAttention) -> None:
+    module.forward = lambda hidden, *_: module.output(module.query(hidden))  # type: ignore[method-assign]

@@ -1,0 +1,72 @@
+"""Models to measure: sizes from `conf/model/`, their one home, and heads as long as those of published models."""
+
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from adaptive_span.config import ModelConfig
+from adaptive_span.model import Transformer
+from adaptive_span.span import SLACK, AdaptiveSpan
+
+CONF = Path(__file__).parents[2] / "conf"
+VOCAB_SIZE = 205  # of enwik8
+PROFILES = ("paper", "fresh", "full")
+
+# Effective spans in tokens, read off the span figure of arXiv 1905.07799's 12-layer model, to a few per cent.
+PAPER: list[list[float]] = [
+    [32, 32.2, 32.4, 32.5, 32.6, 32.7, 32.8, 33.5],
+    [32.2, 32.5, 32.8, 33, 33.2, 33.5, 33.8, 34.2],
+    [32.2, 32.5, 32.8, 33, 33.4, 33.8, 34.2, 34.8],
+    [32.2, 32.5, 32.8, 33, 33.2, 33.5, 33.8, 34.6],
+    [32.2, 32.4, 32.7, 33, 33.2, 33.5, 33.8, 34.2],
+    [33, 34, 37, 49, 53, 54, 65, 103],
+    [35, 38, 42, 47, 70, 80, 93, 225],
+    [33, 45, 48, 51, 82, 120, 160, 1120],
+    [51, 78, 82, 110, 138, 140, 560, 3200],
+    [32.5, 33.5, 36, 48, 75, 76, 100, 225],
+    [38, 92, 101, 105, 130, 180, 255, 3900],
+    [62, 63, 125, 128, 195, 300, 1050, 1700],
+]
+
+
+def sizes(name: str) -> ModelConfig:
+    """A model of `conf/model/`."""
+    values = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
+    return ModelConfig(**{key: value for key, value in values.items() if key != "defaults"})
+
+
+def spans(profile: str, config: ModelConfig, scale: float = 1.0) -> Tensor:
+    """z of each head, (N, H), in tokens, times `scale`.
+
+    paper: as published, each row as often as the model has layers for it; fresh: 0; full: the maximum.
+    """
+    layers, heads = config.num_layers, config.num_heads
+    if profile == "paper":
+        rows = [PAPER[layer * len(PAPER) // layers] for layer in range(layers)]
+        z = torch.tensor([(row * heads)[:heads] for row in rows]) - 32
+    else:
+        z = torch.full((layers, heads), {"fresh": 0.0, "full": float(config.max_span)}[profile])
+    return (z * scale).clamp(0, config.max_span)
+
+
+def build(config: ModelConfig, z: Tensor, device: torch.device) -> Transformer:
+    """A model with these spans, (N, H) in tokens, and otherwise as it starts."""
+    torch.manual_seed(0)
+    model = Transformer(config, VOCAB_SIZE).to(device)
+    modules = [module for module in model.modules() if isinstance(module, AdaptiveSpan)]
+    for module, own in zip(modules, z, strict=True):
+        module.fraction.data.copy_(own / module.max_span)
+    return model
+
+
+def limits_in_training(model: Transformer) -> list[list[int]]:
+    return [list(heads) for heads in model.limits(slack=SLACK)]
+
+
+def full_cache(model: Transformer, batch_size: int) -> list[Tensor]:
+    """As training finds it."""
+    device = model.positions.device
+    lengths = [model.cache_length(heads) for heads in limits_in_training(model)]
+    return [torch.randn(batch_size, length, model.config.hidden_size, device=device) for length in lengths]

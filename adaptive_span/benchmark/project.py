@@ -1,0 +1,120 @@
+"""What the project adds to a bare training: its loop, its data, several processes."""
+
+import resource
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from adaptive_span.benchmark import profiles
+from adaptive_span.benchmark.costs import Row, Settings
+from adaptive_span.benchmark.timing import in_turns
+from adaptive_span.config import Config, DataConfig, HardwareConfig, OptimizerConfig
+from adaptive_span.corpus import prepare
+from adaptive_span.distributed import Process, process_group
+from adaptive_span.interruption import Interruption
+from adaptive_span.trainer import Run
+from adaptive_span.training import Training
+
+STEPS = 40
+
+
+def _config(settings: Settings, directory: str) -> Config:
+    config = Config(model=profiles.sizes(settings.model), data=DataConfig("stdlib", directory=directory))
+    config.optimizer = OptimizerConfig("adagrad", 0.07, 0.03)
+    config.tracking.name = "none"
+    config.train.steps, config.train.warmup_steps = 0, 1000
+    config.train.batch_size, config.train.span_penalty = settings.batch_size, 2e-6
+    config.validation.every, config.validation.blocks = 1000, 1
+    config.checkpoint.every, config.log.every = 1000, 10
+    return config
+
+
+def loop(settings: Settings, repeats: int) -> dict[str, Row]:
+    """The whole training loop against bare forward + backward + update, in turns."""
+    with tempfile.TemporaryDirectory() as directory, Interruption() as interruption:
+        config = _config(settings, directory)
+        run = Run(config, prepare(config.data), Process(0, 1, settings.device), Path(directory) / "run")
+        (Path(directory) / "run").mkdir()
+
+        def whole() -> None:  # with what the end of a run adds: a validation block and a checkpoint
+            config.train.steps += STEPS
+            run.go_on(interruption)
+
+        def bare() -> None:
+            training = run.training
+            tokens, targets, _ = training.stream.next()
+            for _ in range(STEPS):
+                nll, _ = training.model(tokens, targets, training.caches[0], training.limits)
+                (nll.mean() + 2e-6 * training.model.span_penalty()).backward()
+                training.optimizer.step()
+                training.optimizer.zero_grad()
+
+        seconds = in_turns(repeats, loop=whole, bare=bare)
+    overhead = 100 * (seconds["loop"] / seconds["bare"] - 1)
+    return {
+        "bare step": {"ms": 1000 * seconds["bare"] / STEPS, "% more": None},
+        "training loop": {"ms": 1000 * seconds["loop"] / STEPS, "% more": overhead},
+    }
+
+
+def data(settings: Settings, repeats: int) -> dict[str, Row]:
+    """Numbering 100 MB of bytes."""
+    with tempfile.TemporaryDirectory() as directory:
+        text = np.random.default_rng(0).integers(32, 232, 1_000_000, dtype=np.uint8)
+        with open(Path(directory) / "text", "wb") as file:
+            for _ in range(100):
+                file.write(text.tobytes())
+        config = DataConfig("enwik8", file=f"{directory}/text", split=[90_000_000, 5_000_000, 5_000_000])
+        config.directory = directory
+        started = time.perf_counter()
+        prepare(config)
+        seconds, height = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return {"100 MB of bytes": {"ms": 1000 * seconds, "MiB of the process": height}}
+
+
+def processes(settings: Settings, repeats: int) -> dict[str, Row]:
+    """Updates of 1 and of 2 processes with as many rows for each; on a CPU each has half of the cores in both cases."""
+    with tempfile.TemporaryDirectory() as directory:
+        config = _config(settings, directory)
+        prepare(config.data)
+        found: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(repeats):
+            for count, seconds in found.items():
+                whole = replace(config, train=replace(config.train, batch_size=count * settings.batch_size))
+                seconds.append(_seconds_a_step(whole, count, settings.device.type))
+    medians = {count: float(np.median(seconds)) for count, seconds in found.items()}
+    return {
+        f"{count} process{'es' if count > 1 else ''}": {
+            "ms": 1000 * seconds,
+            "tokens/s": count * settings.batch_size * config.model.block_size / seconds,
+            "% of linear": 100 * medians[1] / seconds,
+        }
+        for count, seconds in medians.items()
+    }
+
+
+def _seconds_a_step(config: Config, count: int, device: str) -> float:
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        run_id=f"benchmark-{count}",
+        max_restarts=0,
+    )
+    return elastic_launch(launch, _update_in_turns)(config, device)[0]
+
+
+def _update_in_turns(config: Config, device: str) -> float:
+    """In a worker: seconds of one update, the median."""
+    with process_group(HardwareConfig(device)) as process:
+        if device == "cpu":
+            torch.set_num_threads(max(1, torch.get_num_threads() // (2 if process.world_size == 1 else 1)))
+        training = Training(config, prepare(config.data), process)
+        return in_turns(10, update=training.update)["update"]

@@ -1,0 +1,72 @@
+"""Every file of sweeps/ with two short jobs, and the table that a sweep ends with."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, finish
+
+TWO_JOBS = {
+    "penalty_by_span": {"train.span_penalty": "0.0,1.0e-3", "model.max_span": "64"},
+    "fixed_or_adaptive": {"model.adaptive_span": "true,false", "model.max_span": "64"},
+    "rate_by_warmup": {"optimizer.lr": "0.03,0.07", "train.warmup_steps": "4"},
+    "seeds": {"train.seed": "1,2"},
+}
+
+
+def table(home: Path) -> list[dict[str, str]]:
+    with open(home / "sweep.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_no_sweep_is_left_out():
+    assert {path.stem for path in (ROOT / "sweeps").glob("*.yaml")} == TWO_JOBS.keys()
+
+
+@pytest.mark.parametrize("name", TWO_JOBS)
+def test_a_sweep_runs_and_ends_with_a_table(name, launch, tmp_path):
+    """As the second line of its file says, with fewer values of the same keys."""
+    told = (ROOT / "sweeps" / f"{name}.yaml").read_text().splitlines()[1]
+    assert told.startswith(f"# python launch.py sweep={name} ")
+    params = ",".join(f'{key}:"{value}"' for key, value in TWO_JOBS[name].items())
+    assert yaml.safe_load((ROOT / "sweeps" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"].keys() == (
+        TWO_JOBS[name].keys()
+    )
+    out = launch(f"sweep={name}", f"hydra.sweeper.params={{{params}}}", "train.steps=12").stdout
+    [varied] = [key for key, value in TWO_JOBS[name].items() if "," in value]
+    rows = table(tmp_path / "runs" / f"sweep-{name}")
+    assert {row[varied].lower() for row in rows} == {
+        str(yaml.safe_load(v)).lower() for v in TWO_JOBS[name][varied].split(",")
+    }
+    assert [row["step"] for row in rows] == ["12", "12"]
+    bpc = [float(row["valid/bpc"]) for row in rows]
+    assert bpc == sorted(bpc)
+    assert all(float(row[key]) > 0 for row in rows for key in ("test/bpc", "span/mean", "flops_per_token", "seconds"))
+    assert "2 runs, the best on valid first" in out
+
+
+def test_runs_that_have_not_ended_are_in_the_table_too(launch, tmp_path):
+    launch("hydra.mode=MULTIRUN", "run.dir=sweep", "train.seed=1,2", "train.steps=12")
+    (tmp_path / "sweep" / "1" / "evaluation.json").unlink()
+    out = finish([sys.executable, "-m", "adaptive_span.sweep", "sweep"], tmp_path).stdout
+    rows = {Path(row["run"]).name: row for row in table(tmp_path / "sweep")}
+    assert rows["0"]["test/bpc"]
+    assert not rows["1"]["test/bpc"]
+    assert "–" in out
+
+
+def test_a_wandb_agent_can_call_launch(launch, tmp_path):
+    """An agent fills in `command` like this: `${args_no_hyphens}` is key=value for each parameter of a trial."""
+    sweep = yaml.safe_load((ROOT / "sweeps" / "wandb_agent.yml").read_text())
+    assert sweep["command"][:3] == ["${env}", "python", "${program}"]
+    assert sweep["command"][-1] == "${args_no_hyphens}"
+    assert sweep["program"] == "launch.py"
+    assert sweep["metric"]["name"] == "valid/bpc"
+    for trial, (penalty, rate) in enumerate([(1.0e-7, 0.03), (9.87e-06, 0.15)]):
+        chosen = dict(zip(sweep["parameters"], (penalty, rate), strict=True))
+        launch(*(f"{key}={value}" for key, value in chosen.items()), f"run.dir={trial}", "train.steps=6")
+        config = yaml.safe_load((tmp_path / str(trial) / "config.yaml").read_text())
+        assert [config["train"]["span_penalty"], config["optimizer"]["lr"]] == [penalty, rate]
