@@ -26,7 +26,7 @@ import yaml
 from torch import Tensor
 
 from adaptive_span import flops, optimizer
-from adaptive_span.attention import HiddenStates, choose, runs_here
+from adaptive_span.attention import HiddenStates, choose, why_not_fused
 from adaptive_span.config import ATTENTIONS, Config, DataConfig, ModelConfig, OptimizerConfig
 from adaptive_span.model import AdaptiveSpanAttention, Transformer
 from adaptive_span.span import AdaptiveSpan
@@ -293,6 +293,13 @@ def data(arguments: argparse.Namespace) -> dict[str, Row]:
         return {"100 MB of bytes": {"ms": 1000 * seconds, "MiB of the process": height}}
 
 
+def all_that_run(arguments: argparse.Namespace) -> list[str]:
+    config = sizes(arguments.model)
+    dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
+    why_not = why_not_fused(device_of(arguments), config.hidden_size // config.num_heads, dtype)
+    return ["dense", "banded"] if why_not else ["dense", "banded", "fused"]
+
+
 def print_table(rows: dict[str, Row]) -> None:
     columns = list(next(iter(rows.values())))
     print(f"{'':16}" + "".join(f"{column:>12}" for column in columns))
@@ -315,7 +322,7 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="leave out the column that needs a process of its own")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     arguments = parser.parse_args()
-    arguments.attention = arguments.attention or [name for name in ("dense", "banded", "fused") if runs_here(name)]
+    arguments.attention = arguments.attention or all_that_run(arguments)
     rows = {"loop": loop, "data": data}.get(arguments.what, table)(arguments)
     print(f"{arguments.what}, {_machine(arguments)}, torch {torch.__version__}")
     print_table(rows)
