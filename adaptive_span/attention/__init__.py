@@ -40,11 +40,13 @@ def choose(name: str) -> Attend:
     if name in ("dense", "banded"):
         return {"dense": dense.attend, "banded": banded.attend}[name]
 
-    @torch.compiler.disable
-    def attend(query: Tensor, *others: Any, **named: Any) -> Tensor:
-        return _implementation(chosen(name, query.device, query.size(3), query.dtype)[0])(query, *others, **named)
+    return functools.partial(_attend, name)
 
-    return attend
+
+@torch.compiler.disable
+def _attend(name: str, query: Tensor, *others: Any, **named: Any) -> Tensor:
+    name, _ = chosen(name, query.device, query.size(3), query.dtype)
+    return _implementation(name)(query, *others, **named)
 
 
 def chosen(name: str, device: torch.device, head_size: int, dtype: torch.dtype = torch.float32) -> tuple[str, str]:

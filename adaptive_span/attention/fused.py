@@ -56,8 +56,8 @@ def random_keys(query: Tensor) -> Tensor:
 # spill on sm_80 and sm_90.
 TILES = {
     "forward_kernel": ((64, 64, 4, 3), (64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
-    "query_kernel": ((64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 4, 1), (32, 32, 8, 1)),
-    "key_value_kernel": ((64, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (32, 16, 8, 1)),
+    "query_kernel": ((64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 4, 1), (16, 32, 8, 1)),
+    "key_value_kernel": ((64, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1)),
     "memory_kernel": ((64, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (32, 32, 8, 1)),
 }
 
@@ -102,11 +102,12 @@ class Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, output, lse = ctx.saved_tensors[:8]
+        saved = ctx.saved_tensors
+        *inputs, output, lse = saved[:8]
         layer = Layer(*ctx.layer, *inputs)
         back = Backward(layer, grad.contiguous(), output, lse)
         grad_keys_values: list[Tensor] = []
-        for heads, key, value in parts(ctx.sizes, ctx.saved_tensors[8:]):
+        for heads, key, value in parts(ctx.sizes, saved[8:]):
             grad_keys_values += back.group(heads, key, value)
         memory = back.memory() if layer.memory_key is not None else (None, None)
         return None, None, None, None, back.grad_query, back.grad_positions, back.grad_spans, *memory, *grad_keys_values

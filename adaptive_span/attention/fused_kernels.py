@@ -17,8 +17,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 FLOOR = tl.constexpr(1e-20)  # of the soft mask, as in `span.log_soft_mask`
 
 # What changes with the spans makes no kernel be compiled anew: spans themselves are a tensor, a group's first head is
-# not looked at, and its length only for being a multiple of 16, without which loads are slow: `span.STEP` sees to that.
-compiled = triton.jit(do_not_specialize=["first", "threshold"])
+# not looked at, and its length for being a multiple of 16 alone, as `span.STEP` makes it, since other loads are slow.
+compiled = triton.jit(do_not_specialize=["first", "batch", "threshold", "plane"])
 
 
 @triton.jit
@@ -267,7 +267,7 @@ def key_value_kernel(
     put_columns(grad_value, found_value * scale, j, d, span + block, 1, grad_stride_d, SIZE)
 
 
-@triton.jit
+@compiled
 def memory_kernel(
     query, memory_key, memory_value, keys, grad, lse, delta, grad_memory_key, grad_memory_value,
     heads, batch, block, memory_size, threshold, scale, plane,
