@@ -14,7 +14,7 @@ from adaptive_span.errors import UserError, did_you_mean
 T = TypeVar("T")
 MISSING: Any = "???"  # the mark that Hydra fills in from conf/
 
-ATTENTIONS = ("auto", "dense", "banded")
+ATTENTIONS = ("auto", "dense", "banded", "fused")
 DATA_NAMES = ("stdlib", "enwik8", "text8", "wikitext103", "files")
 DEVICES = ("auto", "cpu", "cuda")
 LEVELS = ("byte", "word")

@@ -2,14 +2,15 @@
 
 import re
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
-from adaptive_span.attention.banded import tile_size
-from adaptive_span.config import Config, flatten
+from adaptive_span.attention import chosen
+from adaptive_span.attention.banded import group_heads, tile_size
+from adaptive_span.config import Config, ModelConfig, flatten
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.model import Limits
@@ -27,6 +28,9 @@ def explained(config: Config, process: Process, parameters: int, limits: Callabl
         asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
+        size = config.model.hidden_size // config.model.num_heads
+        name, _ = chosen(config.model.attention, process.device, size)
+        config = replace(config, model=replace(config.model, attention=name))
         need = step_bytes(config, process.world_size, parameters, limits())
         raise UserError(
             f"out of memory: a step asked for {asked[1] if asked else 'more'} at once and needs about "
@@ -44,24 +48,34 @@ def step_bytes(config: Config, processes: int, parameters: int, limits: Limits) 
     model, train = config.model, config.train
     rows, block = train.batch_size // processes // train.batch_split, model.block_size
     state = parameters * (4 if config.optimizer.name == "adam" else 3)
-    dense, size = model.attention == "dense", model.hidden_size // model.num_heads
     kept, widest = [], 0.0
     for heads in limits:
-        if dense:  # every head as far as the longest one; weights by distance and by position
+        if model.attention == "dense":  # every head as far as the longest one
             heads = [max(heads)] * len(heads)
+        weights, at_once = _scores(model, heads)
         lengths = [limit + block for limit in heads]
-        scores = block * sum(lengths if dense else (limit + tile_size(limit) for limit in heads))
-        scores += block * model.memory_size * model.num_heads
-        weights = (2 if model.dropout else 1) * (2 if dense else 1) * scores
-        keys_values = 2 * size * sum(lengths)
+        keys_values = 2 * model.hidden_size // model.num_heads * sum(lengths)
         hidden = (max(heads) + block) * model.hidden_size
         kept.append(weights + keys_values + hidden + block * (8 * model.hidden_size + 3 * model.ffn_size))
-        at_once = scores if dense else sum(min(block, tile_size(limit)) * (limit + tile_size(limit)) for limit in heads)
-        widest = max(widest, 3.0 * at_once)
+        widest = max(widest, at_once)
     if config.hardware.activation_checkpointing:
         widest += max(kept)
         kept = [(max(heads) + block) * model.hidden_size for heads in limits]
     return 4.0 * (state + rows * (sum(kept) + widest))
+
+
+def _scores(model: ModelConfig, heads: Sequence[int]) -> tuple[float, float]:
+    """Numbers a row of a layer's scores and weights: that are kept for the backward pass, and at once beside them."""
+    block, copies = model.block_size, 2 if model.dropout else 1
+    memory = block * model.memory_size * model.num_heads
+    if model.attention == "fused":  # a group's products with the position vectors
+        return 0.0, block * max(len(group) * limit for group, limit in group_heads(heads))
+    if model.attention == "dense":  # weights by distance and by position
+        scores = block * sum(limit + block for limit in heads) + memory
+        return 2.0 * copies * scores, 3.0 * scores
+    scores = block * sum(limit + tile_size(limit) for limit in heads) + memory
+    widest = block * max(len(group) * (limit + tile_size(limit)) for group, limit in group_heads(heads))
+    return float(copies * scores), 3.0 * widest
 
 
 def _advice(config: Config, processes: int, parameters: int, limits: Limits, available: float) -> str:

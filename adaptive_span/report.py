@@ -58,8 +58,9 @@ def print_tables(result: dict[str, Any], config: Config, level: str) -> None:
 
 
 def model_of(state: checkpoint.State, device: torch.device) -> Transformer:
-    """The model that a checkpoint describes, with its weights."""
-    model = Transformer(from_dict(state["config"]["model"], ModelConfig), state["vocab_size"])
+    """The model that a checkpoint describes, with its weights, on a machine that may be another one."""
+    config = from_dict(state["config"]["model"], ModelConfig)
+    model = Transformer(replace(config, attention="auto"), state["vocab_size"])
     model.load_state_dict(state["model"])
     return model.to(device)
 

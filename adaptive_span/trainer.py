@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 import yaml
 from filelock import FileLock, Timeout
 
 from adaptive_span import checkpoint, evaluation, flops, out_of_memory, published, report, stream
+from adaptive_span.attention import chosen
 from adaptive_span.config import Config, check_batch, identity
 from adaptive_span.console import TrainingProgress, list_places, say
 from adaptive_span.corpus import Corpus, prepare
@@ -27,15 +29,26 @@ def train(config: Config) -> None:
     directory = Path(config.run.dir or "")
     with process_group(config.hardware) as process, ExitStack() as stack:
         check_batch("train.batch_size", config.train.batch_size, process.world_size, config.train.batch_split)
+        _attention(config, process)
         if process.is_main:
             stack.enter_context(_claimed(directory))
         process.barrier()
         _train(config, process, directory, stack.enter_context(Interruption()))
 
 
+def _attention(config: Config, process: Process) -> str:
+    """Which attention the run will have, and why; an error where it cannot have the one that was asked for."""
+    model, low = config.model, config.hardware.precision == "bf16"
+    dtype = torch.bfloat16 if low else torch.float32
+    name, reason = chosen(model.attention, process.device, model.hidden_size // model.num_heads, dtype)
+    return f"attention: {name} ({reason})"
+
+
 def _train(config: Config, process: Process, directory: Path, interruption: Interruption) -> None:
     run = Run(config, prepare(config.data, config.model.reads_by_frequency), process, directory)
     if run.training.step < config.train.total_steps:
+        if process.is_main:
+            say(_attention(config, process))
         run.go_on(interruption)
     elif (directory / "evaluation.json").exists():
         if process.is_main:

@@ -12,6 +12,13 @@ from hypothesis import settings
 settings.register_profile("the same examples every time", derandomize=True, deadline=None)
 settings.load_profile("the same examples every time")
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Triton's kernels are interpreted, on the CPU, but in the tests that ask for a GPU; before triton is imported."""
+    if config.option.markexpr != "gpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 Finished = subprocess.CompletedProcess[str]

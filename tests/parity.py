@@ -5,6 +5,7 @@ them (negative log-likelihoods, gradients), and the losses and spans of a short 
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ def main() -> int:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--attention", default="auto", choices=ATTENTIONS)
     arguments = parser.parse_args()
+    if arguments.attention == "fused" and not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # slow: about a minute a file
     failed = False
     for path in arguments.files:
         print(path)

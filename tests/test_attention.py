@@ -25,6 +25,16 @@ shapes = st.fixed_dictionaries(
 )
 
 
+# The fused kernels compute in fp32, or less, whatever they are given.
+IN_DOUBLE = [name for name in ATTENTIONS if name != "fused"]
+DTYPE = {"fused": torch.float32}
+TOLERANCE = {"fused": {"rtol": 2e-5, "atol": 2e-5}}
+
+
+def close(attention, got, expected):
+    torch.testing.assert_close(got.double(), expected.double(), **TOLERANCE.get(attention, {}))
+
+
 def fractions(heads: int) -> st.SearchStrategy[list[float]]:
     return st.lists(st.sampled_from([0.0, 1.0]) | st.floats(0, 1, width=32), min_size=heads, max_size=heads)
 
@@ -108,67 +118,72 @@ def test_a_span_at_zero_feels_what_it_would_gain_by_growing():
 @settings(max_examples=25)
 @given(data=st.data(), shape=shapes)
 def test_attention_is_its_definition(attention, data, shape):
-    x = inputs(**shape)
+    x = inputs(**shape, dtype=DTYPE.get(attention, torch.float64))
     spans = data.draw(st.none() | fractions(shape["heads"]))
     limits = [shape["max_span"]] * shape["heads"]
     if spans is not None:
-        spans = torch.tensor(spans, dtype=torch.float64) * shape["max_span"]
+        spans = torch.tensor(spans, dtype=x["query"].dtype) * shape["max_span"]
     got = call(choose(attention), x, spans, shape["ramp"], limits)
-    torch.testing.assert_close(got, by_the_definition(x, spans, shape["ramp"]))
+    x = {name: tensor.double() for name, tensor in x.items()}
+    close(attention, got, by_the_definition(x, spans, shape["ramp"]))
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @settings(max_examples=50)
 @given(data=st.data(), shape=shapes)
 def test_trimmed_is_untrimmed(attention, data, shape):
-    x = inputs(**shape)
-    spans = torch.tensor(data.draw(fractions(shape["heads"])), dtype=torch.float64) * shape["max_span"]
+    x = inputs(**shape, dtype=DTYPE.get(attention, torch.float64))
+    spans = torch.tensor(data.draw(fractions(shape["heads"])), dtype=x["query"].dtype) * shape["max_span"]
     full = [shape["max_span"]] * shape["heads"]
     tight = [min(shape["max_span"], math.floor(z) + shape["ramp"] + 1) for z in spans.tolist()]
     slack = [data.draw(st.integers(limit, shape["max_span"])) for limit in tight]
+    untrimmed = call(choose(attention), x, spans, shape["ramp"], full)
     for limits in (tight, slack):
-        trimmed = call(choose(attention), x, spans, shape["ramp"], limits)
-        torch.testing.assert_close(trimmed, call(choose(attention), x, spans, shape["ramp"], full))
+        close(attention, call(choose(attention), x, spans, shape["ramp"], limits), untrimmed)
 
 
 @st.composite
-def layers(draw):
+def layers(draw, max_spans=(1, 63, 64, 65, 200, 700), blocks=(1, 7, 63, 64, 65, 130), most_heads=5):
     """Blocks and spans of real sizes: at 0, at the maximum, equal, and just across the border of a tile."""
-    max_span = draw(st.sampled_from([1, 63, 64, 65, 200, 700]))
-    heads = draw(st.integers(1, 5))
+    max_span = draw(st.sampled_from(max_spans))
+    heads = draw(st.integers(1, most_heads))
     ramp = draw(st.sampled_from([1, 32]))
     edges = [
         z for z in (0, 31, 32, 33, 62, 63, 64, 65, 127, 255, 256, max_span - ramp - 1, max_span) if 0 <= z <= max_span
     ]
     spans = draw(st.lists(st.sampled_from(edges) | st.floats(0, max_span), min_size=heads, max_size=heads))
     sizes = {"batch": draw(st.integers(1, 2)), "heads": heads, "head_size": draw(st.sampled_from([1, 3, 8]))}
-    sizes |= {"block": draw(st.sampled_from([1, 7, 63, 64, 65, 130])), "past": draw(st.sampled_from([0, 40, 300, 900]))}
+    sizes |= {"block": draw(st.sampled_from(blocks)), "past": draw(st.sampled_from([0, 40, 300, 900]))}
     return sizes | {"max_span": max_span, "ramp": ramp, "seed": 0}, spans, draw(st.sampled_from([0, 1, 9]))
 
 
-@pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name != "dense"])
+def output_and_gradients(attention, layer, device="cpu", dtype=torch.float64):
+    """Of everything that has one, in double precision."""
+    shape, spans, memory_size = layer
+    heads, size, longest = shape["heads"], shape["head_size"], shape["max_span"]
+    tensors = list(inputs(**shape).values())
+    if memory_size:
+        draw = torch.Generator().manual_seed(1)
+        sizes = ((heads, size, memory_size), (heads, memory_size, size))
+        tensors += [torch.randn(*s, generator=draw, dtype=torch.float64) for s in sizes]
+    leaves = [tensor.to(device, dtype).requires_grad_() for tensor in tensors]
+    z, limits = None, [longest] * heads
+    if spans is not None:
+        z = torch.tensor(spans, device=device, dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
+        limits = [upper_bound(min(span + shape["ramp"], longest), longest) for span in spans]
+    x = dict(zip(inputs(**shape), leaves, strict=False))
+    output = call(choose(attention), x, z, shape["ramp"], limits, memory=leaves[5:] or None)
+    output.square().sum().backward()
+    return [x.double().cpu() for x in (output, *(leaf.grad for leaf in leaves), *([] if z is None else [z.grad]))]
+
+
 @settings(max_examples=60)
 @given(layers())
-def test_every_implementation_computes_what_dense_does(attention, layer):
-    shape, spans, memory_size = layer
-    results = []
-    for name in ("dense", attention):
-        x = {key: tensor.requires_grad_() for key, tensor in inputs(**shape).items()}
-        leaves = [*x.values(), torch.tensor(spans, dtype=torch.float64, requires_grad=True)]
-        memory, heads, size = None, shape["heads"], shape["head_size"]
-        if memory_size:
-            draw = torch.Generator().manual_seed(1)
-            sizes = ((heads, size, memory_size), (heads, memory_size, size))
-            memory = [torch.randn(*s, generator=draw, dtype=torch.float64).requires_grad_() for s in sizes]
-            leaves += memory
-        limits = [upper_bound(min(z + shape["ramp"], shape["max_span"]), shape["max_span"]) for z in spans]
-        output = call(choose(name), x, leaves[5], shape["ramp"], limits, memory=memory)
-        output.square().sum().backward()
-        results.append([output, *(leaf.grad for leaf in leaves)])
-    torch.testing.assert_close(results[1], results[0])
+def test_banded_computes_what_dense_does(layer):
+    torch.testing.assert_close(output_and_gradients("banded", layer), output_and_gradients("dense", layer))
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", IN_DOUBLE)
 @pytest.mark.parametrize("spans", [None, [2.3, 0.4], [6.6, 0.7]])
 def test_gradients_are_derivatives(attention, spans):
     x = inputs(batch=1, heads=2, head_size=2, block=3, past=4, max_span=8, ramp=3, seed=0)
@@ -183,7 +198,7 @@ def test_gradients_are_derivatives(attention, spans):
     assert torch.autograd.gradcheck(output, tuple(leaves.values()))
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", IN_DOUBLE)
 def test_dropout_keeps_the_mean(attention):
     x = inputs(batch=2, heads=2, head_size=4, block=8, past=8, max_span=12, ramp=4, seed=1)
     spans, limits = torch.tensor([3.0, 6.0], dtype=torch.float64), [12, 12]

@@ -15,24 +15,85 @@ A head attends to distances d = 1 … L with the score (q·k + q·p_d) / sqrt(D)
 q·k / sqrt(D); its weights are the softmax of score + log m(d) over both together, where m = 1 for the memory.
 """
 
+import functools
+import importlib.util
+import os
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from adaptive_span.attention import banded, dense
 from adaptive_span.attention.context import Context, HiddenStates, KeysValues
+from adaptive_span.errors import UserError
 
 Attend = Callable[..., Tensor]
 
-
-def runs_here(name: str) -> bool:
-    """Whether this machine can run the implementation of that name."""
-    return name in ("dense", "banded")
+LARGEST_HEAD = 128  # a tile of queries, one of keys and one of values share a multiprocessor's memory
+LEAST_CAPABILITY = (8, 0)  # bfloat16, and loads that do not pass through registers
 
 
 def choose(name: str) -> Attend:
-    """The implementation of that name; `auto` is the fastest one that runs everywhere."""
-    return {"auto": banded.attend, "dense": dense.attend, "banded": banded.attend}[name]
+    """The implementation of that name. Where it depends on the machine it is chosen at each call, by what is given, so
+    that a model may be moved to another device."""
+    if name in ("dense", "banded"):
+        return {"dense": dense.attend, "banded": banded.attend}[name]
+
+    return functools.partial(_attend, name)
 
 
-__all__ = ["Attend", "Context", "HiddenStates", "KeysValues", "choose", "runs_here"]
+@torch.compiler.disable
+def _attend(name: str, query: Tensor, *others: Any, **named: Any) -> Tensor:
+    name, _ = chosen(name, query.device, query.size(3), query.dtype)
+    return _implementation(name)(query, *others, **named)
+
+
+def chosen(name: str, device: torch.device, head_size: int, dtype: torch.dtype = torch.float32) -> tuple[str, str]:
+    """The implementation that `name` means there, and why, for people: `auto` is fused where that runs, else banded."""
+    why_not = why_not_fused(device, head_size, dtype)
+    if name == "auto":
+        if why_not is None and _interpreted():  # which is for tests
+            why_not = "Triton only interprets its kernels here"
+        return ("banded", why_not) if why_not else ("fused", f"on {torch.cuda.get_device_name(device)}")
+    if name == "fused" and why_not:
+        raise UserError(
+            f"model.attention=fused cannot run here: {why_not}; take model.attention=banded, or auto, which is fused "
+            f"wherever that runs"
+        )
+    return name, "as asked for"
+
+
+@functools.cache
+def why_not_fused(device: torch.device, head_size: int, dtype: torch.dtype = torch.float32) -> str | None:
+    """What keeps the fused kernels from running there, as part of a sentence; None where they run."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if head_size > LARGEST_HEAD:
+        return f"heads of {head_size} are larger than {LARGEST_HEAD}"
+    if _interpreted():
+        return None if dtype == torch.float32 else "Triton's interpreter computes in fp32 alone"
+    if device.type != "cuda":
+        return "no GPU that Triton supports"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"{dtype} is neither float32 nor bfloat16"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        name, least = torch.cuda.get_device_name(device), ".".join(map(str, LEAST_CAPABILITY))
+        return f"{name} has compute capability {capability[0]}.{capability[1]}, below {least}"
+    return None
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _implementation(name: str) -> Attend:
+    if name != "fused":
+        return choose(name)
+    from adaptive_span.attention import fused  # triton, which a machine without a GPU need not have
+
+    return fused.attend
+
+
+__all__ = ["Attend", "Context", "HiddenStates", "KeysValues", "choose", "chosen", "why_not_fused"]

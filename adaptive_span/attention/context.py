@@ -92,4 +92,5 @@ def reorder(tensor: Tensor, dim: int, heads: Sequence[int]) -> Tensor:
     """The heads, in that order."""
     if list(heads) == list(range(len(heads))):
         return tensor
-    return tensor.index_select(dim, torch.tensor(heads, device=tensor.device))
+    index = torch.tensor(heads, pin_memory=tensor.is_cuda)  # so that the host need not wait
+    return tensor.index_select(dim, index.to(tensor.device, non_blocking=True))

@@ -134,7 +134,7 @@ def growth(settings: Settings, names: list[str], repeats: int, with_memory: bool
     for stage in [*stages, replace(settings, profile="full")]:
         mean = stage.build("dense").spans().mean().item()
         for name, row in table("step", stage, names, repeats, with_memory).items():
-            rows[f"{name}, {mean:.0f} tokens"] = {"mean span": mean} | row
+            rows[f"{name}, {mean:.0f} tokens"] = {"mean span": mean, **row}
     return rows
 
 

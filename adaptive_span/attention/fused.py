@@ -1,0 +1,239 @@
+"""Attention that costs what each head looks at, in Triton: scores and weights never leave the chip.
+
+Heads of similar span share a launch, and in it each goes only as far as its own span, read on the device. What is in
+memory for the time of one group are the products of queries and position vectors, (B, h, M, S), which matrix products
+make and take the gradients of; what is kept for the backward pass are queries, keys, values, outputs and one number a
+query. No sum is made by atomic additions, so that the same step gives the same bits.
+
+B batch, H heads, h heads of a group, M block, D head size, S span of the group's longest head, N persistent vectors.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from adaptive_span.attention import fused_kernels as kernels
+from adaptive_span.attention.banded import group_heads
+from adaptive_span.attention.context import Context, by_groups, reorder
+
+
+@torch.compiler.disable  # nothing in it could be fused, and its sizes change with the spans
+def attend(
+    query: Tensor,
+    context: Context,
+    positions: Tensor,
+    spans: Tensor | None,
+    ramp: int,
+    limits: Sequence[int],
+    dropout: float = 0.0,
+    memory: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """See `adaptive_span.attention`."""
+    block, groups = query.size(2), group_heads(limits)
+    keys_values = [x for pair in context.keys_values([(heads, span + block) for heads, span in groups]) for x in pair]
+    query = by_groups(query * query.size(3) ** -0.5, 1, groups).to(keys_values[0].dtype).contiguous()
+    near = positions[:, -max(limits) :].to(query.dtype)
+    spans = None if spans is None else by_groups(spans, 0, groups)
+    kept = (None, None) if memory is None else tuple(by_groups(x, 0, groups).to(query.dtype) for x in memory)
+    keys = by_groups(random_keys(query), 2, groups) if dropout else None
+    sizes = [len(heads) for heads, _ in groups]
+    output = Fused.apply(sizes, ramp, dropout, keys, query, near, spans, *kept, *keys_values)
+    order = [head for heads, _ in groups for head in heads]
+    return reorder(output, 1, sorted(range(len(order)), key=order.__getitem__))
+
+
+def random_keys(query: Tensor) -> Tensor:
+    """Two words a query, (2, B, H, M), of torch's own generator on the device: dropout's mask is a function of them, so
+    that it comes again in the backward pass, and again where activation checkpointing restores the generator."""
+    return torch.randint(-(2**31), 2**31, (2, *query.shape[:3]), dtype=torch.int32, device=query.device)
+
+
+# Of each kernel: queries and keys of a tile, warps, stages of its pipeline; in bfloat16 for heads of up to 64, then for
+# larger ones, then in fp32, without tensor cores, since TF32 would not keep its digits. Chosen so that registers hardly
+# spill on sm_80 and sm_90.
+TILES = {
+    "forward_kernel": ((64, 64, 4, 3), (64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
+    "query_kernel": ((64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 4, 1), (16, 32, 8, 1)),
+    "key_value_kernel": ((64, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1)),
+    "memory_kernel": ((64, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (32, 32, 8, 1)),
+}
+
+
+def tiles(kernel: str, size: int, dtype: torch.dtype) -> dict[str, int]:
+    """The constants that a kernel is compiled with."""
+    queries, keys, warps, stages = TILES[kernel][2 * (dtype == torch.float32) + (size > 64)]
+    padded = max(16, 1 << (size - 1).bit_length())  # of which a matrix product can be made
+    shape = {"SIZE": size, "PADDED": padded, "QUERIES": queries, "KEYS": keys}
+    return shape | {"num_warps": warps, "num_stages": stages}
+
+
+class Fused(torch.autograd.Function):
+    """All groups of a layer, with the gradients written out."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sizes: Sequence[int],  # heads of each group
+        ramp: int,
+        dropout: float,
+        keys: Tensor | None,  # (2, B, H, M), of dropout
+        query: Tensor,  # (B, H, M, D), scaled
+        positions: Tensor,  # (D, S) of the longest group
+        spans: Tensor | None,  # (H,)
+        memory_key: Tensor | None,  # (H, D, N)
+        memory_value: Tensor | None,  # (H, N, D)
+        *keys_values: Tensor,  # of each group (B, h, T, D) twice
+    ) -> Tensor:
+        spans = None if spans is None else spans.float()
+        if memory_key is not None and memory_value is not None:
+            memory_key, memory_value = memory_key.contiguous(), memory_value.contiguous()
+        layer = Layer(ramp, dropout, keys, query, positions, spans, memory_key, memory_value)
+        output = torch.empty_like(query)
+        lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+        for heads, key, value in parts(sizes, keys_values):
+            layer.forward(heads, key, value, output, lse)
+        ctx.layer, ctx.sizes = (ramp, dropout), sizes
+        ctx.save_for_backward(keys, query, positions, spans, memory_key, memory_value, output, lse, *keys_values)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        *inputs, output, lse = saved[:8]
+        layer = Layer(*ctx.layer, *inputs)
+        back = Backward(layer, grad.contiguous(), output, lse)
+        grad_keys_values: list[Tensor] = []
+        for heads, key, value in parts(ctx.sizes, saved[8:]):
+            grad_keys_values += back.group(heads, key, value)
+        memory = back.memory() if layer.memory_key is not None else (None, None)
+        return None, None, None, None, back.grad_query, back.grad_positions, back.grad_spans, *memory, *grad_keys_values
+
+
+def parts(sizes: Sequence[int], keys_values: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Each group's heads, keys and values."""
+    first = 0
+    for size, key, value in zip(sizes, keys_values[::2], keys_values[1::2], strict=True):
+        yield slice(first, first + size), key, value
+        first += size
+
+
+class Layer:
+    """What all groups of a layer share, and how a kernel is launched on it."""
+
+    def __init__(
+        self,
+        ramp: int,
+        dropout: float,
+        keys: Tensor | None,
+        query: Tensor,
+        positions: Tensor,
+        spans: Tensor | None,
+        memory_key: Tensor | None,
+        memory_value: Tensor | None,
+    ):
+        self.ramp, self.keys, self.query, self.positions, self.spans = ramp, keys, query, positions, spans
+        self.memory_key, self.memory_value = memory_key, memory_value
+        self.batch, self.heads, self.block, self.size = query.shape
+        self.memory_size = 0 if memory_key is None else memory_key.size(2)
+        self.threshold = round(dropout * 2**32) - 2**31  # of a random int32: what lies below is dropped
+        self.scale = 1 / (1 - dropout)
+
+    def near(self, heads: slice, span: int) -> Tensor:
+        """(B, h, M, S)"""
+        return torch.matmul(self.query[:, heads], self.positions[:, -span:])
+
+    def forward(self, heads: slice, key: Tensor, value: Tensor, output: Tensor, lse: Tensor) -> None:
+        """Fill the group's part of `output` and `lse`."""
+        span = key.size(2) - self.block
+        self.launch(
+            kernels.forward_kernel, self.block, (heads.stop - heads.start, self.batch),
+            key=key, value=value, near=self.near(heads, span), memory_key=self.memory_key,
+            memory_value=self.memory_value, spans=self.spans, output=output, lse=lse,
+            memory_size=self.memory_size, **self.context(heads, span, key, value),
+        )  # fmt: skip
+
+    def context(self, heads: slice, span: int, key: Tensor, value: Tensor) -> dict[str, Any]:
+        """Arguments of the kernels that look at keys and values."""
+        assert key.stride() == value.stride()
+        strides = dict(zip(("stride_b", "stride_h", "stride_j", "stride_d"), key.stride(), strict=True))
+        return {"first": heads.start, "span": span, "ramp": self.ramp, **strides}
+
+    def launch(self, kernel: Any, length: int, others: tuple[int, ...], **arguments: Any) -> None:
+        """One program for each tile of `length` queries or keys, times `others`."""
+        tile = tiles(kernel.__name__, self.size, self.query.dtype)
+        each = tile["QUERIES" if kernel in (kernels.forward_kernel, kernels.query_kernel) else "KEYS"]
+        with torch.cuda.device_of(self.query):
+            kernel[(-(-length // each), *others)](
+                query=self.query, keys=self.keys, heads=self.heads, block=self.block, threshold=self.threshold,
+                scale=self.scale, plane=self.query[..., 0].numel(), **tile, **arguments,
+            )  # fmt: skip
+
+
+class Backward:
+    """The gradients of a layer, group by group."""
+
+    def __init__(self, layer: Layer, grad: Tensor, output: Tensor, lse: Tensor):
+        self.layer = layer
+        delta = torch.sum(grad.float() * output.float(), 3)  # (B, H, M)
+        self.given = {"grad": grad, "lse": lse, "delta": delta}
+        self.grad_query = torch.empty_like(layer.query)
+        self.grad_positions = torch.zeros_like(layer.positions)
+        self.grad_spans = None if layer.spans is None else torch.zeros_like(layer.spans)
+
+    def group(self, heads: slice, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Fill in the group's part of the gradients; those of its keys and values."""
+        layer, span = self.layer, key.size(2) - self.layer.block
+        grid = (heads.stop - heads.start, layer.batch)
+        near = layer.near(heads, span)
+        shared = {"key": key, "value": value, "near": near, "spans": layer.spans, **self.given}
+        shared |= layer.context(heads, span, key, value)
+        grads = [torch.empty_like(x.transpose(2, 3), memory_format=torch.contiguous_format) for x in (key, value)]
+        names = ("grad_stride_b", "grad_stride_h", "grad_stride_d")
+        strides = dict(zip(names, grads[0].stride(), strict=False))
+        layer.launch(
+            kernels.key_value_kernel, key.size(2), grid, grad_key=grads[0], grad_value=grads[1], **strides, **shared
+        )
+        layer.launch(  # after it: this one writes the gradient of `near` over `near`
+            kernels.query_kernel, layer.block, grid, grad_query=self.grad_query, memory_key=layer.memory_key,
+            memory_value=layer.memory_value, memory_size=layer.memory_size, **shared,
+        )  # fmt: skip
+        self.through_near(heads, near)
+        return grads[0].transpose(2, 3), grads[1].transpose(2, 3)
+
+    def through_near(self, heads: slice, grad_near: Tensor) -> None:
+        """What the gradient of `near`, (B, h, M, S), says of queries, position vectors and spans."""
+        layer, span = self.layer, grad_near.size(3)
+        self.grad_query[:, heads] += torch.matmul(grad_near, layer.positions[:, -span:].t())
+        flat = layer.query[:, heads].flatten(0, 2)
+        self.grad_positions[:, -span:] += torch.mm(flat.t(), grad_near.flatten(0, 2))
+        if layer.spans is not None and self.grad_spans is not None:
+            self.grad_spans[heads] = span_gradient(layer.spans[heads], layer.ramp, grad_near)
+
+    def memory(self) -> tuple[Tensor, Tensor]:
+        layer = self.layer
+        assert layer.memory_key is not None
+        assert layer.memory_value is not None
+        grads = torch.empty_like(layer.memory_key), torch.empty_like(layer.memory_value)
+        layer.launch(
+            kernels.memory_kernel, layer.memory_size, (layer.heads,), memory_key=layer.memory_key,
+            memory_value=layer.memory_value, grad_memory_key=grads[0], grad_memory_value=grads[1],
+            batch=layer.batch, memory_size=layer.memory_size, **self.given,
+        )  # fmt: skip
+        return grads
+
+
+def span_gradient(spans: Tensor, ramp: int, grad_near: Tensor) -> Tensor:
+    """(h,): a span is felt on the ramp alone, where d log m / dz = 1 / (R m)."""
+    span = grad_near.size(3)
+    farthest = (ramp + 1 + spans).floor()  # distance
+    distance = farthest[:, None] - torch.arange(ramp + 1, device=spans.device)  # (h, R + 1)
+    height = (ramp + 1 + spans[:, None] - distance) / ramp
+    slope = 1 / (ramp * (height.clamp(0, 1) + 1e-20))
+    slope = slope.where((height <= 1) & (distance >= 1) & (distance <= span), 0.0)
+    column = (span - distance).clamp(0, span - 1).long()
+    felt = grad_near.gather(3, column[None, :, None].expand(*grad_near.shape[:3], -1))  # (B, h, M, R + 1)
+    return (felt.sum((0, 2), dtype=torch.float32) * slope).sum(1)

@@ -1,0 +1,87 @@
+"""Compile the fused kernels for GPUs that need not be there: `python -m tests.compile_kernels CAPABILITY DTYPE HEAD…`.
+
+A forward and a backward pass go all the way to each launch, which compiles and does not run. With adaptive spans,
+dropout and persistent memory, and without any of them; then again with other spans, rows and groups of heads, which may
+compile nothing more. Prints a line of JSON for each kernel.
+"""
+
+import itertools
+import json
+import sys
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from adaptive_span.attention import HiddenStates, fused
+from adaptive_span.attention import fused_kernels as kernels
+
+KERNELS = [getattr(kernels, name) for name in fused.TILES]
+
+
+class Driver:
+    """What triton asks of the GPU at a launch."""
+
+    def __init__(self, capability: int):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_for(capability: int) -> None:
+    """From here on a launch compiles."""
+    triton.runtime.driver.set_active(Driver(capability))
+    run = JITFunction.run
+
+    def warm_up(self: Any, *arguments: Any, warmup: bool, **named: Any) -> Any:
+        return run(self, *arguments, warmup=True, **named)
+
+    JITFunction.run = warm_up
+
+
+def step(dtype: torch.dtype, head_size: int, whole: bool, limits: list[int], batch: int = 1) -> None:
+    """Forward and backward, with everything in it or as little as possible."""
+    heads, block = len(limits), 16
+    size = heads * head_size
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+    weights = normal(size, size), normal(size, size)
+    context = HiddenStates(normal(batch, 64, size), normal(batch, block, size), *weights, num_heads=heads)
+    spans = torch.zeros(heads, requires_grad=True) if whole else None
+    memory = (normal(heads, head_size, 16), normal(heads, 16, head_size)) if whole else None
+    query, positions = normal(batch, heads, block, head_size), normal(head_size, 1024)
+    fused.attend(query, context, positions, spans, 32, limits, 0.3 if whole else 0.0, memory).sum().backward()
+
+
+def compiled() -> list[tuple[str, Any]]:
+    return [(kernel.__name__, found) for kernel in KERNELS for found in kernel.device_caches[0][0].values()]
+
+
+def main() -> None:
+    capability, dtype, sizes = int(sys.argv[1]), getattr(torch, sys.argv[2]), list(map(int, sys.argv[3:]))
+    compile_for(capability)
+    for whole, head_size in itertools.product((True, False), sizes):
+        step(dtype, head_size, whole, [64, 64])
+    before = len(compiled())
+    for head_size in sizes:
+        for limits in ([64, 1024], [1024, 256], [128, 448, 1024], [64] * 5):
+            step(dtype, head_size, True, limits, batch=2)
+    for name, kernel in compiled():
+        line = {"kernel": name, "shared": kernel.metadata.shared, "cubin": len(kernel.asm["cubin"])}
+        print(json.dumps(line))
+    print(json.dumps({"before": before, "after": len(compiled())}))
+
+
+if __name__ == "__main__":
+    main()

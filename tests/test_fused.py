@@ -1,0 +1,232 @@
+"""Fused attention: interpreted in fp32, against dense attention in double precision; compiled, not run, for GPUs."""
+
+import copy
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from adaptive_span.attention import choose, chosen, why_not_fused
+from adaptive_span.errors import UserError
+from adaptive_span.model import Transformer
+from tests import parity
+from tests.conftest import ENVIRONMENT, ROOT
+from tests.test_attention import layers, output_and_gradients
+from tests.test_model import small, with_spans
+from tests.test_parity import VECTORS
+
+fused = pytest.importorskip(
+    "adaptive_span.attention.fused", reason="there is no triton for this system", exc_type=ImportError
+)
+
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a program may have
+CPU = torch.device("cpu")
+
+
+def relative(got, expected):
+    return ((got - expected).norm() / expected.norm().clamp(min=1)).item()
+
+
+def compare(layer):
+    expected = output_and_gradients("dense", layer)
+    errors = list(map(relative, output_and_gradients("fused", layer, dtype=torch.float32), expected))
+    assert max(errors) < 1e-5, errors
+
+
+@settings(max_examples=10)
+@given(layers(max_spans=(1, 31, 32, 33, 64, 100, 200), blocks=(1, 7, 31, 32, 33, 65), most_heads=3))
+def test_it_computes_what_dense_does(layer):
+    compare(layer)
+
+
+@pytest.mark.parametrize("memory_size", [0, 40])
+def test_it_computes_what_dense_does_without_learned_spans(memory_size):
+    shape = {"batch": 2, "heads": 2, "head_size": 20, "block": 33, "past": 50, "max_span": 70, "ramp": 1, "seed": 0}
+    expected = output_and_gradients("dense", (shape, None, memory_size))
+    errors = list(
+        map(relative, output_and_gradients("fused", (shape, None, memory_size), dtype=torch.float32), expected)
+    )
+    assert max(errors) < 1e-5, errors
+
+
+@pytest.mark.parametrize("name", ["adaptive", "persistent"])
+def test_vectors(name, monkeypatch):
+    """Outputs and gradients of two of them; `python -m tests.parity FILE… --attention fused` checks all of all."""
+    monkeypatch.setattr(fused, "TILES", dict.fromkeys(fused.TILES, ((32, 256, 4, 1),) * 4))  # fewer steps
+    [path] = [path for path in VECTORS if path.stem == name]
+    vectors = torch.load(path, weights_only=True)
+    model = parity.build(vectors["config"], vectors["state_dict"], "fused")
+    errors, cache = parity.evaluate(model, vectors["config"], vectors)
+    errors |= parity.gradients(model, vectors["config"], vectors, cache)
+    assert {kind: error for kind, error in errors.items() if not error <= parity.TOLERANCES[kind]} == {}
+
+
+class Given:
+    """A context of keys and values of one's own."""
+
+    def __init__(self, key, value):
+        self.key, self.value = key, value  # (B, H, T, D)
+
+    def keys_values(self, groups):
+        def last(tensor, heads, length):  # positions innermost in memory
+            return tensor[:, list(heads), -length:].transpose(2, 3).contiguous().transpose(2, 3)
+
+        return [(last(self.key, *group), last(self.value, *group)) for group in groups]
+
+
+class TestDropout:
+    """T = 72 positions that a block of 8 queries sees and N = 20 persistent vectors, in heads of 96: values that are
+    unit vectors make the output show every weight."""
+
+    batch, heads, block, span, memory, size, ramp = 2, 2, 8, 64, 20, 96, 8
+    spans = (20.0, 64.0)
+
+    def layer(self, dtype=torch.float32):
+        draw = torch.Generator().manual_seed(0)
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
+
+        n, length = (self.batch, self.heads), self.span + self.block
+        return {
+            "query": normal(*n, self.block, self.size), "key": normal(*n, length, self.size),
+            "value": normal(*n, length, self.size), "positions": normal(self.size, self.span),
+            "spans": torch.tensor(self.spans, dtype=dtype, requires_grad=True),
+            "memory_key": normal(self.heads, self.size, self.memory),
+            "memory_value": normal(self.heads, self.memory, self.size),
+        }  # fmt: skip
+
+    def attend(self, x, dropout, seed=0, limits=(32, 64)):
+        torch.manual_seed(seed)
+        context, memory = Given(x["key"], x["value"]), (x["memory_key"], x["memory_value"])
+        return fused.attend(x["query"], context, x["positions"], x["spans"], self.ramp, limits, dropout, memory)
+
+    def weights(self, dropout, seed=0, limits=(32, 64)):
+        """(B, H, M, T + N)"""
+        length = self.span + self.block
+        units = torch.eye(self.size)[: length + self.memory]
+        x = self.layer()
+        x["value"] = units[:length].expand(self.batch, self.heads, -1, -1)
+        x["memory_value"] = units[length:].expand(self.heads, -1, -1)
+        return self.attend(x, dropout, seed, limits)[..., : length + self.memory].detach()
+
+    def test_the_same_mask_forward_and_backward(self):
+        got, x = self.layer(), self.layer(torch.float64)
+        whole, dropped = self.weights(0.0), self.weights(0.3)
+        torch.testing.assert_close(dropped[dropped > 0], (whole / 0.7)[dropped > 0])
+        output = self.attend(got, 0.3)
+        output.square().sum().backward()
+
+        query = x["query"] * self.size**-0.5
+        distance = self.span + torch.arange(self.block)[:, None] - torch.arange(self.span + self.block)  # (M, T)
+        near = (query @ x["positions"]).gather(
+            3, (self.span - distance).clamp(0, self.span - 1).expand(self.batch, self.heads, -1, -1)
+        )
+        height = (self.ramp + 1 + x["spans"][:, None, None] - distance) / self.ramp
+        seen = (height >= 0) & (distance >= 1) & (distance <= self.span)
+        log_mask = torch.where(seen, (height.clamp(0, 1) + 1e-20).log(), float("-inf"))
+        scores = torch.cat([query @ x["key"].transpose(2, 3) + near + log_mask, query @ x["memory_key"]], dim=3)
+        values = torch.cat([x["value"], x["memory_value"].expand(self.batch, -1, -1, -1)], dim=2)
+        expected = (scores.softmax(3) * (dropped > 0) / 0.7) @ values
+        expected.square().sum().backward()
+        assert relative(output, expected) < 1e-5
+        errors = {name: relative(got[name].grad, x[name].grad) for name in x}
+        assert max(errors.values()) < 1e-5, errors
+
+    def test_weights_are_dropped_at_that_rate_each_for_itself(self):
+        whole = self.weights(0.0)
+        seen = whole > 0
+        first, second = (
+            torch.stack([self.weights(0.3, seed) > 0 for seed in seeds]) for seeds in (range(4), range(4, 8))
+        )
+        count = seen.sum().item() * 4
+
+        def rate(kept, where):
+            return kept[where.expand_as(kept)].double().mean().item()
+
+        for kept in (first, second):
+            assert rate(kept, seen) == pytest.approx(0.7, abs=4 * (0.21 / count) ** 0.5)
+        pairs = {"seeds": (first & second, seen)}
+        for name, dim in (("rows", 1), ("heads", 2), ("queries", 3), ("positions", 4)):
+            size = first.size(dim)
+            pairs[name] = (
+                first.narrow(dim, 0, size - 1) & first.narrow(dim, 1, size - 1),
+                seen.narrow(dim - 1, 0, size - 1) & seen.narrow(dim - 1, 1, size - 1),
+            )
+        for name, (both, where) in pairs.items():
+            error = 5 * (0.49 * 0.51 / where.sum().item() / 4) ** 0.5
+            assert rate(both, where) == pytest.approx(0.49, abs=error), name
+
+    def test_the_mask_depends_on_neither_tiles_nor_groups(self, monkeypatch):
+        expected = self.weights(0.3)
+        torch.testing.assert_close(self.weights(0.3, limits=(64, 64)), expected)  # one group
+        monkeypatch.setattr(fused, "TILES", dict.fromkeys(fused.TILES, ((16, 64, 4, 1),) * 4))
+        torch.testing.assert_close(self.weights(0.3), expected)
+        assert not torch.equal(self.weights(0.3, seed=1) > 0, expected > 0)
+
+
+def test_activation_checkpointing_draws_the_same_mask():
+    model = with_spans(Transformer(small(attention="fused", dropout=0.3), 11), 0)
+    again = copy.deepcopy(model)
+    again.activation_checkpointing = True
+    text = torch.randint(11, (2, 9))
+    for each in (model, again):
+        torch.manual_seed(0)
+        nll, _ = each(text[:, :-1], text[:, 1:], each.empty_cache(2))
+        nll.mean().backward()
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_where_it_cannot_run_auto_is_banded_and_says_why():
+    assert chosen("auto", CPU, 64) == ("banded", "Triton only interprets its kernels here")
+    assert chosen("auto", CPU, 256) == ("banded", "heads of 256 are larger than 128")
+    assert chosen("fused", CPU, 128) == ("fused", "as asked for")
+    assert chosen("banded", CPU, 256)[0] == "banded"
+    with pytest.raises(UserError, match=r"^model.attention=fused cannot run here: heads of 256 are larger"):
+        chosen("fused", CPU, 256)
+    with pytest.raises(UserError, match=r"Triton's interpreter computes in fp32 alone"):
+        choose("fused")(torch.zeros(1, 1, 1, 64, dtype=torch.bfloat16), None, None, None, 1, [1])
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"get_device_capability": (7, 5)}, "GPU has compute capability 7.5, below 8.0"),
+        ({"get_device_capability": (8, 0)}, None),
+        ({"get_device_capability": (12, 0)}, None),
+    ],
+)
+def test_which_gpus_it_runs_on(given, reason, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
+    for name, value in given.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    device = torch.device("cuda", 0)
+    assert why_not_fused.__wrapped__(device, 64) == reason
+    assert why_not_fused.__wrapped__(device, 64, torch.float16) == "torch.float16 is neither float32 nor bfloat16"
+    assert why_not_fused.__wrapped__(CPU, 64) == "no GPU that Triton supports"
+
+
+def test_it_compiles_for_gpus_and_not_again_when_spans_change():
+    """A part of all combinations: `python -m tests.compile_kernels` compiles any of them."""
+    asked = ["80 bfloat16 64", "80 float32 16", "90 bfloat16 96", "90 float32 64"]
+
+    def run(words):
+        command = [sys.executable, "-m", "tests.compile_kernels", *words.split()]
+        environment = ENVIRONMENT | {"TRITON_INTERPRET": "0"}
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+
+    with ThreadPoolExecutor(2) as two:
+        for words, result in zip(asked, two.map(run, asked), strict=True):
+            assert result.returncode == 0, result.stderr
+            *kernels, count = map(json.loads, result.stdout.splitlines())
+            assert count == {"before": 7, "after": 7}
+            assert len(kernels) == 7
+            for kernel in kernels:
+                assert kernel["cubin"] > 0
+                assert kernel["shared"] <= SHARED_MEMORY[int(words.split()[0])], kernel
