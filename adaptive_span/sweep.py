@@ -38,7 +38,7 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if self.directories:  # of jobs elsewhere, which have only been queued, there is nothing to tell yet
-            summarize(self.directories, Path(os.path.commonpath(self.directories)))
+            summarize(self.directories, Path(os.path.commonpath([run.parent for run in self.directories])))
 
 
 def summarize(directories: Sequence[Path], home: Path) -> None:
