@@ -3,6 +3,7 @@
 import os
 import resource
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,20 @@ def test_what_cannot_work_is_told(settings, told, launch, tmp_path):
 def test_a_gpu_that_is_not_there(hardware, launch, tmp_path):
     result = launch("run.dir=run", f"hardware={hardware}", ok=False)
     assert sentence(result).startswith("hardware.device=cuda, but torch sees no GPU on this machine; take hardware=cpu")
+    assert left(tmp_path) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ([], "no GPU that Triton supports"),
+        (["model.hidden_size=512", "model.num_heads=2"], "heads of 256 are larger than 128"),
+    ],
+)
+def test_attention_that_cannot_run_here(settings, reason, launch, tmp_path):
+    result = launch("run.dir=run", "model.attention=fused", "data.path=nowhere", *settings, ok=False)
+    assert sentence(result).startswith(f"model.attention=fused cannot run here: {reason}; take model.attention=banded")
     assert left(tmp_path) == []
 
 
@@ -102,5 +117,7 @@ def test_the_count_of_bytes_grows_with_what_costs_memory():
     full = step_bytes(config, 1, 10_000, limits)
     assert step_bytes(config, 2, 10_000, limits) < full
     assert step_bytes(config, 1, 10_000, [[64] * 4] * 2) < full
+    fused = Config(**vars(config) | {"model": replace(config.model, attention="fused")})
+    assert step_bytes(fused, 1, 10_000, limits) < full
     config.hardware.activation_checkpointing = True
     assert step_bytes(config, 1, 10_000, limits) < full

@@ -1,6 +1,5 @@
 """Fused attention: interpreted in fp32, against dense attention in double precision; compiled, not run, for GPUs."""
 
-import copy
 import json
 import subprocess
 import sys
@@ -10,13 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from adaptive_span.attention import choose, chosen, why_not_fused
+from adaptive_span.attention import HiddenStates, choose, chosen, why_not_fused
 from adaptive_span.errors import UserError
-from adaptive_span.model import Transformer
 from tests import parity
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_attention import layers, output_and_gradients
-from tests.test_model import small, with_spans
 from tests.test_parity import VECTORS
 
 fused = pytest.importorskip(
@@ -169,19 +166,6 @@ class TestDropout:
         assert not torch.equal(self.weights(0.3, seed=1) > 0, expected > 0)
 
 
-def test_activation_checkpointing_draws_the_same_mask():
-    model = with_spans(Transformer(small(attention="fused", dropout=0.3), 11), 0)
-    again = copy.deepcopy(model)
-    again.activation_checkpointing = True
-    text = torch.randint(11, (2, 9))
-    for each in (model, again):
-        torch.manual_seed(0)
-        nll, _ = each(text[:, :-1], text[:, 1:], each.empty_cache(2))
-        nll.mean().backward()
-    for one, other in zip(model.parameters(), again.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
-
-
 def test_where_it_cannot_run_auto_is_banded_and_says_why():
     assert chosen("auto", CPU, 64) == ("banded", "Triton only interprets its kernels here")
     assert chosen("auto", CPU, 256) == ("banded", "heads of 256 are larger than 128")
@@ -218,8 +202,7 @@ def test_it_compiles_for_gpus_and_not_again_when_spans_change():
 
     def run(words):
         command = [sys.executable, "-m", "tests.compile_kernels", *words.split()]
-        environment = ENVIRONMENT | {"TRITON_INTERPRET": "0"}
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT)
 
     with ThreadPoolExecutor(2) as two:
         for words, result in zip(asked, two.map(run, asked), strict=True):
@@ -230,3 +213,78 @@ def test_it_compiles_for_gpus_and_not_again_when_spans_change():
             for kernel in kernels:
                 assert kernel["cubin"] > 0
                 assert kernel["shared"] <= SHARED_MEMORY[int(words.split()[0])], kernel
+
+
+@pytest.mark.gpu
+class TestOnAGPU:
+    """`python -m pytest -m gpu tests/test_fused.py`"""
+
+    layers = (
+        ({"batch": 2, "heads": 4, "head_size": 64, "block": 200, "past": 900, "max_span": 700, "ramp": 32, "seed": 0},
+         [0.0, 31.0, 256.5, 700.0], 90),
+        ({"batch": 2, "heads": 2, "head_size": 96, "block": 64, "past": 300, "max_span": 260, "ramp": 32, "seed": 0},
+         None, 0),
+        ({"batch": 1, "heads": 3, "head_size": 128, "block": 65, "past": 10, "max_span": 500, "ramp": 32, "seed": 0},
+         [0.0, 64.0, 63.0], 0),
+    )  # fmt: skip
+
+    @pytest.mark.parametrize("layer", layers, ids=lambda layer: layer[0]["head_size"])
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str)
+    def test_it_computes_what_dense_does(self, layer, dtype, tolerance):
+        expected = output_and_gradients("dense", layer, "cuda", torch.float64)
+        errors = list(map(relative, output_and_gradients("fused", layer, "cuda", dtype), expected))
+        assert max(errors) < tolerance, errors
+
+    def attend(self, query, spans, limits):
+        """Forward and backward, without a look at the host; the gradients."""
+        batch, heads, block, size = query.shape
+        draw = torch.Generator("cuda").manual_seed(0)
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=draw, device="cuda", dtype=query.dtype, requires_grad=True)
+
+        width = heads * size
+        leaves = [normal(batch, block, width), normal(width, width), normal(width, width), normal(size, max(limits))]
+        leaves += [query.detach().requires_grad_(), spans.detach().requires_grad_()]
+        hidden, key, value, positions, query, spans = leaves
+        context = HiddenStates(normal(batch, 512, width).detach(), hidden, key, value, heads)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            output = fused.attend(query, context, positions, spans, 32, limits, 0.3)
+            output.sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return [leaf.grad for leaf in leaves]
+
+    def test_it_never_waits_and_gives_the_same_bits_twice(self):
+        query, spans = torch.randn(2, 3, 128, 64, device="cuda").bfloat16(), torch.tensor([0.0, 400, 90], device="cuda")
+        found = []
+        for _ in range(3):
+            torch.manual_seed(0)
+            found.append(self.attend(query, spans, [64, 512, 128]))
+        for again in found[1:]:
+            assert all(map(torch.equal, found[0], again))
+
+    def test_nothing_is_compiled_again_while_spans_change(self):
+        kernels = [getattr(fused.kernels, name) for name in ("forward_kernel", "query_kernel", "key_value_kernel")]
+        query = torch.randn(2, 3, 128, 64, device="cuda").bfloat16()
+        compiled = []
+        for spans, limits in (([0, 0, 0], [64] * 3), ([0, 40.5, 300], [64, 128, 384]), ([400, 3, 3], [448, 64, 64])):
+            self.attend(query, torch.tensor(spans, device="cuda", dtype=torch.float32), limits)
+            compiled.append([len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels])
+        assert compiled[0] == compiled[1] == compiled[2]
+
+    @pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
+    def test_vectors(self, path):
+        """With the weights and the texts of the original on the GPU."""
+        vectors = on_the_gpu(torch.load(path, weights_only=True))
+        model = parity.build(vectors["config"], vectors["state_dict"], "fused").cuda()
+        errors, cache = parity.evaluate(model, vectors["config"], vectors)
+        errors |= parity.gradients(model, vectors["config"], vectors, cache)
+        assert {kind: error for kind, error in errors.items() if not error <= parity.TOLERANCES[kind]} == {}
+
+
+def on_the_gpu(thing):
+    if isinstance(thing, dict):
+        return {key: on_the_gpu(value) for key, value in thing.items()}
+    return thing.cuda() if isinstance(thing, torch.Tensor) else thing
