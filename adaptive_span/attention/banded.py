@@ -141,6 +141,7 @@ class Group:
         self.span = self.positions.size(1)
         self.tile = min(tile_size(self.span), self.block)
         self.tiles = -(-self.block // self.tile)
+        self.spare = self.tiles * self.tile - self.block  # rows of the last tile that no query is in
         self.width = self.span + self.tile - 1
         self.shape = (self.batch, self.heads)
         self.q = self.in_tiles(self.query)  # (n, t·m, D)
@@ -209,9 +210,9 @@ class Group:
 
     def in_tiles(self, rows: Tensor) -> Tensor:
         """(B, h, M, D) → (n, t·m, D), with zeros after the last query."""
-        return F.pad(rows, (0, 0, 0, self.tiles * self.tile - self.block)).reshape(
-            -1, self.tiles * self.tile, self.size
-        )
+        if self.spare:
+            rows = F.pad(rows, (0, 0, 0, self.spare))
+        return rows.reshape(-1, self.tiles * self.tile, self.size)
 
     def by_tile(self, rows: Tensor) -> Tensor:
         """(n, t·m, D) → (n·t, m, D)"""
@@ -227,7 +228,8 @@ class Group:
 
     def windows(self, keys: Tensor) -> Tensor:
         """(n, D, T) → (n·t, D, W): what each tile's queries see."""
-        keys = F.pad(keys, (0, self.tiles * self.tile - self.block))
+        if self.spare:
+            keys = F.pad(keys, (0, self.spare))
         return keys.unfold(2, self.width, self.tile)[:, :, : self.tiles].transpose(1, 2).flatten(0, 1)
 
     def out_of_windows(self, grads: Tensor) -> Tensor:
