@@ -1,4 +1,4 @@
-"""Attention that costs what each head looks at, in Triton: scores and weights never leave the chip.
+"""Attention that costs what each head looks at, in Triton: weights are made where they are used, and never stored.
 
 Heads of similar span share a launch, and in it each goes only as far as its own span, read on the device. What is in
 memory for the time of one group are the products of queries and position vectors, (B, h, M, S), which matrix products
@@ -35,12 +35,12 @@ def attend(
     block, groups = query.size(2), group_heads(limits)
     keys_values = [x for pair in context.keys_values([(heads, span + block) for heads, span in groups]) for x in pair]
     query = by_groups(query * query.size(3) ** -0.5, 1, groups).to(keys_values[0].dtype).contiguous()
-    near = positions[:, -max(limits) :].to(query.dtype)
+    positions = positions[:, -max(limits) :].to(query.dtype)
     spans = None if spans is None else by_groups(spans, 0, groups)
     kept = (None, None) if memory is None else tuple(by_groups(x, 0, groups).to(query.dtype) for x in memory)
     keys = by_groups(random_keys(query), 2, groups) if dropout else None
     sizes = [len(heads) for heads, _ in groups]
-    output = Fused.apply(sizes, ramp, dropout, keys, query, near, spans, *kept, *keys_values)
+    output = Fused.apply(sizes, ramp, dropout, keys, query, positions, spans, *kept, *keys_values)
     order = [head for heads, _ in groups for head in heads]
     return reorder(output, 1, sorted(range(len(order)), key=order.__getitem__))
 
@@ -67,7 +67,7 @@ def tiles(kernel: str, size: int, dtype: torch.dtype) -> dict[str, int]:
     queries, keys, warps, stages = TILES[kernel][2 * (dtype == torch.float32) + (size > 64)]
     padded = max(16, 1 << (size - 1).bit_length())  # of which a matrix product can be made
     shape = {"SIZE": size, "PADDED": padded, "QUERIES": queries, "KEYS": keys}
-    return shape | {"num_warps": warps, "num_stages": stages}
+    return shape | {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
 class Fused(torch.autograd.Function):
