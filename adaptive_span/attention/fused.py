@@ -9,6 +9,7 @@ B batch, H heads, h heads of a group, M block, D head size, S span of the group'
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -121,26 +122,22 @@ def parts(sizes: Sequence[int], keys_values: Sequence[Tensor]) -> Iterator[tuple
         first += size
 
 
+@dataclass
 class Layer:
     """What all groups of a layer share, and how a kernel is launched on it."""
 
-    def __init__(
-        self,
-        ramp: int,
-        dropout: float,
-        keys: Tensor | None,
-        query: Tensor,
-        positions: Tensor,
-        spans: Tensor | None,
-        memory_key: Tensor | None,
-        memory_value: Tensor | None,
-    ):
-        self.ramp, self.keys, self.query, self.positions, self.spans = ramp, keys, query, positions, spans
-        self.memory_key, self.memory_value = memory_key, memory_value
-        self.batch, self.heads, self.block, self.size = query.shape
-        self.memory_size = 0 if memory_key is None else memory_key.size(2)
-        self.threshold = round(dropout * 2**32) - 2**31  # of a random int32: what lies below is dropped
-        self.scale = 1 / (1 - dropout)
+    ramp: int
+    dropout: float
+    keys: Tensor | None
+    query: Tensor
+    positions: Tensor
+    spans: Tensor | None
+    memory_key: Tensor | None
+    memory_value: Tensor | None
+
+    def __post_init__(self) -> None:
+        self.batch, self.heads, self.block, self.size = self.query.shape
+        self.memory_size = 0 if self.memory_key is None else self.memory_key.size(2)
 
     def near(self, heads: slice, span: int) -> Tensor:
         """(B, h, M, S)"""
@@ -168,8 +165,10 @@ class Layer:
         each = tile["QUERIES" if kernel in (kernels.forward_kernel, kernels.query_kernel) else "KEYS"]
         with torch.cuda.device_of(self.query):
             kernel[(-(-length // each), *others)](
-                query=self.query, keys=self.keys, heads=self.heads, block=self.block, threshold=self.threshold,
-                scale=self.scale, plane=self.query[..., 0].numel(), **tile, **arguments,
+                query=self.query, heads=self.heads, block=self.block, keys=self.keys,
+                plane=self.batch * self.heads * self.block,  # words of `keys` before the second one of each query
+                threshold=round(self.dropout * 2**32) - 2**31,  # of a random int32: what lies below is dropped
+                scale=1 / (1 - self.dropout), **tile, **arguments,
             )  # fmt: skip
 
 
