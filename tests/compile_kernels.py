@@ -1,13 +1,13 @@
-"""Compile the fused kernels for GPUs that need not be there: `python -m tests.compile_kernels CAPABILITY DTYPE HEAD…`.
+"""Compile the fused kernels for GPUs that need not be there: `python -m tests.compile_kernels CAPABILITY DTYPE SIZE…`.
 
-A forward and a backward pass go all the way to each launch, which compiles and does not run. With adaptive spans,
-dropout and persistent memory, and without any of them; then again with other spans, rows and groups of heads, which may
-compile nothing more. Prints a line of JSON for each kernel.
+A forward and a backward pass with heads of each size go all the way to each launch, which compiles and does not run.
+With adaptive spans, dropout and persistent memory, and without any of them (`--all`: with some of them too); then again
+with other spans, rows and groups of heads, which may compile nothing more. Prints a line of JSON for each kernel.
 """
 
+import argparse
 import itertools
 import json
-import sys
 from typing import Any
 
 import torch
@@ -48,8 +48,9 @@ def compile_for(capability: int) -> None:
     JITFunction.run = warm_up
 
 
-def step(dtype: torch.dtype, head_size: int, whole: bool, limits: list[int], batch: int = 1) -> None:
-    """Forward and backward, with everything in it or as little as possible."""
+def step(dtype: torch.dtype, head_size: int, parts: tuple[bool, ...], limits: list[int], batch: int = 1) -> None:
+    """Forward and backward, with or without adaptive spans, dropout, persistent memory."""
+    adaptive, dropout, memory = parts
     heads, block = len(limits), 16
     size = heads * head_size
 
@@ -58,10 +59,10 @@ def step(dtype: torch.dtype, head_size: int, whole: bool, limits: list[int], bat
 
     weights = normal(size, size), normal(size, size)
     context = HiddenStates(normal(batch, 64, size), normal(batch, block, size), *weights, num_heads=heads)
-    spans = torch.zeros(heads, requires_grad=True) if whole else None
-    memory = (normal(heads, head_size, 16), normal(heads, 16, head_size)) if whole else None
+    spans = torch.zeros(heads, requires_grad=True) if adaptive else None
+    kept = (normal(heads, head_size, 16), normal(heads, 16, head_size)) if memory else None
     query, positions = normal(batch, heads, block, head_size), normal(head_size, 1024)
-    fused.attend(query, context, positions, spans, 32, limits, 0.3 if whole else 0.0, memory).sum().backward()
+    fused.attend(query, context, positions, spans, 32, limits, 0.3 if dropout else 0.0, kept).sum().backward()
 
 
 def compiled() -> list[tuple[str, Any]]:
@@ -69,14 +70,21 @@ def compiled() -> list[tuple[str, Any]]:
 
 
 def main() -> None:
-    capability, dtype, sizes = int(sys.argv[1]), getattr(torch, sys.argv[2]), list(map(int, sys.argv[3:]))
-    compile_for(capability)
-    for whole, head_size in itertools.product((True, False), sizes):
-        step(dtype, head_size, whole, [64, 64])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("capability", type=int, help="80, 90, …")
+    parser.add_argument("dtype", choices=("bfloat16", "float32"))
+    parser.add_argument("size", type=int, nargs="+")
+    parser.add_argument("--all", action="store_true")
+    arguments = parser.parse_args()
+    dtype = getattr(torch, arguments.dtype)
+    compile_for(arguments.capability)
+    combinations = list(itertools.product((True, False), repeat=3))
+    combinations = combinations if arguments.all else [combinations[0], combinations[-1]]
+    for size, combination in itertools.product(arguments.size, combinations):
+        step(dtype, size, combination, [64, 64])
     before = len(compiled())
-    for head_size in sizes:
-        for limits in ([64, 1024], [1024, 256], [128, 448, 1024], [64] * 5):
-            step(dtype, head_size, True, limits, batch=2)
+    for size, limits in itertools.product(arguments.size, ([64, 1024], [1024, 256], [128, 448, 1024], [64] * 5)):
+        step(dtype, size, combinations[0], limits, batch=2)
     for name, kernel in compiled():
         line = {"kernel": name, "shared": kernel.metadata.shared, "cubin": len(kernel.asm["cubin"])}
         print(json.dumps(line))

@@ -1,4 +1,4 @@
-"""Attention that costs what each head looks at, in Triton: scores and weights never leave the chip.
+"""Attention that costs what each head looks at, in Triton: weights are made where they are used, and never stored.
 
 Heads of similar span share a launch, and in it each goes only as far as its own span, read on the device. What is in
 memory for the time of one group are the products of queries and position vectors, (B, h, M, S), which matrix products
@@ -9,6 +9,7 @@ B batch, H heads, h heads of a group, M block, D head size, S span of the group'
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,12 +36,12 @@ def attend(
     block, groups = query.size(2), group_heads(limits)
     keys_values = [x for pair in context.keys_values([(heads, span + block) for heads, span in groups]) for x in pair]
     query = by_groups(query * query.size(3) ** -0.5, 1, groups).to(keys_values[0].dtype).contiguous()
-    near = positions[:, -max(limits) :].to(query.dtype)
+    positions = positions[:, -max(limits) :].to(query.dtype)
     spans = None if spans is None else by_groups(spans, 0, groups)
     kept = (None, None) if memory is None else tuple(by_groups(x, 0, groups).to(query.dtype) for x in memory)
     keys = by_groups(random_keys(query), 2, groups) if dropout else None
     sizes = [len(heads) for heads, _ in groups]
-    output = Fused.apply(sizes, ramp, dropout, keys, query, near, spans, *kept, *keys_values)
+    output = Fused.apply(sizes, ramp, dropout, keys, query, positions, spans, *kept, *keys_values)
     order = [head for heads, _ in groups for head in heads]
     return reorder(output, 1, sorted(range(len(order)), key=order.__getitem__))
 
@@ -67,7 +68,7 @@ def tiles(kernel: str, size: int, dtype: torch.dtype) -> dict[str, int]:
     queries, keys, warps, stages = TILES[kernel][2 * (dtype == torch.float32) + (size > 64)]
     padded = max(16, 1 << (size - 1).bit_length())  # of which a matrix product can be made
     shape = {"SIZE": size, "PADDED": padded, "QUERIES": queries, "KEYS": keys}
-    return shape | {"num_warps": warps, "num_stages": stages}
+    return shape | {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
 class Fused(torch.autograd.Function):
@@ -121,26 +122,22 @@ def parts(sizes: Sequence[int], keys_values: Sequence[Tensor]) -> Iterator[tuple
         first += size
 
 
+@dataclass
 class Layer:
     """What all groups of a layer share, and how a kernel is launched on it."""
 
-    def __init__(
-        self,
-        ramp: int,
-        dropout: float,
-        keys: Tensor | None,
-        query: Tensor,
-        positions: Tensor,
-        spans: Tensor | None,
-        memory_key: Tensor | None,
-        memory_value: Tensor | None,
-    ):
-        self.ramp, self.keys, self.query, self.positions, self.spans = ramp, keys, query, positions, spans
-        self.memory_key, self.memory_value = memory_key, memory_value
-        self.batch, self.heads, self.block, self.size = query.shape
-        self.memory_size = 0 if memory_key is None else memory_key.size(2)
-        self.threshold = round(dropout * 2**32) - 2**31  # of a random int32: what lies below is dropped
-        self.scale = 1 / (1 - dropout)
+    ramp: int
+    dropout: float
+    keys: Tensor | None
+    query: Tensor
+    positions: Tensor
+    spans: Tensor | None
+    memory_key: Tensor | None
+    memory_value: Tensor | None
+
+    def __post_init__(self) -> None:
+        self.batch, self.heads, self.block, self.size = self.query.shape
+        self.memory_size = 0 if self.memory_key is None else self.memory_key.size(2)
 
     def near(self, heads: slice, span: int) -> Tensor:
         """(B, h, M, S)"""
@@ -168,8 +165,10 @@ class Layer:
         each = tile["QUERIES" if kernel in (kernels.forward_kernel, kernels.query_kernel) else "KEYS"]
         with torch.cuda.device_of(self.query):
             kernel[(-(-length // each), *others)](
-                query=self.query, keys=self.keys, heads=self.heads, block=self.block, threshold=self.threshold,
-                scale=self.scale, plane=self.query[..., 0].numel(), **tile, **arguments,
+                query=self.query, heads=self.heads, block=self.block, keys=self.keys,
+                plane=self.batch * self.heads * self.block,  # words of `keys` before the second one of each query
+                threshold=round(self.dropout * 2**32) - 2**31,  # of a random int32: what lies below is dropped
+                scale=1 / (1 - self.dropout), **tile, **arguments,
             )  # fmt: skip
 
 
