@@ -1,4 +1,4 @@
-"""Compose a configuration and run it: here, in several processes of this machine, or under torchrun."""
+"""Compose a configuration and run it: here, in several processes of this machine, under torchrun, or on SLURM."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from adaptive_span import command_line
+from adaptive_span import command_line, slurm
 from adaptive_span.config import Config, default_run_dir
 
 
@@ -32,5 +32,6 @@ def run_directory(config: Config) -> Path:
 
 if __name__ == "__main__":
     command_line.register("launch", Config)
+    slurm.register()
     with command_line.clear_errors(Config):
         main()
