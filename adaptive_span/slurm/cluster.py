@@ -2,15 +2,23 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from adaptive_span.config import HardwareConfig
+from adaptive_span.console import say
 from adaptive_span.errors import UserError, did_you_mean
 
 ENDED = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
+
+LOCAL = (
+    "btrfs ext2/ext3 f2fs overlayfs ramfs tmpfs xfs zfs".split()
+)  # kinds of file systems that are often one machine's
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,9 @@ def nodes() -> list[Node]:
     for line in ask("sinfo", "--noheader", "--Node", "--format=%N|%P|%c|%G|%f|%l").splitlines():
         name, partition, cpus, gres, features, limit = line.split("|")
         gpus = sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", gres))
-        features = frozenset(features.split(","))
+        known = frozenset(features.split(","))
         found.append(
-            Node(name, partition.rstrip("*"), partition.endswith("*"), int(cpus), gpus, features, _minutes(limit))
+            Node(name, partition.rstrip("*"), partition.endswith("*"), int(cpus), gpus, known, _minutes(limit))
         )
     return found
 
@@ -114,6 +122,44 @@ def _amount(key: str, wanted: int | None, have: list[int], hardware: HardwareCon
         each = "a node" if hardware.nodes == 1 else f"each of {hardware.nodes} nodes"
         raise UserError(f"hardware.{key}={wanted} is more than {each} of {where} has: {most}")
     return most if wanted is None else wanted
+
+
+def forget_allocation() -> None:
+    """The variables of a job in which the command may have been typed, which would describe the new ones wrongly."""
+    for name in [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]:
+        del os.environ[name]
+
+
+def refuse_unseen(directory: Path, hardware: HardwareConfig) -> None:
+    """Raise where the nodes cannot see DIRECTORY: a job could not even write its log.
+
+    Only a node knows. One is asked where the directory lies on a disk of this machine, and a node is free at once.
+    """
+    kind = _filesystem(directory)
+    if kind not in LOCAL:
+        return
+    words = ["srun", "--immediate=10", "--quiet", "--nodes=1", "--ntasks=1", "--time=1", "--chdir=/", "--job-name=look"]
+    for key in ("partition", "account", "constraint"):
+        if getattr(hardware, key):
+            words.append(f"--{key}={getattr(hardware, key)}")
+    with tempfile.NamedTemporaryFile(dir=directory) as marker:  # not just a directory of the same name
+        look = f"if test -e {shlex.quote(marker.name)}; then echo seen; else echo unseen; fi"
+        told = subprocess.run([*words, "sh", "-c", look], capture_output=True, text=True).stdout.strip()
+    if told == "unseen":
+        raise UserError(
+            f"the nodes cannot see run.dir={directory}: it lies on a disk ({kind}) of this machine alone; give a "
+            f"run.dir on a file system that the cluster shares"
+        )
+    if told != "seen":
+        say(
+            f"warning: run.dir={directory} lies on a disk ({kind}) of this machine, and no node was free to look for it"
+        )
+
+
+def _filesystem(directory: Path) -> str:
+    """The type of the one that holds a directory, like ext4 or nfs4."""
+    words = ["stat", "--file-system", "--format=%T", str(directory)]
+    return subprocess.run(words, capture_output=True, text=True).stdout.strip()
 
 
 def states(ids: Iterable[str]) -> dict[str, str]:

@@ -50,7 +50,7 @@ class Job:
             self._train(environment.num_nodes, environment.node, environment.hostnames[0])
 
     def _train(self, nodes: int, rank: int, first: str) -> None:
-        from adaptive_span import distributed, trainer  # torch
+        from adaptive_span import distributed  # torch
 
         hardware = self.config.hardware
         os.environ[distributed.CORES] = os.environ.get("SLURM_CPUS_PER_TASK", "1")
@@ -59,7 +59,14 @@ class Job:
         if nodes > 1:
             endpoint = f"{_address(first)}:{12000 + int(job_id) % 8000}"
             node = distributed.Node(rank, nodes, endpoint, node.run_id)
-        distributed.start(trainer.train, self.config, distributed.processes_of(hardware), node)
+        distributed.start(_work, self.config, distributed.processes_of(hardware), node)
+
+
+def _work(config: Config) -> None:
+    """In each worker, which imports all that a training needs; the agent need not."""
+    from adaptive_span import trainer
+
+    trainer.train(config)
 
 
 class Agent:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Launcher(SlurmLauncher):
         Path(self.config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)  # Hydra's sweeper has left it
         if self.config.hydra.job.name != "launch":
             raise UserError("hardware=slurm is for launch.py; evaluate on a machine of the cluster with hardware=node")
+        cluster.forget_allocation()
         cluster.ask("sbatch", "--version")
         configs = [self._config(overrides) for overrides in job_overrides]
         hardware = _one(configs)
@@ -62,7 +64,7 @@ class Launcher(SlurmLauncher):
         from adaptive_span.slurm.job import Job
 
         hardware, folder = configs[0].hardware, home / "slurm"
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_seen(home, folder, hardware)
         code = snapshot.take(home)
         settings: dict[str, Any] = {OTHER_NAMES.get(key, key): value for key, value in self.params.items()}
         del settings["submitit_folder"], settings["max_num_timeout"]
@@ -88,6 +90,20 @@ class Launcher(SlurmLauncher):
             status.Job(job.job_id, str(config.run.dir), config.train.total_steps, hardware.nodes)
             for job, config in zip(submitted, configs, strict=True)
         ]
+
+
+def _make_seen(home: Path, folder: Path, hardware: HardwareConfig) -> None:
+    """Make the folder of scripts and logs, or raise where it can't be made, or not be seen from the nodes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        cluster.refuse_unseen(home, hardware)
+    except OSError as error:
+        raise UserError(f"run.dir={home} cannot be written to ({error.strerror}); give another run.dir") from None
+    except UserError:
+        for made in (folder, home):
+            with suppress(OSError):  # it holds something
+                made.rmdir()
+        raise
 
 
 def _one(configs: list[Config]) -> HardwareConfig:

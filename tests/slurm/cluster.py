@@ -173,9 +173,15 @@ MpiDefault=none
 GresTypes=gpu
 """  # nodes claim more cores than the machine has: config_overrides
         + "".join(
-            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 Gres=gpu:2\n"
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=32 Gres=gpu:2\n"
             for node, port in zip(NODES, nodes, strict=True)
         )
-        + f"PartitionName=main Nodes={','.join(NODES)} Default=YES MaxTime=2-00:00:00 PriorityTier=1\n"
-        + f"PartitionName=urgent Nodes={','.join(NODES)} PriorityTier=2 PreemptMode=OFF\n"
+        + "".join(
+            f"PartitionName={name} Nodes={','.join(NODES)} {settings}\n"
+            for name, settings in (
+                ("main", "Default=YES MaxTime=2-00:00:00 PriorityTier=1 PreemptMode=OFF"),
+                ("spare", "PriorityTier=1"),
+                ("urgent", "PriorityTier=2"),  # takes the place of jobs in spare
+            )
+        )
     )
