@@ -25,6 +25,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self._noted = 0
+        self._is_main = True
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -51,15 +52,13 @@ class Interruption:
 
     def agreed(self, process: Process) -> int:
         """The signal that some process has received, by now known to all of them; 0 where there is none."""
+        self._is_main = process.is_main
         return process.max(self.received)
 
-    def saved(self, process: Process) -> None:
-        """Tell whoever waits for it; all processes have agreed on the step and got past it."""
-        if process.is_main and SAVED in os.environ:
-            Path(os.environ[SAVED]).touch()
-
     def _park(self) -> None:
-        """Neither train on, which would be lost, nor end, which would end the job before it has been queued again."""
+        """Say that all is saved, and wait to be ended: to go on would be in vain, to end would end the job for good."""
+        if self._is_main and SAVED in os.environ:
+            Path(os.environ[SAVED]).touch()
         parent = os.getppid()
         while not self._noted and os.getppid() == parent:
             time.sleep(0.05)

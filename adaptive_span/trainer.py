@@ -107,7 +107,6 @@ class Run:
                 if signal or step == total or step % config.checkpoint.every == 0:
                     self._save()
                 if signal and step < total:
-                    interruption.saved(process)
                     if process.is_main:
                         say(f"stopped after step {step} of {total}, and saved; the same command goes on")
                     raise SystemExit(128 + signal)

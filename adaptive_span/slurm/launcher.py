@@ -1,10 +1,11 @@
 """Hydra's launcher for SLURM: the jobs of one command become one job, or one array, and the prompt comes back."""
 
 import hashlib
+import io
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ class Launcher(SlurmLauncher):
         settings |= {
             "job_name": home.name,
             "ntasks_per_node": 1,  # an agent, which starts the processes
+            "mem": f"{hardware.memory}GB" if hardware.memory else None,
             "cpus_per_task": hardware.cpus,
             "gpus_per_node": hardware.gpus or None,
             "stderr_to_stdout": True,
@@ -83,7 +85,8 @@ class Launcher(SlurmLauncher):
         executor.update_parameters(**{key: value for key, value in settings.items() if value is not None})
         trainings = [Job(config, sys.argv, self.params["signal_delay_s"]) for config in configs]
         try:
-            submitted = executor.submit_array(trainings) if len(trainings) > 1 else [executor.submit(trainings[0])]
+            with redirect_stderr(io.StringIO()):  # where sbatch's words would be shown twice
+                submitted = executor.submit_array(trainings)
         except submitit.core.utils.FailedJobError as error:
             raise UserError(f"SLURM has refused the job: {' '.join(str(error).split())}") from None
         return [

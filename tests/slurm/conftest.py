@@ -26,7 +26,9 @@ class Cluster:
         """Of `launch.py` for a short training on that text, on one core of one node."""
         data = ["data=files", f"data.path={self.text}", f"data.directory={self.directory / 'data'}"]
         small = [word for word in SMALL if not word.startswith("hardware=")]
-        return [sys.executable, str(tree / "launch.py"), *data, *small, *HARDWARE, *settings]
+        flags = [word for word in settings if word == "-m"]
+        rest = [word for word in settings if word != "-m"]
+        return [sys.executable, str(tree / "launch.py"), *flags, *data, *small, *HARDWARE, *rest]
 
     def launch(self, *settings: str, tree: Path = ROOT, ok: bool = True) -> Finished:
         """Submit, and have the prompt back."""

@@ -2,12 +2,14 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ENVIRONMENT, ROOT, sentence
 from tests.slurm.conftest import Cluster, job_of
 from tests.test_train import assert_same_run, losses, metrics, newest, of_type, wandb_records
 
@@ -28,7 +30,7 @@ def stories(slurm: Cluster):
 def preempted(slurm: Cluster) -> str:
     """Requeued by hand, then by a partition that goes first."""
     spare = ["hardware.partition=spare", "hardware.cpus=24"]  # of the 32 that each node claims to have
-    job = job_of(slurm.launch(*LONG, "run.dir=preempted", "tracking=offline", *spare))
+    job = job_of(slurm.launch(*LONG, "run.dir=preempted", *spare))
     slurm.until_step("preempted", 50)
     slurm.run("scontrol", "requeue", job)
     slurm.until_step("preempted", 150)
@@ -48,16 +50,17 @@ def test_requeue_and_preemption_neither_lose_nor_repeat_a_step(stories, slurm, l
     stops = [int(step) for step in re.findall(r"stopped after step (\d+) of 300, and saved", text)]
     assert stops == [int(step) for step in re.findall(r"going on with \S+ after step (\d+)", text)]
     assert len(stops) == 2
-    parts = wandb_records(run)
-    assert len(parts) == 3
-    assert len({of_type(part, "run")[0]["run_id"] for part in parts}) == 1
-    steps = [line["item"]["step"] for part in parts for line in of_type(part, "history")]
-    assert steps == sorted(set(steps)) == [line["step"] for line in metrics(run)]
 
 
 def two_nodes(slurm: Cluster) -> str:
     """Told by SIGUSR2 that it will be preempted, as some sites do."""
-    settings = ["hardware=slurm_multinode", "hardware.processes=2", "train.steps=100", "log.every=1"]
+    settings = [
+        "hardware=slurm_multinode",
+        "hardware.processes=2",
+        "train.steps=100",
+        "log.every=1",
+        "tracking=offline",
+    ]
     job = job_of(slurm.launch("run.dir=nodes", *settings))
     slurm.until_step("nodes", 20)
     slurm.run("scancel", "--signal=USR2", job)
@@ -77,6 +80,11 @@ def test_two_nodes_train_as_one_process_and_save_at_the_same_step(stories, slurm
     assert stopped == re.findall(r"going on with \S+ after step (\d+)", text)
     assert len(stopped) == 1
     assert "Requeued job" in text
+    first, second = wandb_records(run)
+    assert of_type(first, "run")[0]["run_id"] == of_type(second, "run")[0]["run_id"]
+    steps = [[line["item"]["step"] for line in of_type(part, "history")] for part in (first, second)]
+    assert [*steps[0], *steps[1]] == list(range(1, 101))
+    assert steps[0][-1] == int(stopped[0])
     assert slurm.ask("sacct", "-X", "-n", "-P", "-j", job, "-o", "NNodes") == "2"
 
 
@@ -142,3 +150,87 @@ def test_a_job_runs_the_code_that_was_submitted_and_one_that_was_cancelled_or_ha
     assert "300/300" in slurm.launch(*LONG, "run.dir=edited", "hardware.wait=true", tree=tree).stdout
     launch(*LONG, "run.dir=straight")
     assert_same_run(tmp_path / "straight", run)
+
+
+def test_a_sweep_is_an_array_whose_jobs_each_have_a_directory(slurm):
+    words = ["run.dir=sweep", "-m", "train.seed=1,2", "train.steps=6", "hardware.wait=true"]
+    launched = slurm.launch(*words)
+    out = launched.stdout
+    job = job_of(launched)
+    runs = [slurm.directory / "sweep" / number for number in "01"]
+    for table in (out, slurm.ask(sys.executable, "-m", "adaptive_span.slurm", "status", "sweep")):
+        for number, run in enumerate(runs):
+            assert re.search(rf"{job}_{number} +COMPLETED +6/6 +{metrics(run)[-1]['train/bpc']:.3f} +{run}", table)
+    assert metrics(runs[0]) != metrics(runs[1])
+    assert slurm.ask("sacct", "-X", "-n", "-P", "-j", job, "-o", "JobID").split() == [f"{job}_0", f"{job}_1"]
+
+
+def script_of(slurm: Cluster, run: str) -> str:
+    (path,) = (slurm.directory / run / "slurm").glob("*_submission.sh")
+    return path.read_text()
+
+
+def test_a_job_asks_for_all_gpus_of_a_node_and_their_share_of_its_cores(slurm):
+    """On nodes of 2 GPUs and 32 cores; the jobs are held, for there is nothing behind the GPUs."""
+    hold = "+hydra.launcher.additional_parameters.hold=true"
+    defaults = ["hardware.cpus=null", "hardware.processes=0", "hardware.device=cuda", hold]
+    asked = {
+        "all": ("hardware=slurm_multinode", "gpus-per-node=2 cpus-per-task=32 nodes=2 time=1440"),
+        "half": (
+            "hardware.gpus=1 hardware.memory=4 hardware.time=90",
+            "gpus-per-node=1 cpus-per-task=16 mem=4GB time=90",
+        ),
+    }
+    for run, (settings, lines) in asked.items():
+        launched = slurm.launch(f"run.dir={run}", *settings.split(), *defaults)
+        assert set(lines.split()) < set(re.findall(r"#SBATCH --(\S+)", script_of(slurm, run)))
+        assert slurm.ask("squeue", "-h", "-j", job_of(launched), "-o", "%T %r") == "PENDING JobHeldUser"
+        refused = slurm.launch(f"run.dir={run}", *settings.split(), *defaults, ok=False)
+        assert f"has job {job_of(launched)} in the queue already (PENDING)" in sentence(refused)
+        slurm.run("scancel", job_of(launched))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            ["hardware.partition=mian"],
+            "hardware.partition=mian must be one of main, spare, urgent; did you mean 'main'?",
+        ),
+        (["hardware.gpus=3"], "hardware.gpus=3 is more than a node of partition main has: 2"),
+        (["hardware.nodes=3", "train.batch_size=12"], "hardware.nodes=3 is more than partition main has: 2"),
+        (["hardware.cpus=33"], "hardware.cpus=33 is more than a node of partition main has: 32"),
+        (["hardware.time=5000"], "hardware.time=5000 is longer than partition main allows: 2880 minutes"),
+        (["hardware.constraint=a100"], "hardware.constraint=a100 is no feature of a node of partition main"),
+        (
+            ["hardware.nodes=2", "hardware.processes=3"],
+            "train.batch_size=8 must be divisible by processes × slices = 6",
+        ),
+        (["-m", "hardware.time=1,2"], "hardware.time=1,2 cannot be swept"),
+        (["hydra.launcher.gres=fpga:1"], "SLURM has refused the job: "),
+    ],
+)
+def test_what_the_cluster_cannot_give_is_told_before_anything_is_queued(settings, told, slurm):
+    before = slurm.ask("sacct", "-X", "-n", "-o", "JobName")
+    refused = slurm.launch("run.dir=refused", *settings, ok=False)
+    assert sentence(refused).startswith(told)
+    assert "refused" not in slurm.ask("squeue", "-h", "-o", "%j") + before
+
+
+def test_a_run_directory_that_the_nodes_cannot_see(slurm, tmp_path):
+    """A file system that only the submitting process has mounted."""
+    mount = 'mount -t tmpfs none "$0" && exec "$@"'
+    words = ["unshare", "--mount", "sh", "-c", mount, str(tmp_path), *slurm.words(f"run.dir={tmp_path}/run")]
+    told = sentence(slurm.run(*words, ok=False))
+    assert told.startswith(
+        f"the nodes cannot see run.dir={tmp_path}/run: it lies on a disk (tmpfs) of this machine alone"
+    )
+    assert "run" not in slurm.ask("squeue", "-h", "-o", "%j").split()
+
+
+def test_without_slurm_one_is_told_where_it_is(command, tmp_path):
+    environment = ENVIRONMENT | {"PATH": str(tmp_path)}
+    words = command("hardware=slurm")
+    result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert sentence(result).startswith("there is no sbatch on the path: hardware=slurm needs the commands of a SLURM")
+    assert list(tmp_path.iterdir()) == []
