@@ -1,10 +1,10 @@
-"""Compose a configuration and run it: here, in several processes of this machine, or under torchrun."""
+"""Compose a configuration and run it: here, in several processes of this machine, under torchrun, or on SLURM."""
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from adaptive_span import command_line
+from adaptive_span import command_line, slurm
 from adaptive_span.config import Config
 
 
@@ -22,5 +22,6 @@ def main(composed: DictConfig) -> None:
 
 if __name__ == "__main__":
     command_line.register("launch", Config)
+    slurm.register()
     with command_line.clear_errors(Config):
         main()

@@ -163,15 +163,39 @@ class OptimizerConfig:
 @dataclass
 class HardwareConfig:
     device: str = "auto"
-    processes: int = 1  # on this machine, each with one GPU or its share of the CPU cores; 0: one for each GPU
+    processes: int = 1  # on each machine, each with one GPU or its share of the CPU cores; 0: one for each GPU
     precision: str = "fp32"  # bf16: matrix products under autocast
     compile: bool = False
     activation_checkpointing: bool = False  # recompute each layer in the backward pass
 
+    # What to ask SLURM for; conf/hardware/slurm.yaml says more of each.
+    nodes: int = 1
+    gpus: int | None = None  # of each node; null: all of them
+    cpus: int | None = None  # cores of each node; null: the share that goes with its GPUs
+    memory: int | None = None  # GB of each node; null: what the cluster gives by default
+    partition: str | None = None  # null: the cluster's default
+    account: str | None = None
+    constraint: str | None = None  # a feature that the nodes must have
+    time: int = 1440  # minutes
+    requeues: int = 100  # how often a job that has reached its time limit goes on
+    parallel_jobs: int = 8  # of a sweep
+    wait: bool = False  # until the jobs have ended
+
     def validate(self) -> None:
         _one_of("hardware.device", self.device, DEVICES)
         _one_of("hardware.precision", self.precision, PRECISIONS)
-        _at_least("hardware.processes", self.processes, 0)
+        for key, least in (("processes", 0), ("nodes", 1), ("time", 1), ("requeues", 0), ("parallel_jobs", 1)):
+            _at_least(f"hardware.{key}", getattr(self, key), least)
+        for key, least in (("gpus", 0), ("cpus", 1), ("memory", 1)):
+            if getattr(self, key) is not None:
+                _at_least(f"hardware.{key}", getattr(self, key), least)
+        if self.device == "cpu" and self.processes == 0:
+            raise UserError("hardware.processes=0 starts one for each GPU, but hardware.device=cpu; give their number")
+
+    @property
+    def world_size(self) -> int:
+        """Processes over all nodes, as far as it is known before they have been asked for their GPUs."""
+        return self.nodes * max(1, self.processes or self.gpus or 1)
 
 
 @dataclass
@@ -272,7 +296,7 @@ class Config:
         for part in vars(self).values():
             if hasattr(part, "validate"):
                 part.validate()
-        check_batch("train.batch_size", self.train.batch_size, self.hardware.processes, self.train.batch_split)
+        check_batch("train.batch_size", self.train.batch_size, self.hardware.world_size, self.train.batch_split)
         if self.model.cutoffs and self.data.level != "word":
             raise UserError(
                 f"model.cutoffs={self.model.cutoffs} cut a vocabulary of words, but data.level={self.data.level}; "

@@ -18,6 +18,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from adaptive_span.config import HardwareConfig
 from adaptive_span.errors import UserError
 
+CORES = "ADAPTIVE_SPAN_CORES"  # an environment variable; where nothing confines a job to its cores, it says how many
+
 
 @dataclass(frozen=True)
 class Process:
@@ -107,8 +109,7 @@ def process_group(hardware: HardwareConfig) -> Iterator[Process]:
         yield Process(0, 1, device)
         return
     # Each process would start a thread a core: N processes would share each core among N threads.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
+    torch.set_num_threads(max(1, _cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Process(dist.get_rank(), world_size, device)
@@ -117,33 +118,66 @@ def process_group(hardware: HardwareConfig) -> Iterator[Process]:
         dist.destroy_process_group()
 
 
+def _cores() -> int:
+    """That this machine's processes may use: as many as a scheduler gave them, or all that they may run on."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, int(os.environ.get(CORES, allowed)))
+
+
+@dataclass(frozen=True)
+class Node:
+    """One of the machines that work on a run."""
+
+    rank: int = 0
+    count: int = 1
+    endpoint: str = "127.0.0.1:0"  # where the nodes meet: an address of the first one, with a port that is free there
+    run_id: str = "adaptive-span"  # another one at each attempt, so that no worker meets those of the last
+
+    def launch_config(self, processes: int) -> LaunchConfig:
+        alone = self.count == 1
+        return LaunchConfig(
+            min_nodes=self.count,
+            max_nodes=self.count,
+            nproc_per_node=processes,
+            rdzv_backend="c10d" if alone else "static",  # c10d would number the nodes as they come
+            rdzv_configs={} if alone else {"rank": self.rank},
+            rdzv_endpoint=self.endpoint,
+            run_id=self.run_id,
+            max_restarts=0,
+            shutdown_timeout=20,  # seconds to save in; schedulers kill after 30
+        )
+
+
 def launch(function: Callable[[Any], None], config: Any, hardware: HardwareConfig) -> None:
     """Run `function(config)` in so many processes of this machine; a single one, or torchrun's, runs in place."""
-    processes = hardware.processes
-    if processes == 0:
-        pick_device(hardware)  # says so where there is no GPU
-        processes = torch.cuda.device_count()
+    if hardware.nodes > 1:
+        raise UserError(
+            f"hardware.nodes={hardware.nodes} is for a cluster; take hardware=slurm_multinode hardware.nodes="
+            f"{hardware.nodes}, or hardware.nodes=1"
+        )
+    processes = processes_of(hardware)
     if processes == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
         function(config)
-        return
-    pick_device(hardware, processes - 1)
+    else:
+        start(function, config, processes, Node())
+
+
+def processes_of(hardware: HardwareConfig) -> int:
+    """On this machine; says so where it has not so many GPUs."""
+    pick_device(hardware, max(0, hardware.processes - 1))
+    return hardware.processes or max(1, torch.cuda.device_count())
+
+
+def start(function: Callable[[Any], None], config: Any, processes: int, node: Node) -> None:
+    """Run `function(config)` in so many processes of their own on each node; called once on each node."""
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is told below
-    local = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        run_id="adaptive-span",
-        max_restarts=0,
-    )
     try:
-        elastic_launch(local, _work)(function, config)
+        elastic_launch(node.launch_config(processes), _work)(function, config)
     except SignalException as stop:
         raise SystemExit(128 + stop.sigval) from None
     except ChildFailedError as failures:
-        raise _cause(failures.get_first_failure()[1]) from None
+        raise _cause(*failures.get_first_failure()) from None
 
 
 def _work(function: Callable[[Any], None], config: Any) -> None:
@@ -155,13 +189,13 @@ def _work(function: Callable[[Any], None], config: Any) -> None:
         raise SystemExit(2 if isinstance(error, UserError) else 1) from None
 
 
-def _cause(failure: ProcessFailure) -> BaseException:
+def _cause(rank: int, failure: ProcessFailure) -> BaseException:
     """What the parent raises for the first worker that failed."""
     report = failure.error_file_data.get("message") if isinstance(failure.error_file_data, dict) else None
     if not isinstance(report, dict):
         if failure.exitcode > 128:  # it was told to stop, has saved and said so
             return SystemExit(failure.exitcode)
-        return RuntimeError(f"the process of rank {failure.local_rank} died: {failure.message}")
+        return RuntimeError(f"the process of rank {rank} died: {failure.message}")
     if failure.exitcode == 2:
         return UserError(report["message"].removeprefix("UserError: "))
-    return RuntimeError(f"the process of rank {failure.local_rank} failed with\n{report['extraInfo']['py_callstack']}")
+    return RuntimeError(f"the process of rank {rank} failed with\n{report['extraInfo']['py_callstack']}")

@@ -1,19 +1,31 @@
-"""SIGTERM and Ctrl-C as a request to save and stop after the step at hand."""
+"""SIGTERM, Ctrl-C and a scheduler's SIGUSR2 as a request to save and stop after the step at hand."""
 
+import os
 import signal
+import time
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from adaptive_span.distributed import Process
 
+SAVED = "ADAPTIVE_SPAN_SAVED"  # an environment variable: the file that tells whoever sent SIGUSR2 that all is saved
+STOPPED = 128 + signal.SIGTERM
+
 
 class Interruption:
-    """While it is entered, the first signal is noted instead of ending the process; a second Ctrl-C ends it."""
+    """While it is entered, the first signal is noted instead of ending the process; a second Ctrl-C ends it.
+
+    SIGUSR2 announces that a scheduler is about to end the process, and is only heard where whoever started the process
+    has blocked it: so it can neither be missed nor do harm while torch is imported or another program is started, both
+    of which it would end. It stays pending, and is looked for.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.received = 0
+        self._noted = 0
+        self._is_main = True
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -23,14 +35,30 @@ class Interruption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, SystemExit) and error.code == 128 + signal.SIGUSR2:
+            self._park()
+            raise SystemExit(STOPPED)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def received(self) -> int:
+        return self._noted or (signal.SIGUSR2 if signal.SIGUSR2 in signal.sigpending() else 0)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received == number == signal.SIGINT:
+        if self._noted == number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        self._noted = number
 
     def agreed(self, process: Process) -> int:
         """The signal that some process has received, by now known to all of them; 0 where there is none."""
+        self._is_main = process.is_main
         return process.max(self.received)
+
+    def _park(self) -> None:
+        """Say that all is saved, and wait to be ended: to go on would be in vain, to end would end the job for good."""
+        if self._is_main and SAVED in os.environ:
+            Path(os.environ[SAVED]).touch()
+        parent = os.getppid()
+        while not self._noted and os.getppid() == parent:
+            time.sleep(0.05)

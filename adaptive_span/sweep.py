@@ -47,7 +47,7 @@ def summarize(directories: Sequence[Path], home: Path) -> None:
 
     from adaptive_span.console import say, show
 
-    rows = [_row(directory) for directory in directories if (directory / "config.yaml").exists()]
+    rows = [_row(directory) for directory in directories if (directory / "metrics.jsonl").exists()]
     if not rows:
         raise UserError(f"no run below {home} has begun")
     varied = [key for key in rows[0]["config"] if len({str(row["config"].get(key)) for row in rows}) > 1]
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, metavar="DIR")
     home = parser.parse_args().directory
-    summarize(sorted(path.parent for path in home.glob("**/config.yaml")), home)
+    summarize(sorted(path.parent for path in home.glob("**/metrics.jsonl")), home)
 
 
 if __name__ == "__main__":

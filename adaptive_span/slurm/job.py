@@ -1,0 +1,122 @@
+"""What a job runs on each of its nodes: an agent that starts the workers there and passes on what SLURM tells it.
+
+SIGUSR2 (the time limit is near, or the site's way to preempt) goes to the workers, which save at the same step and say
+so; only then does submitit's own handler queue the job again. SIGTERM (cancelled, requeued by hand or by preemption)
+also saves, and ends with 143. Nothing that was stopped ever ends with 0, which SLURM would take for COMPLETED.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import submitit
+
+from adaptive_span.config import Config
+from adaptive_span.errors import UserError
+
+Handler = Callable[[int, FrameType | None], Any]
+
+
+@dataclass
+class Job:
+    """One training, as it is pickled for the nodes: by reference, so that they import it from the snapshot."""
+
+    config: Config
+    words: list[str]  # of the command that submitted it
+    signal_delay: float  # seconds between SIGUSR2 and the end of the job
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """Asked by submitit before it queues the job again."""
+        return submitit.helpers.DelayedSubmission(self)
+
+    def __call__(self) -> None:
+        signal.signal(signal.SIGTERM, _stop)  # submitit's own would ignore it while torch is imported
+        environment = submitit.JobEnvironment()
+        environment.paths.result_pickle.unlink(missing_ok=True)  # an earlier attempt's
+        sys.argv = self.words  # for the commands that a training names at its end
+        with tempfile.TemporaryDirectory() as directory:
+            agent = Agent(Path(directory) / "saved", self.signal_delay, is_main=environment.node == 0)
+            agent.listen()
+            self._train(environment.num_nodes, environment.node, environment.hostnames[0])
+
+    def _train(self, nodes: int, rank: int, first: str) -> None:
+        from adaptive_span import distributed  # torch
+
+        hardware = self.config.hardware
+        os.environ[distributed.CORES] = os.environ.get("SLURM_CPUS_PER_TASK", "1")
+        job_id, attempt = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
+        node = distributed.Node(run_id=f"{job_id}-{attempt}")
+        if nodes > 1:
+            endpoint = f"{_address(first)}:{12000 + int(job_id) % 8000}"
+            node = distributed.Node(rank, nodes, endpoint, node.run_id)
+        distributed.start(_work, self.config, distributed.processes_of(hardware), node)
+
+
+def _work(config: Config) -> None:
+    """In each worker, which imports all that a training needs; the agent need not."""
+    from adaptive_span import trainer
+
+    trainer.train(config)
+
+
+class Agent:
+    """Between SLURM, which signals this process and, depending on the site, its children, and the workers."""
+
+    def __init__(self, saved: Path, signal_delay: float, is_main: bool):
+        from adaptive_span.interruption import SAVED
+
+        self.saved, self.signal_delay, self.is_main = saved, signal_delay, is_main
+        self.requeue: Handler = signal.getsignal(signal.SIGUSR2)  # type: ignore[assignment]  # submitit's
+        os.environ[SAVED] = str(saved)
+
+    def listen(self) -> None:
+        """Handle SIGUSR2 here, and hand it to every child as blocked.
+
+        This thread blocks it, and children start with the mask of the thread that starts them. Another thread lets it
+        in; Python runs the handler in this one all the same.
+        """
+        signal.signal(signal.SIGUSR2, self._pass_on)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        threading.Thread(target=_let_in, args=(signal.SIGUSR2,), daemon=True).start()
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            if worker.pid:
+                os.kill(worker.pid, number)
+        if self.is_main:  # the one whose worker writes
+            until = time.monotonic() + 0.8 * self.signal_delay
+            while not self.saved.exists() and time.monotonic() < until and any(w.is_alive() for w in workers):
+                time.sleep(0.05)
+        try:
+            self.requeue(number, frame)
+        except submitit.core.utils.UncompletedJobError as refusal:
+            raise UserError(
+                f"the job has reached its time limit once more than it may ({refusal}); what it has trained is saved, "
+                f"and the same command goes on with it; hardware.requeues says how often a job may"
+            ) from None
+
+
+def _let_in(number: int) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    threading.Event().wait()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _address(node: str) -> str:
+    """Where a node is reached; its name alone need not be known to the others."""
+    told = subprocess.run(["scontrol", "-o", "show", "node", node], capture_output=True, text=True, check=True).stdout
+    return next(word.removeprefix("NodeAddr=") for word in told.split() if word.startswith("NodeAddr="))

@@ -1,0 +1,133 @@
+"""How submitted jobs are doing: what was written down at submission, what SLURM says, and what the runs have logged."""
+
+import json
+import pickle
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.live import Live
+from rich.table import Table
+
+from adaptive_span.config import HardwareConfig
+from adaptive_span.console import console, list_places, readable, say
+from adaptive_span.errors import UserError
+from adaptive_span.slurm import cluster
+
+UNITS = ("train/bpc", "train/ppl")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training in the queue, or once in it."""
+
+    id: str
+    directory: str
+    total_steps: int
+    nodes: int
+
+    def last_line(self) -> dict[str, float]:
+        """Of the run's metrics."""
+        try:
+            lines = Path(self.directory, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            return json.loads(lines[-1])
+        except (OSError, IndexError, json.JSONDecodeError):  # not begun, or a line half written
+            return {}
+
+
+def write(home: Path, jobs: list[Job]) -> None:
+    (home / "slurm" / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs], indent=1), encoding="utf-8")
+
+
+def read(home: Path) -> list[Job]:
+    """The jobs of the last submission of a run, or of a sweep; a job of a sweep can be asked for alone."""
+    for place in (home, home.parent):
+        path = place / "slurm" / "jobs.json"
+        if path.is_file():
+            jobs = [Job(**job) for job in json.loads(path.read_text(encoding="utf-8"))]
+            return jobs if place == home else [job for job in jobs if Path(job.directory) == home]
+    return []
+
+
+def log(home: Path, job: Job, node: int = 0) -> Path:
+    return home / "slurm" / f"{job.id}_{node}_log.out"
+
+
+def refuse_second(home: Path) -> None:
+    """Two jobs can't train in one directory."""
+    jobs = read(home)
+    states = cluster.states(job.id for job in jobs) if jobs else {}
+    for job in jobs:
+        if states[job.id] not in (*cluster.ENDED, "UNKNOWN"):
+            raise UserError(
+                f"run.dir={job.directory} has job {job.id} in the queue already ({states[job.id]}); wait for it, end "
+                f"it with scancel {job.id}, or give another run.dir"
+            )
+
+
+def announce(home: Path, jobs: list[Job], hardware: HardwareConfig) -> None:
+    """All that somebody needs who is given the prompt back."""
+    what = f"job {jobs[0].id}" if len(jobs) == 1 else f"jobs {jobs[0].id} … {jobs[-1].id}"
+    each = f"{hardware.nodes} node(s), each with {hardware.gpus} GPU(s) and {hardware.cpus} core(s)"
+    say(f"submitted {what}: {each}, for {hardware.time} minutes at a time")
+    for job in jobs:
+        list_places({"job": job.id, "run": job.directory, "log": log(home, job)})
+    list_places(
+        {
+            "code": home / "code",
+            "follow": f"tail -F {log(home, jobs[0])}",
+            "status": f"python -m adaptive_span.slurm status {home}",
+            "table": f"python -m adaptive_span.sweep {home}" if len(jobs) > 1 else None,
+            "stop": f"scancel {jobs[0].id.split('_')[0]}",
+        }
+    )
+
+
+def table(jobs: list[Job], states: dict[str, str]) -> Table:
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("job")
+    shown.add_column("state")
+    shown.add_column("step", justify="right")
+    lines = [job.last_line() for job in jobs]
+    unit = next((unit for unit in UNITS for line in lines if unit in line), UNITS[0])
+    shown.add_column(unit.removeprefix("train/"), justify="right")
+    shown.add_column("run", overflow="fold")
+    for job, line in zip(jobs, lines, strict=True):
+        score = readable(line[unit], 3) if unit in line else ""
+        shown.add_row(job.id, states[job.id], f"{line.get('step', 0):.0f}/{job.total_steps}", score, job.directory)
+    return shown
+
+
+def watch(home: Path, seconds: float = 2) -> bool:
+    """Show a live table until all jobs have ended, then what made those that failed do so; whether none did."""
+    jobs = read(home)
+    states = cluster.states(job.id for job in jobs)
+    try:
+        with Live(table(jobs, states), console=console, auto_refresh=False, transient=True) as live:
+            while not all(state in cluster.ENDED for state in states.values()):
+                time.sleep(seconds)
+                states = cluster.states(job.id for job in jobs)
+                live.update(table(jobs, states), refresh=True)
+    except KeyboardInterrupt:
+        say(f"the jobs go on without being watched; python -m adaptive_span.slurm status {home} shows them again")
+        raise SystemExit(130) from None
+    console.print()
+    console.print(table(jobs, states), markup=False)
+    failed = [job for job in jobs if states[job.id] != "COMPLETED"]
+    for job in failed:
+        say(f"\njob {job.id} ended as {states[job.id]}; its log is {log(home, job)}")
+        reason = error_of(home, job)
+        if reason:
+            say(reason)
+    return not failed
+
+
+def error_of(home: Path, job: Job) -> str | None:
+    """The traceback of the node that failed first: the others have only lost it."""
+    results = [home / "slurm" / f"{job.id}_{node}_result.pkl" for node in range(job.nodes)]
+    for path in sorted((path for path in results if path.exists()), key=lambda path: path.stat().st_mtime):
+        with open(path, "rb") as file:
+            outcome, what = pickle.load(file)
+        if outcome == "error":
+            return str(what)
+    return None

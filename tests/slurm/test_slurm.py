@@ -1,0 +1,236 @@
+"""Trainings on a real SLURM of two nodes, which are interrupted in every way that it knows, and lose no step."""
+
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ENVIRONMENT, ROOT, sentence
+from tests.slurm.conftest import Cluster, job_of
+from tests.test_train import assert_same_run, losses, metrics, newest, of_type, wandb_records
+
+Story = dict[str, object]
+LONG = ["train.steps=300", "model.dropout=0.2"]  # long enough to be interrupted, and any repeated step would show
+
+
+@pytest.fixture(scope="session")
+def stories(slurm: Cluster):
+    """What happens to several jobs, told side by side: most of it is waiting."""
+    with ThreadPoolExecutor(4) as pool:
+        yield {
+            tell.__name__: pool.submit(tell, slurm)
+            for tell in (two_nodes, time_limit, preempted, edited_cancelled_crashed)
+        }
+
+
+def preempted(slurm: Cluster) -> str:
+    """Requeued by hand, then by a partition that goes first."""
+    spare = ["hardware.partition=spare", "hardware.cpus=24"]  # of the 32 that each node claims to have
+    job = job_of(slurm.launch(*LONG, "run.dir=preempted", *spare))
+    slurm.until_step("preempted", 50)
+    slurm.run("scontrol", "requeue", job)
+    slurm.until_step("preempted", 150)
+    slurm.run("sbatch", "-p", "urgent", "-N2", "-c24", "-o", "/dev/null", "--wrap", "sleep 2")
+    slurm.until_ended("preempted", job, "COMPLETED")
+    return job
+
+
+def test_requeue_and_preemption_neither_lose_nor_repeat_a_step(stories, slurm, launch, tmp_path):
+    launch(*LONG, "run.dir=straight")
+    job = stories["preempted"].result()
+    run = slurm.directory / "preempted"
+    assert_same_run(tmp_path / "straight", run)
+    states = slurm.ask("sacct", "-X", "-n", "-P", "-D", "-j", job, "-o", "State").split("\n")
+    assert sorted(states) == ["COMPLETED", "PREEMPTED", "REQUEUED"]
+    text = (run / "slurm" / f"{job}_0_log.out").read_text()
+    stops = [int(step) for step in re.findall(r"stopped after step (\d+) of 300, and saved", text)]
+    assert stops == [int(step) for step in re.findall(r"going on with \S+ after step (\d+)", text)]
+    assert len(stops) == 2
+
+
+def two_nodes(slurm: Cluster) -> str:
+    """Told by SIGUSR2 that it will be preempted, as some sites do."""
+    settings = [
+        "hardware=slurm_multinode",
+        "hardware.processes=2",
+        "train.steps=100",
+        "log.every=1",
+        "tracking=offline",
+    ]
+    job = job_of(slurm.launch("run.dir=nodes", *settings))
+    slurm.until_step("nodes", 20)
+    slurm.run("scancel", "--signal=USR2", job)
+    slurm.until_ended("nodes", job, "COMPLETED")
+    return job
+
+
+def test_two_nodes_train_as_one_process_and_save_at_the_same_step(stories, slurm, launch, tmp_path):
+    launch("train.steps=100", "log.every=1", "run.dir=one")
+    job = stories["two_nodes"].result()
+    run = slurm.directory / "nodes"
+    assert losses(run)[:10] == pytest.approx(losses(tmp_path / "one")[:10], abs=1e-4)
+    assert [line["step"] for line in metrics(run)] == list(range(1, 101))
+    assert losses(run) == pytest.approx(losses(tmp_path / "one"), abs=1e-3)  # rounding grows with the steps
+    text = (run / "slurm" / f"{job}_0_log.out").read_text()
+    stopped = re.findall(r"stopped after step (\d+) of 100, and saved", text)
+    assert stopped == re.findall(r"going on with \S+ after step (\d+)", text)
+    assert len(stopped) == 1
+    assert "Requeued job" in text
+    first, second = wandb_records(run)
+    assert of_type(first, "run")[0]["run_id"] == of_type(second, "run")[0]["run_id"]
+    steps = [[line["item"]["step"] for line in of_type(part, "history")] for part in (first, second)]
+    assert [*steps[0], *steps[1]] == list(range(1, 101))
+    assert steps[0][-1] == int(stopped[0])
+    assert slurm.ask("sacct", "-X", "-n", "-P", "-j", job, "-o", "NNodes") == "2"
+
+
+def time_limit(slurm: Cluster) -> str:
+    settings = ["hardware.time=1", "hydra.launcher.signal_delay_s=20", "hardware.requeues=1", "train.steps=100000"]
+    job = job_of(slurm.launch("run.dir=limit", *settings))
+    slurm.until_ended("limit", job, "FAILED")
+    return job
+
+
+def test_a_time_limit_requeues_so_often_as_it_may_and_the_same_command_goes_on(stories, slurm):
+    job = stories["time_limit"].result()
+    run = slurm.directory / "limit"
+    text = (run / "slurm" / f"{job}_0_log.out").read_text()
+    first, second = [int(step) for step in re.findall(r"stopped after step (\d+) of 100000, and saved", text)]
+    assert re.findall(r"going on with \S+ after step (\d+)", text) == [str(first)]
+    assert newest(run)["step"] == second
+    assert "the job has reached its time limit once more than it may" in text
+    assert "hardware.requeues" in text
+    out = slurm.launch("run.dir=limit", "hardware.wait=true", f"train.steps={second + 5}").stdout
+    assert f"{second + 5}/{second + 5}" in out
+    steps = [line["step"] for line in metrics(run)]
+    assert steps == sorted(set(steps))
+
+
+def edited_cancelled_crashed(slurm: Cluster) -> tuple[str, str, Path]:
+    """One run, submitted from a copy of the tree that is broken while the job waits."""
+    tree = slurm.directory / "tree"
+    tree.mkdir()
+    for name in ("adaptive_span", "conf"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
+    shutil.copy(ROOT / "launch.py", tree)
+    hold = "+hydra.launcher.additional_parameters.hold=true"
+    cancelled = job_of(slurm.launch(*LONG, "run.dir=edited", hold, tree=tree))
+    trainer = tree / "adaptive_span" / "trainer.py"
+    sound = trainer.read_text()
+    trainer.write_text(sound.replace("training.update()", "raise ArithmeticError('broken on purpose')"))
+    slurm.run("scontrol", "release", cancelled)
+    slurm.until_step("edited", 50)
+    slurm.run("scancel", cancelled)
+    slurm.until_ended("edited", cancelled, "CANCELLED")
+    return cancelled, sound, trainer
+
+
+def test_a_job_runs_the_code_that_was_submitted_and_one_that_was_cancelled_or_has_crashed_goes_on(
+    stories, slurm, launch, tmp_path
+):
+    cancelled, sound, trainer = stories["edited_cancelled_crashed"].result()
+    run = slurm.directory / "edited"
+    text = (run / "slurm" / f"{cancelled}_0_log.out").read_text()
+    assert len(re.findall(r"stopped after step \d+ of 300, and saved", text)) == 1
+    tree = trainer.parent.parent
+
+    crashed = slurm.launch(*LONG, "run.dir=edited", "hardware.wait=true", tree=tree, ok=False)
+    assert crashed.returncode == 1
+    assert slurm.account(job_of(crashed)) == "FAILED"
+    log = (run / "slurm" / f"{job_of(crashed)}_0_log.out").read_text()
+    for told in (crashed.stdout, log):
+        assert "ArithmeticError: broken on purpose" in told
+        assert f'File "{run}/code/adaptive_span/trainer.py"' in told
+
+    trainer.write_text(sound)
+    assert "300/300" in slurm.launch(*LONG, "run.dir=edited", "hardware.wait=true", tree=tree).stdout
+    launch(*LONG, "run.dir=straight")
+    assert_same_run(tmp_path / "straight", run)
+
+
+def test_a_sweep_is_an_array_whose_jobs_each_have_a_directory(slurm):
+    words = ["run.dir=sweep", "-m", "train.seed=1,2", "train.steps=6", "hardware.wait=true"]
+    launched = slurm.launch(*words)
+    out = launched.stdout
+    job = job_of(launched)
+    runs = [slurm.directory / "sweep" / number for number in "01"]
+    for table in (out, slurm.ask(sys.executable, "-m", "adaptive_span.slurm", "status", "sweep")):
+        for number, run in enumerate(runs):
+            assert re.search(rf"{job}_{number} +COMPLETED +6/6 +{metrics(run)[-1]['train/bpc']:.3f} +{run}", table)
+    assert metrics(runs[0]) != metrics(runs[1])
+    assert slurm.ask("sacct", "-X", "-n", "-P", "-j", job, "-o", "JobID").split() == [f"{job}_0", f"{job}_1"]
+
+
+def script_of(slurm: Cluster, run: str) -> str:
+    (path,) = (slurm.directory / run / "slurm").glob("*_submission.sh")
+    return path.read_text()
+
+
+def test_a_job_asks_for_all_gpus_of_a_node_and_their_share_of_its_cores(slurm):
+    """On nodes of 2 GPUs and 32 cores; the jobs are held, for there is nothing behind the GPUs."""
+    hold = "+hydra.launcher.additional_parameters.hold=true"
+    defaults = ["hardware.cpus=null", "hardware.processes=0", "hardware.device=cuda", hold]
+    asked = {
+        "all": ("hardware=slurm_multinode", "gpus-per-node=2 cpus-per-task=32 nodes=2 time=1440"),
+        "half": (
+            "hardware.gpus=1 hardware.memory=4 hardware.time=90",
+            "gpus-per-node=1 cpus-per-task=16 mem=4GB time=90",
+        ),
+    }
+    for run, (settings, lines) in asked.items():
+        launched = slurm.launch(f"run.dir={run}", *settings.split(), *defaults)
+        assert set(lines.split()) < set(re.findall(r"#SBATCH --(\S+)", script_of(slurm, run)))
+        assert slurm.ask("squeue", "-h", "-j", job_of(launched), "-o", "%T %r") == "PENDING JobHeldUser"
+        refused = slurm.launch(f"run.dir={run}", *settings.split(), *defaults, ok=False)
+        assert f"has job {job_of(launched)} in the queue already (PENDING)" in sentence(refused)
+        slurm.run("scancel", job_of(launched))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            ["hardware.partition=mian"],
+            "hardware.partition=mian must be one of main, spare, urgent; did you mean 'main'?",
+        ),
+        (["hardware.gpus=3"], "hardware.gpus=3 is more than a node of partition main has: 2"),
+        (["hardware.nodes=3", "train.batch_size=12"], "hardware.nodes=3 is more than partition main has: 2"),
+        (["hardware.cpus=33"], "hardware.cpus=33 is more than a node of partition main has: 32"),
+        (["hardware.time=5000"], "hardware.time=5000 is longer than partition main allows: 2880 minutes"),
+        (["hardware.constraint=a100"], "hardware.constraint=a100 is no feature of a node of partition main"),
+        (
+            ["hardware.nodes=2", "hardware.processes=3"],
+            "train.batch_size=8 must be divisible by processes × slices = 6",
+        ),
+        (["-m", "hardware.time=1,2"], "hardware.time=1,2 cannot be swept"),
+        (["hydra.launcher.gres=fpga:1"], "SLURM has refused the job: "),
+    ],
+)
+def test_what_the_cluster_cannot_give_is_told_before_anything_is_queued(settings, told, slurm):
+    before = slurm.ask("sacct", "-X", "-n", "-o", "JobName")
+    refused = slurm.launch("run.dir=refused", *settings, ok=False)
+    assert sentence(refused).startswith(told)
+    assert "refused" not in slurm.ask("squeue", "-h", "-o", "%j") + before
+
+
+def test_a_run_directory_that_the_nodes_cannot_see(slurm, tmp_path):
+    """A file system that only the submitting process has mounted."""
+    mount = 'mount -t tmpfs none "$0" && exec "$@"'
+    words = ["unshare", "--mount", "sh", "-c", mount, str(tmp_path), *slurm.words(f"run.dir={tmp_path}/run")]
+    told = sentence(slurm.run(*words, ok=False))
+    assert told.startswith(
+        f"the nodes cannot see run.dir={tmp_path}/run: it lies on a disk (tmpfs) of this machine alone"
+    )
+    assert "run" not in slurm.ask("squeue", "-h", "-o", "%j").split()
+
+
+def test_without_slurm_one_is_told_where_it_is(command, tmp_path):
+    environment = ENVIRONMENT | {"PATH": str(tmp_path)}
+    words = command("hardware=slurm")
+    result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert sentence(result).startswith("there is no sbatch on the path: hardware=slurm needs the commands of a SLURM")
+    assert list(tmp_path.iterdir()) == []
