@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from adaptive_span import command_line
+from adaptive_span import command_line, slurm
 from adaptive_span.config import EvaluateConfig
 
 
@@ -20,5 +20,6 @@ def main(composed: DictConfig) -> None:
 
 if __name__ == "__main__":
     command_line.register("evaluate", EvaluateConfig)
+    slurm.register()
     with command_line.clear_errors(EvaluateConfig):
         main()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adaptive_span.console import console
 from adaptive_span.errors import UserError
-from adaptive_span.slurm import cluster, status
+from adaptive_span.slurm import status
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
         jobs = status.read(directory)
         if not jobs:
             raise UserError(f"nothing has been submitted from {directory}: it holds no slurm/jobs.json")
-        console.print(status.table(jobs, cluster.states(job.id for job in jobs)), markup=False)
+        console.print(status.table(jobs, status.states_of(jobs)), markup=False)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

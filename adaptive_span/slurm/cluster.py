@@ -163,21 +163,22 @@ def _filesystem(directory: Path) -> str:
 
 
 def states(ids: Iterable[str]) -> dict[str, str]:
-    """The state of each job, like PENDING or COMPLETED; UNKNOWN where SLURM has forgotten it.
+    """The state of each job, like PENDING or COMPLETED; nothing of those that SLURM has forgotten.
 
     The queue knows what is in it and, for some minutes, what was; sacct knows the rest, where a cluster keeps accounts.
     """
     ids = list(ids)
-    queue = ask("squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T")
-    found = dict(line.split("|") for line in queue.splitlines())
-    rest = [name for name in ids if name not in found]
-    if rest:
-        found |= _accounts(rest)
-    return {name: found.get(name, "UNKNOWN") for name in ids}
-
-
-def _accounts(ids: list[str]) -> dict[str, str]:
-    words = ["sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={','.join(ids)}", "--format=JobID,State"]
-    told = subprocess.run(words, capture_output=True, text=True)
-    lines = told.stdout.splitlines() if told.returncode == 0 else []
-    return {name: state.split()[0] for name, state in (line.split("|") for line in lines)}  # CANCELLED by 1000
+    arrays = f"--jobs={','.join(sorted({name.split('_')[0] for name in ids}))}"
+    found: dict[str, str] = {}
+    try:
+        queue = ask("squeue", "--noheader", "--array", "--states=all", arrays, "--format=%i|%T")
+        found |= dict(line.split("|") for line in queue.splitlines())
+    except UserError as error:
+        if "Invalid job id" not in str(error):
+            raise
+    if not found.keys() >= set(ids) and shutil.which("sacct"):
+        words = ["sacct", "--allocations", "--noheader", "--parsable2", arrays, "--format=JobID,State"]
+        told = subprocess.run(words, capture_output=True, text=True)  # fails where no accounts are kept
+        lines = [line.split("|") for line in told.stdout.splitlines()]
+        found = {name: state.split()[0] for name, state in lines} | found  # CANCELLED by 1000
+    return {name: found[name] for name in ids if name in found}

@@ -13,7 +13,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -44,9 +45,12 @@ class Job:
         environment = submitit.JobEnvironment()
         environment.paths.result_pickle.unlink(missing_ok=True)  # an earlier attempt's
         sys.argv = self.words  # for the commands that a training names at its end
-        with tempfile.TemporaryDirectory() as directory:
-            agent = Agent(Path(directory) / "saved", self.signal_delay, is_main=environment.node == 0)
-            agent.listen()
+        is_main = environment.node == 0
+        with ExitStack() as stack:
+            if is_main and self.config.tracking.name == "wandb":
+                stack.enter_context(_detached_wandb())
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            Agent(directory / "saved", self.signal_delay, is_main).listen()
             self._train(environment.num_nodes, environment.node, environment.hostnames[0])
 
     def _train(self, nodes: int, rank: int, first: str) -> None:
@@ -105,6 +109,24 @@ class Agent:
                 f"the job has reached its time limit once more than it may ({refusal}); what it has trained is saved, "
                 f"and the same command goes on with it; hardware.requeues says how often a job may"
             ) from None
+
+
+@contextmanager
+def _detached_wandb() -> Iterator[None]:
+    """Keep wandb's own process from the SIGTERM of a job, so that it can still write what it has been told.
+
+    Where no cgroups confine a job, everything that descends from it gets that signal; a detached process does not.
+    """
+    words = [sys.executable, "-m", "wandb", "beta", "core"]
+    started = subprocess.run([*words, "start", "--idle-timeout=2h"], capture_output=True, text=True)
+    if started.returncode:  # a version that can't: wandb starts its process as ever
+        yield
+        return
+    os.environ["WANDB_SERVICE"] = started.stdout.strip()
+    try:
+        yield
+    finally:
+        subprocess.run([*words, "stop"], capture_output=True)
 
 
 def _let_in(number: int) -> None:

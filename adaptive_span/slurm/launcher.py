@@ -94,7 +94,7 @@ class Launcher(SlurmLauncher):
         except submitit.core.utils.FailedJobError as error:
             raise UserError(f"SLURM has refused the job: {' '.join(str(error).split())}") from None
         return [
-            status.Job(job.job_id, str(config.run.dir), config.train.total_steps, hardware.nodes)
+            status.Job(job.job_id, str(config.run.dir), str(folder), config.train.total_steps, hardware.nodes)
             for job, config in zip(submitted, configs, strict=True)
         ]
 

@@ -3,6 +3,7 @@
 import json
 import pickle
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from adaptive_span.errors import UserError
 from adaptive_span.slurm import cluster
 
 UNITS = ("train/bpc", "train/ppl")
+ENDED = (*cluster.ENDED, "UNKNOWN")
 
 
 @dataclass(frozen=True)
@@ -23,15 +25,35 @@ class Job:
 
     id: str
     directory: str
+    folder: str  # of its script, logs and results
     total_steps: int
     nodes: int
+
+    @property
+    def log(self) -> Path:
+        """Of its first node."""
+        return Path(self.folder, f"{self.id}_0_log.out")
+
+    def results(self) -> list[tuple[str, object]]:
+        """What each node has left at its end, the first one first: ("success", …) or ("error", its traceback)."""
+        paths = [Path(self.folder, f"{self.id}_{node}_result.pkl") for node in range(self.nodes)]
+        found = sorted((path for path in paths if path.exists()), key=lambda path: path.stat().st_mtime)
+        return [pickle.loads(path.read_bytes()) for path in found]
+
+    def error(self) -> str | None:
+        """The traceback of the node that failed first, for the others have only lost it; or its sentence."""
+        for kind, what in self.results():
+            if kind == "error":
+                _, told, sentence = str(what).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
+                return f"error: {sentence.strip()}" if told else str(what)
+        return None
 
     def last_line(self) -> dict[str, float]:
         """Of the run's metrics."""
         try:
-            lines = Path(self.directory, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            return json.loads(lines[-1])
-        except (OSError, IndexError, json.JSONDecodeError):  # not begun, or a line half written
+            whole, _, _ = Path(self.directory, "metrics.jsonl").read_text(encoding="utf-8").rpartition("\n")
+            return json.loads(whole.splitlines()[-1])
+        except (OSError, IndexError):  # not begun
             return {}
 
 
@@ -49,16 +71,12 @@ def read(home: Path) -> list[Job]:
     return []
 
 
-def log(home: Path, job: Job, node: int = 0) -> Path:
-    return home / "slurm" / f"{job.id}_{node}_log.out"
-
-
 def refuse_second(home: Path) -> None:
     """Two jobs can't train in one directory."""
     jobs = read(home)
-    states = cluster.states(job.id for job in jobs) if jobs else {}
+    states = states_of(jobs) if jobs else {}
     for job in jobs:
-        if states[job.id] not in (*cluster.ENDED, "UNKNOWN"):
+        if states[job.id] not in ENDED:
             raise UserError(
                 f"run.dir={job.directory} has job {job.id} in the queue already ({states[job.id]}); wait for it, end "
                 f"it with scancel {job.id}, or give another run.dir"
@@ -71,16 +89,27 @@ def announce(home: Path, jobs: list[Job], hardware: HardwareConfig) -> None:
     each = f"{hardware.nodes} node(s), each with {hardware.gpus} GPU(s) and {hardware.cpus} core(s)"
     say(f"submitted {what}: {each}, for {hardware.time} minutes at a time")
     for job in jobs:
-        list_places({"job": job.id, "run": job.directory, "log": log(home, job)})
+        list_places({"job": job.id, "run": job.directory, "log": job.log})
     list_places(
         {
             "code": home / "code",
-            "follow": f"tail -F {log(home, jobs[0])}",
+            "follow": f"tail -F {jobs[0].log}",
             "status": f"python -m adaptive_span.slurm status {home}",
             "table": f"python -m adaptive_span.sweep {home}" if len(jobs) > 1 else None,
             "stop": f"scancel {jobs[0].id.split('_')[0]}",
         }
     )
+
+
+def states_of(jobs: list[Job]) -> dict[str, str]:
+    """What SLURM says; of a job that it has forgotten, what the job itself has left."""
+    known = cluster.states(job.id for job in jobs)
+    for job in jobs:
+        if job.id not in known:
+            results = job.results()
+            outcome = "FAILED" if any(kind == "error" for kind, _ in results) else "COMPLETED"
+            known[job.id] = outcome if results else "UNKNOWN"
+    return known
 
 
 def table(jobs: list[Job], states: dict[str, str]) -> Table:
@@ -101,12 +130,13 @@ def table(jobs: list[Job], states: dict[str, str]) -> Table:
 def watch(home: Path, seconds: float = 2) -> bool:
     """Show a live table until all jobs have ended, then what made those that failed do so; whether none did."""
     jobs = read(home)
-    states = cluster.states(job.id for job in jobs)
+    states = states_of(jobs)
     try:
         with Live(table(jobs, states), console=console, auto_refresh=False, transient=True) as live:
-            while not all(state in cluster.ENDED for state in states.values()):
+            while not all(state in ENDED for state in states.values()):
                 time.sleep(seconds)
-                states = cluster.states(job.id for job in jobs)
+                with suppress(UserError):  # a controller that is busy answers later
+                    states = states_of(jobs)
                 live.update(table(jobs, states), refresh=True)
     except KeyboardInterrupt:
         say(f"the jobs go on without being watched; python -m adaptive_span.slurm status {home} shows them again")
@@ -115,19 +145,8 @@ def watch(home: Path, seconds: float = 2) -> bool:
     console.print(table(jobs, states), markup=False)
     failed = [job for job in jobs if states[job.id] != "COMPLETED"]
     for job in failed:
-        say(f"\njob {job.id} ended as {states[job.id]}; its log is {log(home, job)}")
-        reason = error_of(home, job)
+        say(f"\njob {job.id} ended as {states[job.id]}; its log is {job.log}")
+        reason = job.error()
         if reason:
             say(reason)
     return not failed
-
-
-def error_of(home: Path, job: Job) -> str | None:
-    """The traceback of the node that failed first: the others have only lost it."""
-    results = [home / "slurm" / f"{job.id}_{node}_result.pkl" for node in range(job.nodes)]
-    for path in sorted((path for path in results if path.exists()), key=lambda path: path.stat().st_mtime):
-        with open(path, "rb") as file:
-            outcome, what = pickle.load(file)
-        if outcome == "error":
-            return str(what)
-    return None

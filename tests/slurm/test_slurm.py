@@ -30,7 +30,7 @@ def stories(slurm: Cluster):
 def preempted(slurm: Cluster) -> str:
     """Requeued by hand, then by a partition that goes first."""
     spare = ["hardware.partition=spare", "hardware.cpus=24"]  # of the 32 that each node claims to have
-    job = job_of(slurm.launch(*LONG, "run.dir=preempted", *spare))
+    job = job_of(slurm.launch(*LONG, "run.dir=preempted", "tracking=offline", *spare))
     slurm.until_step("preempted", 50)
     slurm.run("scontrol", "requeue", job)
     slurm.until_step("preempted", 150)
@@ -50,6 +50,16 @@ def test_requeue_and_preemption_neither_lose_nor_repeat_a_step(stories, slurm, l
     stops = [int(step) for step in re.findall(r"stopped after step (\d+) of 300, and saved", text)]
     assert stops == [int(step) for step in re.findall(r"going on with \S+ after step (\d+)", text)]
     assert len(stops) == 2
+    assert_one_wandb_run(run, 3)
+
+
+def assert_one_wandb_run(run: Path, parts: int) -> None:
+    """All that has been logged, each step once and in order, whatever has ended the parts of a run."""
+    found = wandb_records(run)
+    assert len(found) == parts
+    assert len({of_type(part, "run")[0]["run_id"] for part in found}) == 1
+    steps = [line["item"]["step"] for part in found for line in of_type(part, "history")]
+    assert steps == [line["step"] for line in metrics(run)]
 
 
 def two_nodes(slurm: Cluster) -> str:
@@ -80,11 +90,7 @@ def test_two_nodes_train_as_one_process_and_save_at_the_same_step(stories, slurm
     assert stopped == re.findall(r"going on with \S+ after step (\d+)", text)
     assert len(stopped) == 1
     assert "Requeued job" in text
-    first, second = wandb_records(run)
-    assert of_type(first, "run")[0]["run_id"] == of_type(second, "run")[0]["run_id"]
-    steps = [[line["item"]["step"] for line in of_type(part, "history")] for part in (first, second)]
-    assert [*steps[0], *steps[1]] == list(range(1, 101))
-    assert steps[0][-1] == int(stopped[0])
+    assert_one_wandb_run(run, 2)
     assert slurm.ask("sacct", "-X", "-n", "-P", "-j", job, "-o", "NNodes") == "2"
 
 
