@@ -57,13 +57,15 @@ class Job:
         from adaptive_span import distributed  # torch
 
         hardware = self.config.hardware
-        os.environ[distributed.CORES] = os.environ.get("SLURM_CPUS_PER_TASK", "1")
+        processes, cores = distributed.processes_of(hardware), int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+        os.environ[distributed.CORES] = str(cores)
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
         job_id, attempt = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
         node = distributed.Node(run_id=f"{job_id}-{attempt}")
         if nodes > 1:
             endpoint = f"{_address(first)}:{12000 + int(job_id) % 8000}"
             node = distributed.Node(rank, nodes, endpoint, node.run_id)
-        distributed.start(_work, self.config, distributed.processes_of(hardware), node)
+        distributed.start(_work, self.config, processes, node)
 
 
 def _work(config: Config) -> None:
@@ -118,6 +120,7 @@ def _detached_wandb() -> Iterator[None]:
     Where no cgroups confine a job, everything that descends from it gets that signal; a detached process does not.
     """
     words = [sys.executable, "-m", "wandb", "beta", "core"]
+    os.environ.pop("WANDB_SERVICE", None)  # of the shell that the job was submitted from
     started = subprocess.run([*words, "start", "--idle-timeout=2h"], capture_output=True, text=True)
     if started.returncode:  # a version that can't: wandb starts its process as ever
         yield

@@ -82,8 +82,11 @@ class Launcher(SlurmLauncher):
             "stderr_to_stdout": True,
             "setup": [*(settings["setup"] or []), *snapshot.setup(code)],
             "additional_parameters": {"requeue": True} | settings["additional_parameters"],
-            # srun does not take over the cores of the job by itself, nor end all nodes when one has failed
-            "srun_args": [f"--cpus-per-task={hardware.cpus}", "--kill-on-bad-exit=1"],
+            "srun_args": [
+                f"--cpus-per-task={hardware.cpus}",  # it does not take over those of the job by itself
+                "--kill-on-bad-exit=1",  # nor end all nodes when one has failed
+                f"--output={folder}/{'%A_%a' if len(configs) > 1 else '%j'}_0_log.out",  # one log for all nodes
+            ],
         }
         executor = submitit.SlurmExecutor(folder, max_num_timeout=self.params["max_num_timeout"])
         executor.update_parameters(**{key: value for key, value in settings.items() if value is not None})

@@ -31,7 +31,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """Of its first node."""
+        """What all of its nodes and attempts have said."""
         return Path(self.folder, f"{self.id}_0_log.out")
 
     def results(self) -> list[tuple[str, object]]:
