@@ -40,11 +40,8 @@ def cluster(root: Path) -> Iterator[dict[str, str]]:
 
     def start(*words: str | Path) -> None:
         output = open(root / "log" / f"{Path(words[0]).name}-{len(daemons)}", "wb")  # noqa: SIM115 (the daemon's)
-        daemons.append(
-            subprocess.Popen(
-                list(map(str, words)), env=environment, stdout=output, stderr=output, start_new_session=True
-            )
-        )
+        tied = ["setpriv", "--pdeathsig", "TERM", *map(str, words)]  # should this process be killed, it ends too
+        daemons.append(subprocess.Popen(tied, env=environment, stdout=output, stderr=output, start_new_session=True))
         output.close()
 
     def ready(what: str, *words: str, holds: Callable[[str], bool] = lambda out: True) -> None:
