@@ -47,13 +47,13 @@ def memory(device: torch.device, way: Way, make: Callable[..., Way], *arguments:
 
 def _height(make: Callable[..., Way], *arguments: Any) -> float:
     way = make(*arguments)
-    before = _status("VmRSS")
+    before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the height is counted from here on
     way()
-    return _status("VmHWM") - before
+    return status("VmHWM") - before
 
 
-def _status(key: str) -> float:
+def status(key: str) -> float:
     """Of this process, in MiB."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[key].split()[0]) / 2**10
