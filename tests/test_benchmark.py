@@ -1,0 +1,33 @@
+"""The benchmarks run on a machine that has torch, numpy and PyYAML alone, and say how the ways compare."""
+
+import json
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, finish
+
+# None in sys.modules makes an import fail.
+BARE = """
+import runpy, sys
+sys.modules |= dict.fromkeys(("hydra", "omegaconf", "wandb", "submitit", "rich", "pooch", "filelock", "matplotlib"))
+sys.argv[0] = "benchmark"
+runpy.run_module("adaptive_span.benchmark", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "ways"),
+    [
+        ("attention", ["dense", "banded"]),
+        ("step", ["dense", "banded", "none"]),
+        ("evaluate", ["dense", "banded", "dense training"]),
+    ],
+)
+def test_a_benchmark_compares_the_ways_that_run_here(what, ways, tmp_path):
+    words = [what, "--model", "tiny", "--repeats", "1", "--layer", "2", "--cpu", "--json", str(tmp_path / "found.json")]
+    out = finish([sys.executable, "-c", BARE, *words, "--attention", "dense", "banded", "--no-memory"], ROOT).stdout
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert list(rows) == ways
+    assert all(row["ms"] > 0 for row in rows.values())
+    assert all(way in out for way in ways)
