@@ -45,7 +45,8 @@ def spans(profile: str, config: ModelConfig, scale: float = 1.0) -> Tensor:
     layers, heads = config.num_layers, config.num_heads
     if profile == "paper":
         rows = [PAPER[layer * len(PAPER) // layers] for layer in range(layers)]
-        z = torch.tensor([(row * heads)[:heads] for row in rows]) - 32
+        chosen = [-(-(head + 1) * len(PAPER[0]) // heads) - 1 for head in range(heads)]  # the longest among them
+        z = torch.tensor([[row[head] for head in chosen] for row in rows]) - 32
     else:
         z = torch.full((layers, heads), {"fresh": 0.0, "full": float(config.max_span)}[profile])
     return (z * scale).clamp(0, config.max_span)
