@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adaptive_span.config import Config
 
@@ -49,10 +49,6 @@ class Tracker:
                 for head, span in enumerate(row)
             }
             self.wandb.log({"step": step, **metrics, **heads}, step=step)
-
-    def summarize(self, numbers: dict[str, Any]) -> None:
-        if self.wandb:
-            self.wandb.summary.update(numbers)
 
     def finish(self, exit_code: int = 0) -> None:
         self.file.close()
