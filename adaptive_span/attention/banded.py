@@ -212,7 +212,7 @@ class Group:
         """(B, h, M, D) → (n, t·m, D), with zeros after the last query."""
         if self.spare:
             rows = F.pad(rows, (0, 0, 0, self.spare))
-        return rows.reshape(-1, self.tiles * self.tile, self.size)
+        return rows.reshape(-1, self.tiles * self.tile, self.size).contiguous()  # a lone head's would stay a view
 
     def by_tile(self, rows: Tensor) -> Tensor:
         """(n, t·m, D) → (n·t, m, D)"""
