@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from adaptive_span.config import HardwareConfig
 from adaptive_span.errors import UserError
 
 CORES = "ADAPTIVE_SPAN_CORES"  # an environment variable; where nothing confines a job to its cores, it says how many
+GRACE = 5  # seconds in which one that has lost its peers leaves it to the peer that failed to say why, and is ended
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,8 @@ def _work(function: Callable[[Any], None], config: Any) -> None:
     try:
         function(config)
     except Exception as error:
+        if isinstance(error, dist.DistError) or "remote worker" in str(error):  # of nccl; of gloo, a RuntimeError
+            time.sleep(GRACE)
         get_error_handler().record_exception(error)
         raise SystemExit(2 if isinstance(error, UserError) else 1) from None
 

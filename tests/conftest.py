@@ -13,6 +13,12 @@ settings.register_profile("the same examples every time", derandomize=True, dead
 settings.load_profile("the same examples every time")
 
 
+# More threads would make models as small as these slower, and a busy machine much slower. What is tested in a process
+# of its own runs as it would for a user.
+os.environ["OMP_NUM_THREADS"] = "1"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Triton's kernels are interpreted, on the CPU, but in the tests that ask for a GPU; before triton is imported."""
     if config.option.markexpr != "gpu":
@@ -22,9 +28,6 @@ def pytest_configure(config: pytest.Config) -> None:
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 Finished = subprocess.CompletedProcess[str]
-
-# More threads would make models as small as these slower, and a busy machine much slower.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 # A training of a second or two.
 SMALL = (

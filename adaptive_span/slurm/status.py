@@ -120,7 +120,8 @@ def table(jobs: list[Job], states: dict[str, str]) -> Table:
     lines = [job.last_line() for job in jobs]
     unit = next((unit for unit in UNITS for line in lines if unit in line), UNITS[0])
     shown.add_column(unit.removeprefix("train/"), justify="right")
-    shown.add_column("run", overflow="fold")
+    whole = None if console.is_terminal else max(len(job.directory) for job in jobs)  # a line that one can grep
+    shown.add_column("run", overflow="fold", min_width=whole)
     for job, line in zip(jobs, lines, strict=True):
         score = readable(line[unit], 3) if unit in line else ""
         shown.add_row(job.id, states[job.id], f"{line.get('step', 0):.0f}/{job.total_steps}", score, job.directory)

@@ -13,7 +13,7 @@ from tests.conftest import ENVIRONMENT, ROOT, sentence
 from tests.slurm.conftest import Cluster, job_of
 from tests.test_train import assert_same_run, losses, metrics, newest, of_type, wandb_records
 
-Story = dict[str, object]
+pytestmark = pytest.mark.xdist_group("slurm")  # one cluster, however many processes test
 LONG = ["train.steps=300", "model.dropout=0.2"]  # long enough to be interrupted, and any repeated step would show
 
 
