@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import ENVIRONMENT, ROOT, sentence
 from tests.slurm.conftest import Cluster, job_of
+from tests.test_sweep import TWO_JOBS, table
 from tests.test_train import assert_same_run, losses, metrics, newest, of_type, wandb_records
 
 pytestmark = pytest.mark.xdist_group("slurm")  # one cluster, however many processes test
@@ -159,16 +160,17 @@ def test_a_job_runs_the_code_that_was_submitted_and_one_that_was_cancelled_or_ha
     assert_same_run(tmp_path / "straight", run)
 
 
-def test_a_sweep_is_an_array_whose_jobs_each_have_a_directory(slurm):
-    words = ["run.dir=sweep", "-m", "train.seed=1,2", "train.steps=6", "hardware.wait=true"]
-    launched = slurm.launch(*words)
-    out = launched.stdout
-    job = job_of(launched)
-    runs = [slurm.directory / "sweep" / number for number in "01"]
-    for table in (out, slurm.ask(sys.executable, "-m", "adaptive_span.slurm", "status", "sweep")):
+@pytest.mark.parametrize("name", TWO_JOBS)
+def test_a_sweep_is_an_array_whose_jobs_each_have_a_directory(name, slurm):
+    values = [f"{key}={value}" for key, value in TWO_JOBS[name].items()]
+    launched = slurm.launch(f"sweep={name}", *values, "train.steps=6", "hardware.wait=true")
+    job, home = job_of(launched), f"runs/sweep-{name}"
+    runs = [slurm.directory / home / number for number in "01"]
+    for told in (launched.stdout, slurm.ask(sys.executable, "-m", "adaptive_span.slurm", "status", home)):
         for number, run in enumerate(runs):
-            assert re.search(rf"{job}_{number} +COMPLETED +6/6 +{metrics(run)[-1]['train/bpc']:.3f} +{run}", table)
+            assert re.search(rf"{job}_{number} +COMPLETED +6/6 +{metrics(run)[-1]['train/bpc']:.3f} +{run}", told)
     assert metrics(runs[0]) != metrics(runs[1])
+    assert [row["step"] for row in table(slurm.directory / home)] == ["6", "6"]
     assert slurm.ask("sacct", "-X", "-n", "-P", "-j", job, "-o", "JobID").split() == [f"{job}_0", f"{job}_1"]
 
 
