@@ -66,15 +66,16 @@ class KeysValues:
 
 def project(weights: Tensor, hidden: Tensor) -> Tensor:
     """(2, h, D, C), (B, T, C) → keys and values (B, 2, h, D, T)"""
-    rows = weights.flatten(0, 2).expand(hidden.size(0), -1, -1)
-    return torch.bmm(rows, hidden.transpose(1, 2)).unflatten(1, weights.shape[:3])
+    rows, kind = weights.flatten(0, 2), hidden.device.type
+    if torch.is_autocast_enabled(kind):  # by itself it would cast a copy of the weights for every row of the batch
+        rows = rows.to(torch.get_autocast_dtype(kind))
+    return torch.bmm(rows.expand(hidden.size(0), -1, -1), hidden.transpose(1, 2)).unflatten(1, weights.shape[:3])
 
 
 def _joined(past: Tensor, present: Tensor, length: int) -> Tensor:
     """(B, 2, h, D, length): without biases, the key and value of a zero hidden state before the first are zero."""
-    missing = length - past.size(4) - present.size(4)
-    zeros = [present.new_zeros(*present.shape[:4], missing)] if missing > 0 else []
-    return torch.cat([*zeros, past, present], dim=4)[..., -length:]
+    zeros = present.new_zeros(*present.shape[:4], length - past.size(4) - present.size(4))
+    return torch.cat([zeros, past, present], dim=4)
 
 
 def _apart(both: Tensor) -> tuple[Tensor, Tensor]:
