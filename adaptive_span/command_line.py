@@ -23,8 +23,9 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from adaptive_span.config import Config, default_run_dir, flatten
+from adaptive_span.config import Config
 from adaptive_span.errors import UserError, did_you_mean
+from adaptive_span.identity import default_run_dir, flatten
 
 T = TypeVar("T")
 

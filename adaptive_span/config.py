@@ -4,8 +4,6 @@ Plain dataclasses: nothing here imports torch, so `--help` and `--cfg job` answe
 knows Hydra, so a `ModelConfig` made by hand is as good as a composed one.
 """
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
@@ -345,33 +343,6 @@ def check_batch(key: str, batch_size: int, processes: int, batch_split: int = 1)
             f"{key}={batch_size} must be divisible by processes × slices = {max(1, processes)} × {batch_split} = "
             f"{parts}; take {batch_size // parts * parts or parts} or {(batch_size // parts + 1) * parts}"
         )
-
-
-# What may differ between the parts of one run: none of it changes what is being trained.
-MAY_CHANGE = (
-    "train.steps train.finetune_steps validation.every checkpoint log run hardware tracking published "
-    "model.attention data.file data.path data.directory data.urls"
-).split()
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'train': {'steps': 1}} → {'train.steps': 1}"""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The flat part of a configuration that makes a run the run that it is."""
-    may_change = tuple(f"{key}." for key in MAY_CHANGE)
-    return {key: value for key, value in flatten(config).items() if not f"{key}.".startswith(may_change)}
-
-
-def default_run_dir(config: Config) -> str:
-    """The same directory for the same run, so that the same command goes on with it."""
-    text = json.dumps({**identity(config.as_dict()), "data": [config.data.file, config.data.path]}, sort_keys=True)
-    return f"runs/{config.data.name}-{config.model.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _at_least(key: str, value: int, least: int) -> None:

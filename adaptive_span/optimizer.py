@@ -11,7 +11,6 @@ from torch.optim import SGD, Adam, Optimizer
 from adaptive_span.config import OptimizerConfig, TrainConfig
 
 FINETUNE_FACTOR = 0.1
-SLICE = 8  # tensors updated at once: what that needs beside them is small, and in a CPU's cache
 
 
 class ClippedAdagrad(Optimizer):
@@ -37,13 +36,11 @@ class ClippedAdagrad(Optimizer):
             sums = [self.state[p]["sum"] for p in params]
             norms = torch.stack(torch._foreach_norm(grads))
             rates = group["lr"] * (group["clip"] / (norms + eps)).clamp(max=1)
-            for first in range(0, len(params), SLICE):
-                of = slice(first, first + SLICE)
-                torch._foreach_addcmul_(sums[of], grads[of], grads[of])
-                denominators = torch._foreach_sqrt(sums[of])
-                torch._foreach_add_(denominators, eps)
-                torch._foreach_div_(denominators, list(rates[of].unbind()))
-                torch._foreach_addcdiv_(params[of], grads[of], denominators, value=-1)
+            torch._foreach_addcmul_(sums, grads, grads)
+            denominators = torch._foreach_sqrt(sums)
+            torch._foreach_add_(denominators, eps)
+            torch._foreach_div_(denominators, list(rates.unbind()))
+            torch._foreach_addcdiv_(params, grads, denominators, value=-1)
             total.append(norms)
         return torch.linalg.vector_norm(torch.cat(total))
 

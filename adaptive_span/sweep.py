@@ -19,8 +19,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from adaptive_span import command_line
-from adaptive_span.config import Config, flatten
+from adaptive_span.config import Config
 from adaptive_span.errors import UserError
+from adaptive_span.identity import flatten
 
 Row = dict[str, Any]
 RESULTS = ("valid", "test", "span/mean", "flops_per_token", "seconds")

@@ -8,8 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from adaptive_span import command_line
-from adaptive_span.config import Config, EvaluateConfig, default_run_dir, from_dict
+from adaptive_span.config import Config, EvaluateConfig, from_dict
 from adaptive_span.errors import UserError
+from adaptive_span.identity import default_run_dir
 from tests.conftest import ROOT, finish, sentence
 
 GROUPS = {

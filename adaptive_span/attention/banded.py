@@ -39,7 +39,9 @@ def attend(
     block, groups = query.size(2), group_heads(limits)
     query = by_groups(query * query.size(3) ** -0.5, 1, groups)
     near = positions[:, -max(limits) :].to(query.dtype)
-    log_mask = log_soft_mask(by_groups(spans, 0, groups), ramp, max(limits)) if spans is not None else None
+    log_mask = None
+    if spans is not None:
+        log_mask = log_soft_mask(by_groups(spans, 0, groups), ramp, max(limits)).to(query.dtype)
     kept = (None, None) if memory is None else tuple(by_groups(x, 0, groups).to(query.dtype) for x in memory)
     keys_values = [x for pair in context.keys_values([(heads, span + block) for heads, span in groups]) for x in pair]
     output = Bands.apply([len(heads) for heads, _ in groups], dropout, query, near, log_mask, *kept, *keys_values)

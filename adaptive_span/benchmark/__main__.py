@@ -56,6 +56,8 @@ def _measure(arguments: argparse.Namespace, settings: Settings) -> dict[str, Row
     if arguments.what == "growth":
         return costs.growth(settings, names, arguments.repeats, not arguments.no_memory)
     beside = {"step": ["none"], "evaluate": ["dense training"]}.get(arguments.what, [])
+    if arguments.what == "step" and arguments.dtype == "bf16" and "dense" in names:
+        beside.append(costs.OTHER_PRECISION)
     return costs.table(arguments.what, settings, [*names, *beside], arguments.repeats, not arguments.no_memory)
 
 

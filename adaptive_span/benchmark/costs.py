@@ -13,6 +13,7 @@ from adaptive_span.config import OptimizerConfig
 from adaptive_span.model import AdaptiveSpanAttention, Transformer
 
 Row = dict[str, float | None]
+OTHER_PRECISION = "dense fp32"  # beside a step in bf16
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ def attention(settings: Settings, name: str) -> Way:
 
 
 def step(settings: Settings, name: str) -> Way:
-    """Forward, backward and update; `name` may be 'none': without attention and its keys and values."""
+    """Forward, backward and update; `name` may be 'none', without attention and its keys and values, or end with a
+    precision of its own."""
+    name, _, precision = name.partition(" ")
+    settings = replace(settings, precision=precision or settings.precision)
     model = settings.build("dense" if name == "none" else name)
     if name == "none":
         for block in model.attention_blocks:
@@ -120,7 +124,7 @@ def table(what: str, settings: Settings, names: list[str], repeats: int, with_me
         name: {
             "ms": 1000 * seconds[name],
             "× faster": seconds[names[0]] / seconds[name],
-            "% of peak": None if name == "none" else 100 * operations / seconds[name] / peak,
+            "% of peak": None if name in ("none", OTHER_PRECISION) else 100 * operations / seconds[name] / peak,
             "MiB": memory(settings.device, way, make, settings, name) if with_memory else None,
         }
         for name, way in ways.items()

@@ -15,8 +15,9 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import open_dict
 
 from adaptive_span import command_line, sweep
-from adaptive_span.config import Config, HardwareConfig, default_run_dir
+from adaptive_span.config import Config, HardwareConfig
 from adaptive_span.errors import UserError
+from adaptive_span.identity import default_run_dir
 from adaptive_span.slurm import cluster, snapshot, status
 
 OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node", "name": "job_name"}
