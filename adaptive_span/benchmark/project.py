@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from adaptive_span.benchmark import profiles
@@ -76,27 +77,29 @@ def data(settings: Settings, repeats: int) -> dict[str, Row]:
 
 
 def processes(settings: Settings, repeats: int) -> dict[str, Row]:
-    """Updates of 1 and of 2 processes with as many rows for each; on a CPU each has half of the cores in both cases."""
+    """Updates of 1 and of 2 processes with as many rows for each, on a CPU with half of the cores in both cases; and
+    the bandwidth at which the 2 add up a tensor of the gradients' size: 8 P (G − 1) / G bytes in that time."""
     with tempfile.TemporaryDirectory() as directory:
         config = _config(settings, directory)
         prepare(config.data)
-        found: dict[int, list[float]] = {1: [], 2: []}
+        found: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
         for _ in range(repeats):
-            for count, seconds in found.items():
+            for count, figures in found.items():
                 whole = replace(config, train=replace(config.train, batch_size=count * settings.batch_size))
-                seconds.append(_seconds_a_step(whole, count, settings.device.type))
-    medians = {count: float(np.median(seconds)) for count, seconds in found.items()}
+                figures.append(_in_workers(whole, count, settings.device.type))
+    medians = {count: np.median(figures, axis=0).tolist() for count, figures in found.items()}
     return {
         f"{count} process{'es' if count > 1 else ''}": {
             "ms": 1000 * seconds,
             "tokens/s": count * settings.batch_size * config.model.block_size / seconds,
-            "% of linear": 100 * medians[1] / seconds,
+            "% of linear": 100 * medians[1][0] / seconds,
+            "GB/s": bandwidth or None,
         }
-        for count, seconds in medians.items()
+        for count, (seconds, bandwidth) in medians.items()
     }
 
 
-def _seconds_a_step(config: Config, count: int, device: str) -> float:
+def _in_workers(config: Config, count: int, device: str) -> tuple[float, float]:
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -109,10 +112,16 @@ def _seconds_a_step(config: Config, count: int, device: str) -> float:
     return elastic_launch(launch, _update_in_turns)(config, device)[0]
 
 
-def _update_in_turns(config: Config, device: str) -> float:
-    """In a worker: seconds of one update, the median."""
+def _update_in_turns(config: Config, device: str) -> tuple[float, float]:
+    """In a worker: seconds of one update, and GB/s between the processes (0 for one alone), medians."""
     with process_group(HardwareConfig(device)) as process:
         if device == "cpu":
             torch.set_num_threads(max(1, torch.get_num_threads() // (2 if process.world_size == 1 else 1)))
         training = Training(config, prepare(config.data), process)
-        return in_turns(10, update=training.update)["update"]
+        seconds = in_turns(10, update=training.update)["update"]
+        if process.world_size == 1:
+            return seconds, 0.0
+        gradients = torch.zeros(sum(p.numel() for p in training.model.parameters()), device=process.device)
+        exchange = in_turns(10, add_up=lambda: dist.all_reduce(gradients))["add_up"]
+        sent = 2 * gradients.nbytes * (process.world_size - 1) / process.world_size
+        return seconds, sent / exchange / 1e9
