@@ -21,12 +21,14 @@ runpy.run_module("adaptive_span.benchmark", run_name="__main__")
     [
         ("attention", ["dense", "banded"]),
         ("step", ["dense", "banded", "none"]),
+        ("step --dtype bf16", ["dense", "banded", "none", "dense fp32"]),
         ("evaluate", ["dense", "banded", "dense training"]),
     ],
 )
 def test_a_benchmark_compares_the_ways_that_run_here(what, ways, tmp_path):
-    words = [what, "--model", "tiny", "--repeats", "1", "--layer", "2", "--cpu", "--json", str(tmp_path / "found.json")]
-    out = finish([sys.executable, "-c", BARE, *words, "--attention", "dense", "banded", "--no-memory"], ROOT).stdout
+    words = "--model tiny --repeats 1 --layer 2 --cpu --attention dense banded --no-memory --json".split()
+    command = [sys.executable, "-c", BARE, *what.split(), *words, str(tmp_path / "found.json")]
+    out = finish(command, ROOT).stdout
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
     assert list(rows) == ways
     assert all(row["ms"] > 0 for row in rows.values())
