@@ -7,7 +7,7 @@ knows Hydra, so a `ModelConfig` made by hand is as good as a composed one.
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
-from adaptive_span.errors import UserError, did_you_mean
+from adaptive_span.errors import UserError, at_least, either, one_of
 
 T = TypeVar("T")
 MISSING: Any = "???"  # the mark that Hydra fills in from conf/
@@ -51,9 +51,9 @@ class ModelConfig:
 
     def validate(self) -> None:
         for key in ("num_layers", "hidden_size", "num_heads", "max_span", "block_size", "ramp"):
-            _at_least(f"model.{key}", getattr(self, key), 1)
-        _at_least("model.ffn_size", self.ffn_size, 0)
-        _at_least("model.memory_size", self.memory_size, 0)
+            at_least(f"model.{key}", getattr(self, key), 1)
+        at_least("model.ffn_size", self.ffn_size, 0)
+        at_least("model.memory_size", self.memory_size, 0)
         for key in ("dropout", "attention_dropout", "ffn_dropout", "embedding_dropout"):
             if not 0 <= (getattr(self, key) or 0) < 1:
                 raise UserError(f"model.{key}={getattr(self, key)} must be at least 0 and below 1")
@@ -64,7 +64,7 @@ class ModelConfig:
             near = sorted(sorted(allowed, key=lambda h: abs(h - self.num_heads))[:3])
             raise UserError(
                 f"model.num_heads={self.num_heads} does not divide model.hidden_size={self.hidden_size}; "
-                f"take {_either(near)}"
+                f"take {either(near)}"
             )
         if self.memory_size and self.ffn_size:
             raise UserError(
@@ -73,12 +73,12 @@ class ModelConfig:
             )
         self._check_adaptive_io()
         self.block_order()
-        _one_of("model.attention", self.attention, ATTENTIONS)
+        one_of("model.attention", self.attention, ATTENTIONS)
 
     def _check_adaptive_io(self) -> None:
         if self.cutoffs and (self.cutoffs[0] < 1 or sorted(set(self.cutoffs)) != self.cutoffs):
             raise UserError(f"model.cutoffs={self.cutoffs} must be positive and increase")
-        _at_least("model.division", self.division, 1)
+        at_least("model.division", self.division, 1)
         if self.hidden_size < self.division ** len(self.cutoffs):
             raise UserError(
                 f"model.division={self.division} leaves nothing of model.hidden_size={self.hidden_size} for the last "
@@ -128,8 +128,8 @@ class DataConfig:
     sha256: str | None = None  # of the download
 
     def validate(self) -> None:
-        _one_of("data.name", self.name, DATA_NAMES)
-        _one_of("data.level", self.level, LEVELS)
+        one_of("data.name", self.name, DATA_NAMES)
+        one_of("data.level", self.level, LEVELS)
         if self.split is not None and (len(self.split) != 3 or min(self.split) < 1):
             raise UserError(f"data.split={self.split} must be three positive numbers of bytes: [train, valid, test]")
         if self.name == "files" and self.path is None:
@@ -148,7 +148,7 @@ class OptimizerConfig:
     momentum: float = 0.0  # sgd
 
     def validate(self) -> None:
-        _one_of("optimizer.name", self.name, OPTIMIZERS)
+        one_of("optimizer.name", self.name, OPTIMIZERS)
         for key in ("lr", "clip"):
             if not getattr(self, key) > 0:
                 raise UserError(f"optimizer.{key}={getattr(self, key)} must be above 0")
@@ -180,13 +180,13 @@ class HardwareConfig:
     wait: bool = False  # until the jobs have ended
 
     def validate(self) -> None:
-        _one_of("hardware.device", self.device, DEVICES)
-        _one_of("hardware.precision", self.precision, PRECISIONS)
+        one_of("hardware.device", self.device, DEVICES)
+        one_of("hardware.precision", self.precision, PRECISIONS)
         for key, least in (("processes", 0), ("nodes", 1), ("time", 1), ("requeues", 0), ("parallel_jobs", 1)):
-            _at_least(f"hardware.{key}", getattr(self, key), least)
+            at_least(f"hardware.{key}", getattr(self, key), least)
         for key, least in (("gpus", 0), ("cpus", 1), ("memory", 1)):
             if getattr(self, key) is not None:
-                _at_least(f"hardware.{key}", getattr(self, key), least)
+                at_least(f"hardware.{key}", getattr(self, key), least)
         if self.device == "cpu" and self.processes == 0:
             raise UserError("hardware.processes=0 starts one for each GPU, but hardware.device=cpu; give their number")
 
@@ -206,8 +206,8 @@ class TrackingConfig:
     tags: list[str] = field(default_factory=list)
 
     def validate(self) -> None:
-        _one_of("tracking.name", self.name, TRACKERS)
-        _one_of("tracking.mode", self.mode, WANDB_MODES)
+        one_of("tracking.name", self.name, TRACKERS)
+        one_of("tracking.mode", self.mode, WANDB_MODES)
 
 
 @dataclass
@@ -228,9 +228,9 @@ class TrainConfig:
 
     def validate(self) -> None:
         for key, least in (("steps", 1), ("finetune_steps", 0), ("warmup_steps", 0), ("seed", 0)):
-            _at_least(f"train.{key}", getattr(self, key), least)
-        _at_least("train.batch_size", self.batch_size, 1)
-        _at_least("train.batch_split", self.batch_split, 1)
+            at_least(f"train.{key}", getattr(self, key), least)
+        at_least("train.batch_size", self.batch_size, 1)
+        at_least("train.batch_split", self.batch_split, 1)
         if self.init_from and self.continue_from:
             raise UserError(
                 f"train.init_from={self.init_from} begins with weights alone and train.continue_from="
@@ -246,8 +246,8 @@ class ValidationConfig:
     blocks: int = MISSING  # of the start of valid's rows, always the same ones
 
     def validate(self) -> None:
-        _at_least("validation.every", self.every, 1)
-        _at_least("validation.blocks", self.blocks, 1)
+        at_least("validation.every", self.every, 1)
+        at_least("validation.blocks", self.blocks, 1)
 
 
 @dataclass
@@ -256,8 +256,8 @@ class CheckpointConfig:
     keep: int = 2  # the newest ones; the best one by validation is kept beside them
 
     def validate(self) -> None:
-        _at_least("checkpoint.every", self.every, 1)
-        _at_least("checkpoint.keep", self.keep, 1)
+        at_least("checkpoint.every", self.every, 1)
+        at_least("checkpoint.keep", self.keep, 1)
 
 
 @dataclass
@@ -265,7 +265,7 @@ class LogConfig:
     every: int = MISSING  # steps
 
     def validate(self) -> None:
-        _at_least("log.every", self.every, 1)
+        at_least("log.every", self.every, 1)
 
 
 @dataclass
@@ -321,10 +321,10 @@ class EvaluateConfig:
     def validate(self) -> None:
         if (self.run is None) == (self.checkpoint is None):
             raise UserError("evaluate.py needs one of run=DIR (its best checkpoint is scored) and checkpoint=FILE")
-        _one_of("protocol", self.protocol, PROTOCOLS)
-        _at_least("batch_size", self.batch_size, 1)
+        one_of("protocol", self.protocol, PROTOCOLS)
+        at_least("batch_size", self.batch_size, 1)
         if self.block_size is not None:
-            _at_least("block_size", self.block_size, 1)
+            at_least("block_size", self.block_size, 1)
         self.hardware.validate()
         check_batch("batch_size", self.batch_size, self.hardware.processes)
 
@@ -343,18 +343,3 @@ def check_batch(key: str, batch_size: int, processes: int, batch_split: int = 1)
             f"{key}={batch_size} must be divisible by processes × slices = {max(1, processes)} × {batch_split} = "
             f"{parts}; take {batch_size // parts * parts or parts} or {(batch_size // parts + 1) * parts}"
         )
-
-
-def _at_least(key: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"{key}={value} must be at least {least}")
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{key}={value} must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
-
-
-def _either(numbers: list[int]) -> str:
-    *rest, last = map(str, numbers)
-    return f"{', '.join(rest)} or {last}" if rest else last
