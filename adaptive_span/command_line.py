@@ -40,15 +40,16 @@ KINDS = {
 
 
 def register(name: str, schema: type) -> None:
-    """Put the types behind `conf/<name>.yaml`."""
+    """Put the types behind `conf/<name>.yaml`, and the function that its `hydra.mode` calls: a sweep is a multirun."""
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    OmegaConf.register_new_resolver("mode", lambda sweep: RunMode.MULTIRUN if sweep else None, replace=True)
 
 
 def typed(composed: DictConfig, schema: type[T]) -> T:
     """The composed configuration as plain dataclasses, with every interpolation resolved."""
     known = keys(schema)
     for key in flatten(OmegaConf.to_container(composed)):  # type: ignore[arg-type]
-        if key not in known and not key.startswith("published."):  # +key=value passes Hydra's own check
+        if key not in known and not key.startswith(("published.", "sweep.")):  # +key=value passes Hydra's own check
             raise UserError(_unknown(key, schema))
     config = OmegaConf.to_object(composed)
     assert isinstance(config, schema)

@@ -288,6 +288,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     run: RunConfig = field(default_factory=RunConfig)
     published: dict[str, float] = field(default_factory=dict)  # what the papers report: valid, test
+    sweep: dict[str, Any] = field(default_factory=dict)  # a file of sweeps/: values of keys
 
     def validate(self) -> None:
         """Raise `UserError` at the first value, or combination of values, that can't be honoured."""
