@@ -73,6 +73,10 @@ def clear_errors(schema: type) -> Iterator[None]:
         sentence = str(error)
     except (HydraException, OmegaConfBaseException) as error:
         sentence = _explain(error, schema)
+    except ValueError as error:
+        if "Config group override must be a string" not in str(error):
+            raise
+        sentence = "null names no file of a group; write group=name, or leave that setting out"
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)
 
@@ -96,6 +100,10 @@ def _explain(error: Exception, schema: type) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={name} must be one of {', '.join(error.options)}{did_you_mean(name, list(error.options))}"
+    if several := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'", str(error)):
+        return f"{several[1]} gives several values; add -m for a run with each of them, or write a list: key=[a,b]"
+    if "Error resolving interpolation '${data}_${model}'" in str(error):
+        return "data and model take one name each, like data=enwik8 model=base"
     cause = error.__cause__ or error
     override = re.search(r"(?:override|append to your config use) '?\+?~?([\w./@]+)(?:=(.*))?", str(error))
     key = override[1] if override else getattr(cause, "full_key", None)
@@ -118,8 +126,10 @@ def _unknown(key: str, schema: type) -> str:
     known = keys(schema)
     groups = sorted({name.split(".")[0] for name in known})
     parent, _, _ = key.rpartition(".")
-    allowed = _inside(parent, schema) or f"{', '.join(groups)}"
-    return f"there is no key '{key}'{did_you_mean(key, [*known, *groups])} ({parent or 'here'} holds {allowed})"
+    inside = _inside(parent, schema)
+    alike = did_you_mean(key, list(known) if inside else [*known, *groups])
+    holds = f"{parent} holds {inside}" if inside else f"here are {', '.join(groups)}"
+    return f"there is no key '{key}'{alike} ({holds})"
 
 
 def _inside(group: str, schema: type) -> str:
