@@ -43,7 +43,7 @@ def attend(
     if spans is not None:
         log_mask = log_soft_mask(by_groups(spans, 0, groups), ramp, max(limits)).to(query.dtype)
     kept = (None, None) if memory is None else tuple(by_groups(x, 0, groups).to(query.dtype) for x in memory)
-    keys_values = [x for pair in context.keys_values([(heads, span + block) for heads, span in groups]) for x in pair]
+    keys_values = context.keys_values([(heads, span + block) for heads, span in groups])
     output = Bands.apply([len(heads) for heads, _ in groups], dropout, query, near, log_mask, *kept, *keys_values)
     order = [head for heads, _ in groups for head in heads]
     return reorder(output, 1, sorted(range(len(order)), key=order.__getitem__))
@@ -84,7 +84,7 @@ class Bands(torch.autograd.Function):
         log_mask: Tensor | None,  # (H, S)
         memory_key: Tensor | None,  # (H, D, N)
         memory_value: Tensor | None,  # (H, N, D)
-        *keys_values: Tensor,  # of each group (B, h, T, D) twice, with T as the innermost dimension in memory
+        *keys_values: Tensor,  # of each group (B, 2, h, D, T)
     ) -> Tensor:
         output, saved = torch.empty_like(query), []
         for heads, group in parts(sizes, query, positions, log_mask, memory_key, memory_value, keys_values):
@@ -98,7 +98,7 @@ class Bands(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, positions, log_mask, memory_key, memory_value, *rest = ctx.saved_tensors
-        keys_values, saved = rest[: 2 * len(ctx.sizes)], rest[2 * len(ctx.sizes) :]
+        keys_values, saved = rest[: len(ctx.sizes)], rest[len(ctx.sizes) :]
         grad_query, grad_positions = torch.empty_like(query), torch.zeros_like(positions)
         grad_mask, grad_memory_key, grad_memory_value = (
             None if x is None else torch.zeros_like(x) for x in (log_mask, memory_key, memory_value)
@@ -109,7 +109,7 @@ class Bands(torch.autograd.Function):
             found = group.backward(grad[:, heads], weights, keep)
             grad_query[:, heads] = found.query
             grad_positions[:, -group.span :] += found.positions
-            grad_keys_values += found.keys_values
+            grad_keys_values.append(found.keys_values)
             if grad_mask is not None and found.log_mask is not None:
                 grad_mask[heads, -group.span :] = found.log_mask
             if grad_memory_key is not None and grad_memory_value is not None and found.memory is not None:
@@ -124,7 +124,7 @@ class Gradients:
     positions: Tensor
     log_mask: Tensor | None
     memory: tuple[Tensor, Tensor] | None
-    keys_values: list[Tensor]
+    keys_values: Tensor
 
 
 @dataclass
@@ -132,8 +132,7 @@ class Group:
     """One group's share of a layer: n = B·h heads and rows as so many matrices, cut into t tiles of m queries."""
 
     query: Tensor  # (B, h, M, D)
-    key: Tensor  # (n, D, T)
-    value: Tensor  # (n, D, T)
+    keys_values: Tensor  # (B, 2, h, D, T)
     positions: Tensor  # (D, S)
     log_mask: Tensor | None  # (h, S)
     memory: tuple[Tensor, Tensor] | None  # (n, D, N), (n, N, D)
@@ -147,6 +146,7 @@ class Group:
         self.width = self.span + self.tile - 1
         self.shape = (self.batch, self.heads)
         self.q = self.in_tiles(self.query)  # (n, t·m, D)
+        self.key, self.value = self.keys_values.unbind(1)  # (B, h, D, T)
 
     def forward(self, dropout: float) -> tuple[Tensor, Tensor, Tensor | None]:
         """The output (B, h, M, D); and for `backward` the weights and what dropout kept of them, (n·t, m, W + N)."""
@@ -192,10 +192,9 @@ class Group:
             positions=torch.mm(self.q.flatten(0, 1).t(), grad_near.flatten(0, 1)),
             log_mask=None if self.log_mask is None else grad_near.unflatten(0, self.shape).sum((0, 2)),
             memory=grad_memory,
-            keys_values=[
-                self.out_of_windows(torch.bmm(q.transpose(1, 2), seen)),
-                self.out_of_windows(torch.bmm(g.transpose(1, 2), dropped[:, :, : self.width])),
-            ],
+            keys_values=self.out_of_windows(
+                torch.bmm(q.transpose(1, 2), seen), torch.bmm(g.transpose(1, 2), dropped[:, :, : self.width])
+            ),
         )
 
     def scores(self) -> Tensor:
@@ -229,18 +228,20 @@ class Group:
         return weights[:, :, self.width :].reshape(*self.q.shape[:2], -1)
 
     def windows(self, keys: Tensor) -> Tensor:
-        """(n, D, T) → (n·t, D, W): what each tile's queries see."""
+        """(B, h, D, T) → (n·t, D, W): what each tile's queries see."""
         if self.spare:
             keys = F.pad(keys, (0, self.spare))
-        return keys.unfold(2, self.width, self.tile)[:, :, : self.tiles].transpose(1, 2).flatten(0, 1)
+        return keys.unfold(3, self.width, self.tile)[:, :, :, : self.tiles].transpose(2, 3).flatten(0, 2)
 
-    def out_of_windows(self, grads: Tensor) -> Tensor:
-        """(n·t, D, W) → (B, h, T, D), where positions that several tiles see add up."""
-        tiles = grads.unflatten(0, (-1, self.tiles))
-        total = grads.new_zeros(len(self.q), self.size, self.span + self.tiles * self.tile)
-        for tile in range(self.tiles):
-            total[:, :, tile * self.tile : tile * self.tile + self.width] += tiles[:, tile]
-        return total[:, :, : self.span + self.block].unflatten(0, self.shape).transpose(2, 3)
+    def out_of_windows(self, *keys_values: Tensor) -> Tensor:
+        """(n·t, D, W), of keys and of values → (B, 2, h, D, T), where positions that several tiles see add up."""
+        length = self.span + self.tiles * self.tile
+        total = self.q.new_zeros(self.batch, 2, self.heads, self.size, length)
+        for kind, grad in enumerate(keys_values):
+            tiles = grad.unflatten(0, (*self.shape, self.tiles))
+            for tile in range(self.tiles):
+                total[:, kind, ..., tile * self.tile : tile * self.tile + self.width] += tiles[:, :, tile]
+        return total[..., : self.span + self.block]
 
 
 def parts(
@@ -254,9 +255,9 @@ def parts(
 ) -> Iterator[tuple[slice, Group]]:
     """Each group and its heads."""
     first, batch = 0, query.size(0)
-    for size, key, value in zip(sizes, keys_values[::2], keys_values[1::2], strict=True):
+    for size, both in zip(sizes, keys_values, strict=True):
         heads = slice(first, first + size)
-        span = key.size(2) - query.size(2)
+        span = both.size(4) - query.size(2)
         memory = None
         if memory_key is not None and memory_value is not None:
             memory = (each_row(memory_key[heads], batch), each_row(memory_value[heads], batch))
@@ -264,8 +265,7 @@ def parts(
             heads,
             Group(
                 query[:, heads],
-                key.transpose(2, 3).flatten(0, 1),
-                value.transpose(2, 3).flatten(0, 1),
+                both,
                 positions[:, -span:],
                 None if log_mask is None else log_mask[heads, -span:],
                 memory,

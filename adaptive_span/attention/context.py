@@ -4,7 +4,7 @@ B batch, H heads, h heads of a group, D head size, C hidden size, M block, T pos
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ Group = tuple[Sequence[int], int]  # some heads, and how many of the last positi
 class Context(Protocol):
     """The seam between the model and attention: no attention sees hidden states, no model sees bands or tiles."""
 
-    def keys_values(self, groups: Sequence[Group]) -> list[tuple[Tensor, Tensor]]:
-        """For each group of heads, of which each is in one group, its keys and values (B, h, length, D) at the last
+    def keys_values(self, groups: Sequence[Group]) -> list[Tensor]:
+        """For each group of heads, of which each is in one group, its keys and values (B, 2, h, D, length) at the last
         `length` positions (the present block's included), oldest first; zeros before the first known one."""
         ...
 
@@ -29,7 +29,7 @@ class HiddenStates:
         self.past, self.present = past, present  # (B, T, C), a constant; (B, M, C)
         self.weights = torch.stack([key_weight, value_weight]).unflatten(1, (num_heads, -1))  # (2, H, D, C)
 
-    def keys_values(self, groups: Sequence[Group]) -> list[tuple[Tensor, Tensor]]:
+    def keys_values(self, groups: Sequence[Group]) -> list[Tensor]:
         sizes = [len(heads) for heads, _ in groups]
         weights = by_groups(self.weights, 1, groups)
         present = project(weights, self.present).split(sizes, dim=2)  # every head sees the present block
@@ -37,7 +37,7 @@ class HiddenStates:
         for (_, length), own, here in zip(groups, weights.split(sizes, dim=1), present, strict=True):
             past = self.past[:, max(0, self.past.size(1) + block - length) :]
             found.append(_joined(project(own, past) if past.size(1) else here[..., :0], here, length))
-        return [_apart(both) for both in found]
+        return found
 
 
 class KeysValues:
@@ -55,13 +55,13 @@ class KeysValues:
         self.weights = torch.stack([key_weight, value_weight]).unflatten(1, (num_heads, -1))  # (2, H, D, C)
         self.kept: list[Tensor] = []
 
-    def keys_values(self, groups: Sequence[Group]) -> list[tuple[Tensor, Tensor]]:
+    def keys_values(self, groups: Sequence[Group]) -> list[Tensor]:
         present = project(by_groups(self.weights, 1, groups), self.present)
         present = present.split([len(heads) for heads, _ in groups], dim=2)
         past = self.past or [here[..., :0] for here in present]
         found = [_joined(before, here, length) for before, here, (_, length) in zip(past, present, groups, strict=True)]
         self.kept = [both[..., self.present.size(1) :] for both in found]
-        return [_apart(both) for both in found]
+        return found
 
 
 def project(weights: Tensor, hidden: Tensor) -> Tensor:
@@ -78,12 +78,6 @@ def _joined(past: Tensor, present: Tensor, length: int) -> Tensor:
     return torch.cat([zeros, past, present], dim=4)
 
 
-def _apart(both: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, 2, h, D, length) → keys and values (B, h, length, D), with positions innermost in memory."""
-    key, value = both.transpose(3, 4).unbind(1)
-    return key, value
-
-
 def by_groups(tensor: Tensor, dim: int, groups: Sequence[Group]) -> Tensor:
     """The heads in the order of the groups."""
     return reorder(tensor, dim, [head for heads, _ in groups for head in heads])
@@ -93,5 +87,20 @@ def reorder(tensor: Tensor, dim: int, heads: Sequence[int]) -> Tensor:
     """The heads, in that order."""
     if list(heads) == list(range(len(heads))):
         return tensor
-    index = torch.tensor(heads, pin_memory=tensor.is_cuda)  # so that the host need not wait
-    return tensor.index_select(dim, index.to(tensor.device, non_blocking=True))
+    back = sorted(range(len(heads)), key=heads.__getitem__)
+    both = torch.tensor([heads, back], pin_memory=tensor.is_cuda)  # so that the host need not wait
+    return _Reordered.apply(tensor, dim, *both.to(tensor.device, non_blocking=True))
+
+
+class _Reordered(torch.autograd.Function):
+    """A gradient is put back in order; torch, which knows nothing of the heads being each there once, would add up."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, dim: int, heads: Tensor, back: Tensor) -> Tensor:
+        ctx.dim = dim
+        ctx.save_for_backward(back)
+        return tensor.index_select(dim, heads)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad.index_select(ctx.dim, *ctx.saved_tensors), None, None, None

@@ -26,9 +26,10 @@ def attend(
     """See `adaptive_span.attention`."""
     block, span = query.size(2), max(limits)
     query = query * query.size(3) ** -0.5
-    [(key, value)] = context.keys_values([(range(query.size(1)), span + block)])  # (B, H, S + M, D)
+    [both] = context.keys_values([(range(query.size(1)), span + block)])
+    key, value = both[:, 0], both[:, 1].transpose(2, 3)  # (B, H, D, S + M), (B, H, S + M, D)
 
-    scores = unskew(query @ key.transpose(2, 3), span) + query @ positions[:, -span:]  # (B, H, M, S)
+    scores = unskew(query @ key, span) + query @ positions[:, -span:]  # (B, H, M, S)
     if spans is not None:
         scores = scores + log_soft_mask(spans, ramp, span)[:, None]  # (H, 1, S)
     if memory is None:

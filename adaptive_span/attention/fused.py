@@ -34,7 +34,7 @@ def attend(
 ) -> Tensor:
     """See `adaptive_span.attention`."""
     block, groups = query.size(2), group_heads(limits)
-    keys_values = [x for pair in context.keys_values([(heads, span + block) for heads, span in groups]) for x in pair]
+    keys_values = context.keys_values([(heads, span + block) for heads, span in groups])
     query = by_groups(query * query.size(3) ** -0.5, 1, groups).to(keys_values[0].dtype).contiguous()
     positions = positions[:, -max(limits) :].to(query.dtype)
     spans = None if spans is None else by_groups(spans, 0, groups)
@@ -86,7 +86,7 @@ class Fused(torch.autograd.Function):
         spans: Tensor | None,  # (H,)
         memory_key: Tensor | None,  # (H, D, N)
         memory_value: Tensor | None,  # (H, N, D)
-        *keys_values: Tensor,  # of each group (B, h, T, D) twice
+        *keys_values: Tensor,  # of each group (B, 2, h, D, T)
     ) -> Tensor:
         spans = None if spans is None else spans.float()
         if memory_key is not None and memory_value is not None:
@@ -94,8 +94,8 @@ class Fused(torch.autograd.Function):
         layer = Layer(ramp, dropout, keys, query, positions, spans, memory_key, memory_value)
         output = torch.empty_like(query)
         lse = query.new_empty(query.shape[:3], dtype=torch.float32)
-        for heads, key, value in parts(sizes, keys_values):
-            layer.forward(heads, key, value, output, lse)
+        for heads, both in parts(sizes, keys_values):
+            layer.forward(heads, both, output, lse)
         ctx.layer, ctx.sizes = (ramp, dropout), sizes
         ctx.save_for_backward(keys, query, positions, spans, memory_key, memory_value, output, lse, *keys_values)
         return output
@@ -107,18 +107,16 @@ class Fused(torch.autograd.Function):
         *inputs, output, lse = saved[:8]
         layer = Layer(*ctx.layer, *inputs)
         back = Backward(layer, grad.contiguous(), output, lse)
-        grad_keys_values: list[Tensor] = []
-        for heads, key, value in parts(ctx.sizes, saved[8:]):
-            grad_keys_values += back.group(heads, key, value)
+        grad_keys_values = [back.group(heads, both) for heads, both in parts(ctx.sizes, saved[8:])]
         memory = back.memory() if layer.memory_key is not None else (None, None)
         return None, None, None, None, back.grad_query, back.grad_positions, back.grad_spans, *memory, *grad_keys_values
 
 
-def parts(sizes: Sequence[int], keys_values: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Each group's heads, keys and values."""
+def parts(sizes: Sequence[int], keys_values: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+    """Each group's heads, and its keys and values."""
     first = 0
-    for size, key, value in zip(sizes, keys_values[::2], keys_values[1::2], strict=True):
-        yield slice(first, first + size), key, value
+    for size, both in zip(sizes, keys_values, strict=True):
+        yield slice(first, first + size), both
         first += size
 
 
@@ -143,21 +141,21 @@ class Layer:
         """(B, h, M, S)"""
         return torch.matmul(self.query[:, heads], self.positions[:, -span:])
 
-    def forward(self, heads: slice, key: Tensor, value: Tensor, output: Tensor, lse: Tensor) -> None:
+    def forward(self, heads: slice, keys_values: Tensor, output: Tensor, lse: Tensor) -> None:
         """Fill the group's part of `output` and `lse`."""
-        span = key.size(2) - self.block
+        span = keys_values.size(4) - self.block
         self.launch(
             kernels.forward_kernel, self.block, (heads.stop - heads.start, self.batch),
-            key=key, value=value, near=self.near(heads, span), memory_key=self.memory_key,
-            memory_value=self.memory_value, spans=self.spans, output=output, lse=lse,
-            memory_size=self.memory_size, **self.context(heads, span, key, value),
+            near=self.near(heads, span), memory_key=self.memory_key, memory_value=self.memory_value, spans=self.spans,
+            output=output, lse=lse, memory_size=self.memory_size, **self.context(heads, keys_values),
         )  # fmt: skip
 
-    def context(self, heads: slice, span: int, key: Tensor, value: Tensor) -> dict[str, Any]:
+    def context(self, heads: slice, keys_values: Tensor) -> dict[str, Any]:
         """Arguments of the kernels that look at keys and values."""
-        assert key.stride() == value.stride()
-        strides = dict(zip(("stride_b", "stride_h", "stride_j", "stride_d"), key.stride(), strict=True))
-        return {"first": heads.start, "span": span, "ramp": self.ramp, **strides}
+        key, value = keys_values.unbind(1)
+        strides = dict(zip(("stride_b", "stride_h", "stride_d", "stride_j"), key.stride(), strict=True))
+        span = key.size(3) - self.block
+        return {"key": key, "value": value, "first": heads.start, "span": span, "ramp": self.ramp, **strides}
 
     def launch(self, kernel: Any, length: int, others: tuple[int, ...], **arguments: Any) -> None:
         """One program for each tile of `length` queries or keys, times `others`."""
@@ -183,25 +181,25 @@ class Backward:
         self.grad_positions = torch.zeros_like(layer.positions)
         self.grad_spans = None if layer.spans is None else torch.zeros_like(layer.spans)
 
-    def group(self, heads: slice, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def group(self, heads: slice, keys_values: Tensor) -> Tensor:
         """Fill in the group's part of the gradients; those of its keys and values."""
-        layer, span = self.layer, key.size(2) - self.layer.block
+        layer, length = self.layer, keys_values.size(4)
         grid = (heads.stop - heads.start, layer.batch)
-        near = layer.near(heads, span)
-        shared = {"key": key, "value": value, "near": near, "spans": layer.spans, **self.given}
-        shared |= layer.context(heads, span, key, value)
-        grads = [torch.empty_like(x.transpose(2, 3), memory_format=torch.contiguous_format) for x in (key, value)]
+        near = layer.near(heads, length - layer.block)
+        shared = {"near": near, "spans": layer.spans, **self.given, **layer.context(heads, keys_values)}
+        grads = torch.empty_like(keys_values, memory_format=torch.contiguous_format)
+        grad_key, grad_value = grads.unbind(1)
         names = ("grad_stride_b", "grad_stride_h", "grad_stride_d")
-        strides = dict(zip(names, grads[0].stride(), strict=False))
+        strides = dict(zip(names, grad_key.stride(), strict=False))
         layer.launch(
-            kernels.key_value_kernel, key.size(2), grid, grad_key=grads[0], grad_value=grads[1], **strides, **shared
+            kernels.key_value_kernel, length, grid, grad_key=grad_key, grad_value=grad_value, **strides, **shared
         )
         layer.launch(  # after it: this one writes the gradient of `near` over `near`
             kernels.query_kernel, layer.block, grid, grad_query=self.grad_query, memory_key=layer.memory_key,
             memory_value=layer.memory_value, memory_size=layer.memory_size, **shared,
         )  # fmt: skip
         self.through_near(heads, near)
-        return grads[0].transpose(2, 3), grads[1].transpose(2, 3)
+        return grads
 
     def through_near(self, heads: slice, grad_near: Tensor) -> None:
         """What the gradient of `near`, (B, h, M, S), says of queries, position vectors and spans."""
