@@ -7,6 +7,7 @@ A run's `checkpoints/` holds `step_00001000.pt` (the newest `checkpoint.keep` of
 import os
 import random
 import zipfile
+import zlib
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -61,7 +62,7 @@ def load(path: Path) -> State:
                 f"values alone"
             ) from None
         reason = str(error).splitlines()[0]
-    except (zipfile.BadZipFile, UnicodeDecodeError, RuntimeError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0]
     raise UserError(f"the checkpoint {path} is damaged: {reason}")
 
@@ -106,8 +107,10 @@ def newest(directory: Path) -> tuple[State | None, list[str]]:
     return None, []
 
 
-def prune(directory: Path, keep: int) -> None:
-    for path in steps(directory)[keep:]:
+def prune(directory: Path, keep: int, step: int) -> None:
+    """Leave the newest ones up to `step`; what is later could not be read, and what is half written never will be."""
+    good = [path for path in steps(directory) if path <= step_path(directory, step)]
+    for path in {*steps(directory), *directory.glob("*.writing")}.difference(good[:keep]):
         path.unlink()
 
 

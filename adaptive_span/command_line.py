@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,8 +64,9 @@ def run_directory(config: Config, job: HydraConf) -> Path:
 
 
 @contextmanager
-def clear_errors(schema: type) -> Iterator[None]:
-    """End with one sentence and exit code 2 for what a user can cause; let everything else show its traceback."""
+def clear_errors(schema: type, goes_on: bool = False) -> Iterator[None]:
+    """Tell what a user can cause in one sentence, and end with exit code 2, unless the command `goes_on` with other
+    runs; let everything else show its traceback."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # without it Hydra ends the process itself, with a summary of its own
     try:
         yield
@@ -77,8 +79,11 @@ def clear_errors(schema: type) -> Iterator[None]:
         if "Config group override must be a string" not in str(error):
             raise
         sentence = "null names no file of a group; write group=name, or leave that setting out"
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(2)
+    if not goes_on:
+        sys.exit(2)
 
 
 def keys(schema: type) -> dict[str, Any]:

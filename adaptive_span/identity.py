@@ -8,8 +8,8 @@ from adaptive_span.config import Config
 
 # What may differ between the parts of one run: none of it changes what is being trained.
 MAY_CHANGE = (
-    "train.steps train.finetune_steps validation.every checkpoint log run hardware tracking published sweep "
-    "model.attention data.file data.path data.directory data.urls"
+    "train.steps train.finetune_steps train.batch_split validation.every checkpoint log run hardware tracking "
+    "published sweep model.attention data.file data.path data.directory data.urls"
 ).split()
 
 

@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -11,6 +13,21 @@ from adaptive_span.distributed import Process
 
 SAVED = "ADAPTIVE_SPAN_SAVED"  # an environment variable: the file that tells whoever sent SIGUSR2 that all is saved
 STOPPED = 128 + signal.SIGTERM
+AGAIN = 1.0  # seconds: a Ctrl-C reaches a worker from the terminal and, at once, from the process that started it
+
+
+@contextmanager
+def tidy_end() -> Iterator[None]:
+    """While it is entered, SIGTERM ends the process as an exception does, so that nothing half-made is left behind."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Interruption:
@@ -25,6 +42,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self._noted = 0
+        self._noted_at = 0.0
         self._is_main = True
         self._before: dict[int, Any] = {}
 
@@ -46,9 +64,10 @@ class Interruption:
         return self._noted or (signal.SIGUSR2 if signal.SIGUSR2 in signal.sigpending() else 0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._noted == number == signal.SIGINT:
+        if self._noted == number == signal.SIGINT and time.monotonic() > self._noted_at + AGAIN:
             raise KeyboardInterrupt
-        self._noted = number
+        if not self._noted:
+            self._noted, self._noted_at = number, time.monotonic()
 
     def agreed(self, process: Process) -> int:
         """The signal that some process has received, by now known to all of them; 0 where there is none."""

@@ -1,6 +1,7 @@
 """A scored model, for people (tables, a figure) and for programs (`evaluation.json`)."""
 
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from adaptive_span.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, process_group
 from adaptive_span.errors import UserError
 from adaptive_span.model import Transformer
+from adaptive_span.tracking import SCORES
 
 SPLITS = ("valid", "test")
 
@@ -43,9 +45,11 @@ def score(
 
 
 def write(result: dict[str, Any], directory: Path, config: ModelConfig) -> None:
-    """`evaluation.json` and `figures/spans.png`."""
-    (directory / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    """`figures/spans.png`, and at last `evaluation.json`, which says that a run has been scored."""
     figures.draw_spans(result["spans"], config.max_span, directory / "figures" / "spans.png")
+    temporary = directory / f"{SCORES}.writing"
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, directory / SCORES)
 
 
 def print_tables(result: dict[str, Any], config: Config, level: str) -> None:
@@ -88,7 +92,7 @@ def evaluate(asked: EvaluateConfig) -> None:
             list_places(
                 {
                     "checkpoint": f"{file} (step {state['step']})",
-                    "scores": directory / "evaluation.json",
+                    "scores": directory / SCORES,
                     "figure": directory / "figures" / "spans.png",
                 }
             )
@@ -127,6 +131,4 @@ def _check_writable(directory: Path) -> None:
         with TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        raise UserError(
-            f"evaluation.json can't be written to {directory} ({error.strerror}); give output=DIR"
-        ) from None
+        raise UserError(f"{SCORES} can't be written to {directory} ({error.strerror}); give output=DIR") from None

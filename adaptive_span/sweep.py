@@ -11,17 +11,20 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from adaptive_span import command_line
 from adaptive_span.config import Config
 from adaptive_span.errors import UserError
 from adaptive_span.identity import flatten
+from adaptive_span.tracking import METRICS, SCORES, logged
 
 Row = dict[str, Any]
 RESULTS = ("valid", "test", "span/mean", "flops_per_token", "seconds")
@@ -32,14 +35,25 @@ class SweepTable(Callback):
 
     def __init__(self) -> None:
         self.directories: list[Path] = []
+        self.has_failed = False
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        if config.hydra.mode == RunMode.MULTIRUN:
+            Path(config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)  # Hydra's sweeper has left it
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        run = command_line.typed(job_return.cfg, Config)  # type: ignore[arg-type]
-        self.directories.append(command_line.run_directory(run, config.hydra))
+        self.has_failed |= job_return.status == JobStatus.COMPLETED and not job_return.return_value
+        with suppress(UserError):  # which has been told
+            run = command_line.typed(job_return.cfg, Config)  # type: ignore[arg-type]
+            directory = command_line.run_directory(run, config.hydra)
+            if (directory / METRICS).exists():
+                self.directories.append(directory)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if self.directories:  # of jobs elsewhere, which have only been queued, there is nothing to tell yet
             summarize(self.directories, Path(os.path.commonpath([run.parent for run in self.directories])))
+        if self.has_failed:
+            raise SystemExit(2)
 
 
 def summarize(directories: Sequence[Path], home: Path) -> None:
@@ -48,7 +62,7 @@ def summarize(directories: Sequence[Path], home: Path) -> None:
 
     from adaptive_span.console import say, show
 
-    rows = [_row(directory) for directory in directories if (directory / "metrics.jsonl").exists()]
+    rows = [_row(directory) for directory in directories if (directory / METRICS).exists()]
     if not rows:
         raise UserError(f"no run below {home} has begun")
     varied = [key for key in rows[0]["config"] if len({str(row["config"].get(key)) for row in rows}) > 1]
@@ -74,19 +88,19 @@ def _row(directory: Path) -> Row:
     """One run: its scores if it has ended, else the last ones on the validation part."""
     import yaml
 
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     config = flatten(yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8")))
     unit = "ppl" if config["data.level"] == "word" else "bpc"
     row: Row = {"run": directory, "config": config, "unit": unit, "test": None, "seconds": 0.0, "step": 0}
     row |= {"valid": float("inf"), "span/mean": float("nan"), "flops_per_token": float("nan")}
-    for line in lines:
+    for line in logged(directory / METRICS):
         tokens = (line["step"] - row["step"]) * config["train.batch_size"] * config["model.block_size"]
         row["seconds"] += tokens / line["tokens_per_second"]
         row |= {"step": line["step"], "valid": line.get(f"valid/{unit}", row["valid"])}
         row |= {key: line[key] for key in ("span/mean", "flops_per_token")}
-    scores = directory / "evaluation.json"
-    if scores.exists():
-        row |= {split: found[unit] for split, found in json.loads(scores.read_text())["splits"].items()}
+    if (directory / SCORES).exists():
+        scores = json.loads((directory / SCORES).read_text())
+        if scores["protocol"] == "exact":  # or the runs would not compare
+            row |= {split: found[unit] for split, found in scores["splits"].items()}
     return row
 
 
@@ -94,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, metavar="DIR")
     home = parser.parse_args().directory
-    summarize(sorted(path.parent for path in home.glob("**/metrics.jsonl")), home)
+    summarize(sorted(path.parent for path in home.glob(f"**/{METRICS}")), home)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptive_span.config import Config
+from adaptive_span.console import say
+from adaptive_span.errors import UserError
 
 if TYPE_CHECKING:
     import wandb
 
+METRICS = "metrics.jsonl"
+SCORES = "evaluation.json"  # of the whole splits; a run that has them and all its steps is finished
 Metrics = dict[str, float]
 
 
@@ -20,7 +24,7 @@ class Tracker:
     """
 
     def __init__(self, directory: Path, config: Config, step: int, run_id: str | None):
-        self.path = directory / "metrics.jsonl"
+        self.path = directory / METRICS
         self._forget_after(step)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in finish)
         self.wandb: wandb.Run | None = None
@@ -58,12 +62,17 @@ class Tracker:
     def _forget_after(self, step: int) -> None:
         if not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        if len(kept) < len(lines):
+        kept = "".join(json.dumps(line) + "\n" for line in logged(self.path) if line["step"] <= step)
+        if kept != self.path.read_text(encoding="utf-8"):
             temporary = self.path.with_name(self.path.name + ".writing")
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_text(kept, encoding="utf-8")
             os.replace(temporary, self.path)
+
+
+def logged(path: Path) -> list[Metrics]:
+    """The lines of a `metrics.jsonl`; one that is being written, or whose writer was killed, does not count."""
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _start_wandb(directory: Path, config: Config, run_id: str | None) -> "wandb.Run":
@@ -71,20 +80,34 @@ def _start_wandb(directory: Path, config: Config, run_id: str | None) -> "wandb.
 
     mode = config.tracking.mode
     if mode == "auto":
-        mode = "online" if wandb.login(prompt=False) else "offline"
-    run = wandb.init(
-        project=config.tracking.project,
-        entity=config.tracking.entity,
-        group=config.tracking.group,
-        tags=config.tracking.tags or None,
-        name=directory.name,
-        dir=directory,
-        id=run_id,
-        resume="allow" if run_id else None,
-        mode=mode,  # type: ignore[arg-type]
-        config=config.as_dict(),
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+        try:
+            mode = "online" if wandb.login(prompt=False) else "offline"
+        except wandb.Error as error:  # somebody is logged in, but this machine has no way to the internet, say
+            say(f"warning: Weights & Biases cannot be reached, and the run is kept offline ({_first_line(error)})")
+            mode = "offline"
+    try:
+        run = wandb.init(
+            project=config.tracking.project,
+            entity=config.tracking.entity,
+            group=config.tracking.group,
+            tags=config.tracking.tags or None,
+            name=directory.name,
+            dir=directory,
+            id=run_id,
+            resume="allow" if run_id else None,
+            mode=mode,  # type: ignore[arg-type]
+            config=config.as_dict(),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.Error as error:
+        raise UserError(
+            f"tracking.mode={config.tracking.mode}, but Weights & Biases has refused the run ({_first_line(error)}); "
+            f"take tracking=offline and `wandb sync` it later, or tracking=none"
+        ) from error
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

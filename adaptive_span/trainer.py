@@ -19,22 +19,22 @@ from adaptive_span.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, process_group
 from adaptive_span.errors import UserError
 from adaptive_span.identity import identity
-from adaptive_span.interruption import Interruption
+from adaptive_span.interruption import Interruption, tidy_end
 from adaptive_span.optimizer import learning_rate
-from adaptive_span.tracking import Tracker
+from adaptive_span.tracking import METRICS, SCORES, Tracker
 from adaptive_span.training import Training
 
 
 def train(config: Config) -> None:
     """Begin the run of `config.run.dir`, or go on with it, to its last step and its scores. Called in every process."""
     directory = Path(config.run.dir or "")
-    with process_group(config.hardware) as process, ExitStack() as stack:
+    with process_group(config.hardware) as process, tidy_end(), ExitStack() as stack:
         check_batch("train.batch_size", config.train.batch_size, process.world_size, config.train.batch_split)
         _attention(config, process)
         if process.is_main:
             stack.enter_context(_claimed(directory))
         process.barrier()
-        _train(config, process, directory, stack.enter_context(Interruption()))
+        _train(config, process, directory)
 
 
 def _attention(config: Config, process: Process) -> str:
@@ -45,16 +45,17 @@ def _attention(config: Config, process: Process) -> str:
     return f"attention: {name} ({reason})"
 
 
-def _train(config: Config, process: Process, directory: Path, interruption: Interruption) -> None:
+def _train(config: Config, process: Process, directory: Path) -> None:
     run = Run(config, prepare(config.data, config.model.reads_by_frequency), process, directory)
     if run.training.step < config.train.total_steps:
         if process.is_main:
             say(_attention(config, process))
-        run.go_on(interruption)
-    elif (directory / "evaluation.json").exists():
+        with Interruption() as interruption:
+            run.go_on(interruption)
+    elif (directory / SCORES).exists():
         if process.is_main:
             say(
-                f"{directory} is finished after {run.training.step} steps; scores are in evaluation.json there. To "
+                f"{directory} is finished after {run.training.step} steps; scores are in {SCORES} there. To "
                 f"train on, raise train.steps; to start afresh, delete it or take another run.dir or train.seed"
             )
         return
@@ -98,6 +99,8 @@ class Run:
     def go_on(self, interruption: Interruption) -> None:
         """The loop. A signal ends it after the step at hand, with everything saved."""
         config, training, process, total = self.config, self.training, self.process, self.config.train.total_steps
+        if process.is_main:
+            self._forget_scores()
         with ExitStack() as stack:
             tracker = stack.enter_context(self._tracker()) if process.is_main else None
             progress = stack.enter_context(TrainingProgress(training.step, total)) if process.is_main else None
@@ -130,7 +133,7 @@ class Run:
         text = yaml.safe_dump(self.config.as_dict(), sort_keys=False, allow_unicode=True)
         (self.directory / "config.yaml").write_text(text, encoding="utf-8")
         tracker = Tracker(self.directory, self.config, self.training.step, self.run_id)
-        self.run_id, self.place = tracker.run_id, tracker.place
+        self.run_id, self.place = tracker.run_id or self.run_id, tracker.place
         try:
             yield tracker
         except BaseException:
@@ -181,9 +184,15 @@ class Run:
     def _save(self) -> None:
         state = self._identity() | self.training.state_dict()
         if self.process.is_main:
+            if self.training.step == self.config.train.total_steps:
+                self._forget_scores()
             checkpoint.save(state, checkpoint.step_path(self.checkpoints, self.training.step))
-            checkpoint.prune(self.checkpoints, self.config.checkpoint.keep)
+            checkpoint.prune(self.checkpoints, self.config.checkpoint.keep, self.training.step)
         self.process.barrier()
+
+    def _forget_scores(self) -> None:
+        """Of weights that are not the last any more: what has scores and all its steps is finished."""
+        (self.directory / SCORES).unlink(missing_ok=True)
 
     def _restore(self) -> None:
         """Take up the newest training state of the directory, or the weights that `train.init_from` names."""
@@ -231,7 +240,7 @@ class Run:
             {
                 "run": self.directory,
                 "weights": f"{best} (step {state['step']})",
-                "metrics": self.directory / "metrics.jsonl",
+                "metrics": self.directory / METRICS,
                 "figure": self.directory / "figures" / "spans.png",
                 "wandb": self.place,
                 "train on": shlex.join(["python", str(launch), *settings, f"train.steps={2 * config.train.steps}"]),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from adaptive_span import checkpoint
 from tests.conftest import ENVIRONMENT, finish, sentence
 
 
@@ -65,25 +66,46 @@ def test_the_default_directory_is_the_same_for_the_same_run(launch, tmp_path):
     assert len(list((tmp_path / "runs").glob("files-tiny-*"))) == 2
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(processes, launch, command, tmp_path):
+@pytest.mark.parametrize(
+    ("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGINT)], ids=str
+)
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(processes, number, launch, command, tmp_path):
+    """A signal reaches all of its processes, as a terminal's Ctrl-C does."""
     settings = ["model.dropout=0.2", f"hardware.processes={processes}", "train.batch_split=2", "train.steps=300"]
     launch(*settings, "run.dir=straight")
     log = tmp_path / "log"
     with log.open("w") as out:
-        stopped = subprocess.Popen(
-            command(*settings, "run.dir=stopped"), cwd=tmp_path, stdout=out, stderr=out, env=ENVIRONMENT
-        )
+        words = command(*settings, "run.dir=stopped")
+        stopped = subprocess.Popen(words, cwd=tmp_path, stdout=out, stderr=out, env=ENVIRONMENT, start_new_session=True)
         while "step 50/" not in log.read_text():
             assert stopped.poll() is None, log.read_text()
             time.sleep(0.02)
-        stopped.send_signal(signal.SIGTERM)
-        assert stopped.wait(60) == 128 + signal.SIGTERM
+        os.killpg(stopped.pid, number)
+        assert stopped.wait(60) == 128 + number
     step = newest(tmp_path / "stopped")["step"]
     assert 50 <= step < 300
     assert f"stopped after step {step} of 300, and saved" in log.read_text()
     assert f"going on with stopped after step {step}" in launch(*settings, "run.dir=stopped").stdout
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_a_run_that_is_stopped_while_it_is_scored_ends_at_once_and_is_scored_by_the_same_command(
+    launch, command, text, tmp_path
+):
+    """Also where there are scores of earlier weights."""
+    shutil.copytree(text, tmp_path / "text")
+    (tmp_path / "text" / "test.txt").write_bytes((text / "train.txt").read_bytes() * 8)
+    settings = ["run.dir=run", f"data.path={tmp_path / 'text'}"]
+    launch(*settings, "train.steps=6")
+    words = command(*settings, "train.steps=12")
+    stopped = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+    while not (tmp_path / "run" / "checkpoints" / "step_00000012.pt").exists():
+        time.sleep(0.02)
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(60) == 128 + signal.SIGTERM
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    launch(*settings, "train.steps=12")
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["step"] == 12
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(launch, tmp_path):
@@ -93,11 +115,12 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(launch, tmp_path):
     crashed = tmp_path / "crashed"
     shutil.copytree(tmp_path / "straight", crashed)
     (crashed / "checkpoints" / "step_00000024.pt").unlink()
-    (crashed / "checkpoints" / "step_00000024.pt.writing").write_bytes(b"half")
+    (crashed / "checkpoints" / "step_00000023.pt.writing").write_bytes(b"half")
     with (crashed / "metrics.jsonl").open("a") as file:
         file.write('{"step": 25, "train/b')
     launch(*settings, "run.dir=crashed")
     assert_same_run(tmp_path / "straight", crashed)
+    assert [path.name for path in crashed.glob("**/*.writing")] == []
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_told(launch, tmp_path):
@@ -116,6 +139,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(launch, tmp_path):
     assert "step_00000020.pt is damaged" in out
     assert "going on with damaged after step 10" in out
     assert_same_run(tmp_path / "straight", damaged)
+
+
+def test_a_damaged_checkpoint_does_not_count_as_one_of_those_to_keep(tmp_path):
+    for name in ("step_00000010.pt", "step_00000020.pt", "step_00000030.pt", "best.pt", "step_00000025.pt.writing"):
+        (tmp_path / name).touch()
+    checkpoint.prune(tmp_path, keep=1, step=20)  # 30 has been passed over
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "step_00000020.pt"]
 
 
 def losses(run: Path) -> list[float]:
@@ -163,7 +193,8 @@ def test_a_changed_configuration_is_refused_but_for_what_may_change(launch, tmp_
         "run.dir=run was begun with another configuration: model.ramp (32 → 8), optimizer.lr (0.07 → 0.01); "
         "take back the change, or give another run.dir"
     )
-    launch("run.dir=run", "train.steps=5", "log.every=1", "validation.every=2", "checkpoint.every=3", "hardware=auto")
+    launch("run.dir=run", "train.steps=5", "log.every=1", "validation.every=2", "checkpoint.every=3", "hardware=auto",
+           "train.batch_split=2")  # fmt: skip
 
 
 def test_training_can_begin_with_other_weights(launch, tmp_path):
@@ -222,6 +253,7 @@ def of_type(records: list[dict], kind: str) -> list[dict]:
 def test_wandb_holds_every_head_and_one_axis_of_steps_over_a_resume(launch, tmp_path):
     launch("run.dir=run", "tracking=offline", "train.steps=10")
     time.sleep(1.1)  # wandb names the folder of each part by the second
+    launch("run.dir=run", "tracking=none", "train.steps=11")
     launch("run.dir=run", "tracking=offline", "train.steps=20")
     parts = wandb_records(tmp_path / "run")
     assert len(parts) == 2

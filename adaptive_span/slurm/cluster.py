@@ -105,6 +105,11 @@ def fitted(hardware: HardwareConfig, nodes: Iterable[Node]) -> HardwareConfig:
             f"hardware.device={hardware.device} hardware.processes={hardware.processes} needs GPUs, but the nodes of "
             f"{where} have none; take another hardware.partition, or hardware.device=cpu hardware.processes=N"
         )
+    if hardware.device == "cuda" and hardware.processes > gpus:
+        raise UserError(
+            f"hardware.processes={hardware.processes} are more than the hardware.gpus={gpus} that each node gives "
+            f"them; take hardware.processes={gpus} or fewer"
+        )
     nodes = [node for node in nodes if node.gpus >= gpus]
     share = [max(1, node.cpus * gpus // node.gpus) if gpus else node.cpus for node in nodes]
     cpus = hardware.cpus
@@ -125,9 +130,11 @@ def _amount(key: str, wanted: int | None, have: list[int], hardware: HardwareCon
 
 
 def forget_allocation() -> None:
-    """The variables of a job in which the command may have been typed, which would describe the new ones wrongly."""
-    for name in [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]:
-        del os.environ[name]
+    """The variables of a job in which the command may have been typed, which would describe the new ones wrongly; and
+    the one that would make submitit listen to another signal than the agent passes on."""
+    of_a_job = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
+    for name in (*of_a_job, "SUBMITIT_PREEMPT_SIGNAL"):
+        os.environ.pop(name, None)
 
 
 def refuse_unseen(directory: Path, hardware: HardwareConfig) -> None:
@@ -144,7 +151,9 @@ def refuse_unseen(directory: Path, hardware: HardwareConfig) -> None:
             words.append(f"--{key}={getattr(hardware, key)}")
     with tempfile.NamedTemporaryFile(dir=directory) as marker:  # not just a directory of the same name
         look = f"if test -e {shlex.quote(marker.name)}; then echo seen; else echo unseen; fi"
-        told = subprocess.run([*words, "sh", "-c", look], capture_output=True, text=True).stdout.strip()
+        told = subprocess.run(  # srun would read what is meant for the shell that runs this
+            [*words, "sh", "-c", look], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        ).stdout.strip()
     if told == "unseen":
         raise UserError(
             f"the nodes cannot see run.dir={directory}: it lies on a disk ({kind}) of this machine alone; give a "

@@ -33,6 +33,11 @@ class Launcher(SlurmLauncher):
         Path(self.config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)  # Hydra's sweeper has left it
         if self.config.hydra.job.name != "launch":
             raise UserError("hardware=slurm is for launch.py; evaluate on a machine of the cluster with hardware=node")
+        if self.config.hydra.sweeper.max_batch_size is not None:
+            raise UserError(
+                "hydra.sweeper.max_batch_size would cut a sweep into several arrays; leave it out: "
+                "hardware.parallel_jobs says how many of its jobs may run at a time"
+            )
         cluster.forget_allocation()
         cluster.ask("sbatch", "--version")
         configs = [self._config(overrides) for overrides in job_overrides]
@@ -41,7 +46,12 @@ class Launcher(SlurmLauncher):
         for config in configs:
             config.hardware = fitted
             config.validate()  # the batch, now that the number of processes is known
-        home = _give_directories(configs, initial_job_idx)
+        if 60 * fitted.time <= self.params["signal_delay_s"]:
+            raise UserError(
+                f"hardware.time={fitted.time} leaves nothing to train in, as a job is told "
+                f"hydra.launcher.signal_delay_s={self.params['signal_delay_s']} seconds before its end; give more"
+            )
+        home = _give_directories(configs)
         status.refuse_second(home)
         jobs = self._submit(configs, home)
         status.write(home, jobs)
@@ -131,18 +141,20 @@ def _one(configs: list[Config]) -> HardwareConfig:
     return replace(first)
 
 
-def _give_directories(configs: list[Config], first: int) -> Path:
+def _give_directories(configs: list[Config]) -> Path:
     """Fixed here, once, for all attempts of a job: one job has `run.dir`, each of several its number below it."""
     asked = {config.run.dir for config in configs}
     if len(asked) > 1:
         raise UserError("run.dir cannot be swept: each job of a sweep has a directory of its own below it")
     names = [default_run_dir(config) for config in configs]
-    if len(configs) == 1 and first == 0:
+    if len(configs) == 1:
         home = Path(configs[0].run.dir or names[0])
     else:
         digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
         home = Path(configs[0].run.dir or f"runs/sweep-{digest}")
     home = Path(os.path.abspath(home))
-    for number, config in enumerate(configs, first):
-        config.run.dir = str(home if len(configs) == 1 and first == 0 else home / str(number))
+    if set(str(home)) & {":", "%"}:
+        raise UserError(f"run.dir={home} holds a : or a %, which mean something else in a job; give another run.dir")
+    for number, config in enumerate(configs):
+        config.run.dir = str(home if len(configs) == 1 else home / str(number))
     return home

@@ -25,8 +25,8 @@ def take(directory: Path) -> Path:
         shutil.copytree(program.parent / "conf", fresh / "conf", ignore=LEFT_OUT)
     commit = _git(package, "rev-parse", "HEAD")
     if commit:
-        (fresh / "commit").write_text(commit)
-        (fresh / "changes.diff").write_text(_git(package, "diff", "HEAD") or "")
+        (fresh / "commit").write_bytes(commit)
+        (fresh / "changes.diff").write_bytes(_git(package, "diff", "HEAD") or b"")
     shutil.rmtree(code, ignore_errors=True)
     fresh.rename(code)
     return code
@@ -37,10 +37,10 @@ def setup(code: Path) -> list[str]:
     return [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"]
 
 
-def _git(directory: Path, *words: str) -> str | None:
+def _git(directory: Path, *words: str) -> bytes | None:
     """What git says of the tree around DIRECTORY; None where there is no git, or no tree."""
     try:
-        told = subprocess.run(["git", "-C", str(directory), *words], capture_output=True, text=True)
+        told = subprocess.run(["git", "-C", str(directory), *words], capture_output=True)
     except FileNotFoundError:
         return None
     return told.stdout if told.returncode == 0 else None

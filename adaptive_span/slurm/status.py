@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shlex
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from adaptive_span.config import HardwareConfig
 from adaptive_span.console import console, list_places, readable, say
 from adaptive_span.errors import UserError
 from adaptive_span.slurm import cluster
+from adaptive_span.tracking import METRICS, logged
 
 UNITS = ("train/bpc", "train/ppl")
 ENDED = (*cluster.ENDED, "UNKNOWN")
@@ -51,8 +53,7 @@ class Job:
     def last_line(self) -> dict[str, float]:
         """Of the run's metrics."""
         try:
-            whole, _, _ = Path(self.directory, "metrics.jsonl").read_text(encoding="utf-8").rpartition("\n")
-            return json.loads(whole.splitlines()[-1])
+            return logged(Path(self.directory, METRICS))[-1]
         except (OSError, IndexError):  # not begun
             return {}
 
@@ -93,9 +94,9 @@ def announce(home: Path, jobs: list[Job], hardware: HardwareConfig) -> None:
     list_places(
         {
             "code": home / "code",
-            "follow": f"tail -F {jobs[0].log}",
-            "status": f"python -m adaptive_span.slurm status {home}",
-            "table": f"python -m adaptive_span.sweep {home}" if len(jobs) > 1 else None,
+            "follow": shlex.join(["tail", "-F", str(jobs[0].log)]),
+            "status": shlex.join(["python", "-m", "adaptive_span.slurm", "status", str(home)]),
+            "table": shlex.join(["python", "-m", "adaptive_span.sweep", str(home)]) if len(jobs) > 1 else None,
             "stop": f"scancel {jobs[0].id.split('_')[0]}",
         }
     )
