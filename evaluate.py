@@ -3,8 +3,9 @@
 import hydra
 from omegaconf import DictConfig
 
-from adaptive_span import command_line, slurm
+from adaptive_span import command_line, launcher
 from adaptive_span.config import EvaluateConfig
+from adaptive_span.slurm import launcher as slurm_launcher
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -19,7 +20,6 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command_line.register("evaluate", EvaluateConfig)
-    slurm.register()
+    command_line.register("evaluate", EvaluateConfig, launcher, slurm_launcher)
     with command_line.clear_errors(EvaluateConfig):
         main()

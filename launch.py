@@ -5,18 +5,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from adaptive_span import command_line, slurm
+from adaptive_span import command_line, launcher
 from adaptive_span.config import Config
+from adaptive_span.identity import default_run_dir
+from adaptive_span.slurm import launcher as slurm_launcher
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="launch")
 def main(composed: DictConfig) -> bool:
     """Whether the run has come to its end: in a sweep, the others are none the worse for one that has not."""
-    job = HydraConfig.get()
-    with command_line.clear_errors(Config, goes_on=job.mode == RunMode.MULTIRUN):
+    with command_line.clear_errors(Config, goes_on=HydraConfig.get().mode == RunMode.MULTIRUN):
         config = command_line.typed(composed, Config)
         config.validate()
-        config.run.dir = str(command_line.run_directory(config, job))
+        config.run.dir = config.run.dir or default_run_dir(config)
 
         from adaptive_span import distributed, trainer  # torch, which --help need not wait for
 
@@ -26,7 +27,6 @@ def main(composed: DictConfig) -> bool:
 
 
 if __name__ == "__main__":
-    command_line.register("launch", Config)
-    slurm.register()
+    command_line.register("launch", Config, launcher, slurm_launcher)
     with command_line.clear_errors(Config):
         main()

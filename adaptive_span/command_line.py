@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
-from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -24,9 +24,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from adaptive_span.config import Config
 from adaptive_span.errors import UserError, did_you_mean
-from adaptive_span.identity import default_run_dir, flatten
+from adaptive_span.identity import flatten
 
 T = TypeVar("T")
 
@@ -40,9 +39,18 @@ KINDS = {
 }
 
 
-def register(name: str, schema: type) -> None:
-    """Put the types behind `conf/<name>.yaml`, and the function that its `hydra.mode` calls: a sweep is a multirun."""
-    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+def register(name: str, schema: type, launcher: ModuleType, *others: ModuleType) -> None:
+    """Put the types behind `conf/<name>.yaml`, the function that its `hydra.mode` calls (a sweep is a multirun), and
+    the launchers: the first takes the place of Hydra's own."""
+    for module in (launcher, *others):
+        # Hydra takes plugins from its own namespace alone. A package there would have to be installed, beside this one,
+        # before a checkout could be used; so a module there stands for it.
+        sys.modules[module.Launcher.__module__] = module
+        Plugins.instance().register(module.Launcher)
+    store = ConfigStore.instance()
+    store.store(name=f"{name}_schema", node=schema)
+    target = f"{launcher.Launcher.__module__}.{launcher.Launcher.__name__}"
+    store.store(group="hydra/launcher", name="basic", node={"_target_": target})
     OmegaConf.register_new_resolver("mode", lambda sweep: RunMode.MULTIRUN if sweep else None, replace=True)
 
 
@@ -57,10 +65,9 @@ def typed(composed: DictConfig, schema: type[T]) -> T:
     return config
 
 
-def run_directory(config: Config, job: HydraConf) -> Path:
-    """Fixed once, for all processes; each job of a multirun has its own below the one asked for."""
-    directory = Path(config.run.dir or default_run_dir(config))
-    return directory / str(job.job.num) if job.mode == RunMode.MULTIRUN else directory
+def quoted(value: str) -> str:
+    """As Hydra reads a value back, whatever is in it."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 @contextmanager
@@ -106,7 +113,7 @@ def _explain(error: Exception, schema: type) -> str:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={name} must be one of {', '.join(error.options)}{did_you_mean(name, list(error.options))}"
     if several := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'", str(error)):
-        return f"{several[1]} gives several values; add -m for a run with each of them, or write a list: key=[a,b]"
+        return f"{several[1]} gives several values; begin with -m for a run with each, or write a list: key=[a,b]"
     if "Error resolving interpolation '${data}_${model}'" in str(error):
         return "data and model take one name each, like data=enwik8 model=base"
     cause = error.__cause__ or error

@@ -8,52 +8,17 @@ A sweep on this machine ends with it by itself.
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.experimental.callback import Callback
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
-from adaptive_span import command_line
-from adaptive_span.config import Config
 from adaptive_span.errors import UserError
 from adaptive_span.identity import flatten
 from adaptive_span.tracking import METRICS, SCORES, logged
 
 Row = dict[str, Any]
 RESULTS = ("valid", "test", "span/mean", "flops_per_token", "seconds")
-
-
-class SweepTable(Callback):
-    """Hydra's hook: remembers the directory of each run, and sums up when the last has ended."""
-
-    def __init__(self) -> None:
-        self.directories: list[Path] = []
-        self.has_failed = False
-
-    def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        if config.hydra.mode == RunMode.MULTIRUN:
-            Path(config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)  # Hydra's sweeper has left it
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        self.has_failed |= job_return.status == JobStatus.COMPLETED and not job_return.return_value
-        with suppress(UserError):  # which has been told
-            run = command_line.typed(job_return.cfg, Config)  # type: ignore[arg-type]
-            directory = command_line.run_directory(run, config.hydra)
-            if (directory / METRICS).exists():
-                self.directories.append(directory)
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        if self.directories:  # of jobs elsewhere, which have only been queued, there is nothing to tell yet
-            summarize(self.directories, Path(os.path.commonpath([run.parent for run in self.directories])))
-        if self.has_failed:
-            raise SystemExit(2)
 
 
 def summarize(directories: Sequence[Path], home: Path) -> None:

@@ -7,10 +7,11 @@ import sys
 import pytest
 from hydra import compose, initialize_config_dir
 
-from adaptive_span import command_line
+from adaptive_span import command_line, launcher
 from adaptive_span.config import Config, EvaluateConfig, from_dict
 from adaptive_span.errors import UserError
 from adaptive_span.identity import default_run_dir
+from adaptive_span.slurm import launcher as slurm_launcher
 from tests.conftest import ROOT, finish, sentence
 
 GROUPS = {
@@ -20,7 +21,7 @@ GROUPS = {
 
 
 def composed(*overrides: str) -> Config:
-    command_line.register("launch", Config)
+    command_line.register("launch", Config, launcher, slurm_launcher)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = command_line.typed(compose("launch", overrides=list(overrides)), Config)
     config.validate()
@@ -130,7 +131,7 @@ WRONG = {
     "modle=large": "there is no key 'modle'; did you mean 'model'?",
     "model=larg": "model=larg must be one of all_attention, all_attention_small, all_attention_words, base, large,",
     "sweep=null": "null names no file of a group; write group=name, or leave that setting out",
-    "model=small,base": "model=small,base gives several values; add -m for a run with each of them",
+    "model=small,base": "model=small,base gives several values; begin with -m for a run with each",
     "model=[small,base]": "data and model take one name each, like data=enwik8 model=base",
     "train.steps=many": "train.steps=many must be a whole number",
     "train.steps=-5": "train.steps=-5 must be at least 1",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT, finish
+from tests.conftest import ROOT, finish, sentence
 
 TWO_JOBS = {
     "penalty_by_span": {"train.span_penalty": "0.0,1.0e-3", "model.max_span": "64"},
@@ -31,10 +31,11 @@ def test_a_sweep_runs_and_ends_with_a_table(name, launch, tmp_path):
     """As the first line of its file says, with fewer values of the same keys."""
     text = (ROOT / "sweeps" / f"{name}.yaml").read_text()
     assert text.startswith(f"# python launch.py sweep={name} ")
-    assert yaml.safe_load(text).keys() == {"run.dir", *TWO_JOBS[name]}
+    assert yaml.safe_load(text).keys() == TWO_JOBS[name].keys()
     out = launch(f"sweep={name}", "train.steps=12", *(f"{key}={value}" for key, value in TWO_JOBS[name].items())).stdout
     [varied] = [key for key, value in TWO_JOBS[name].items() if "," in value]
-    rows = table(tmp_path / "runs" / f"sweep-{name}")
+    [home] = (tmp_path / "runs").glob(f"{name}-????????")
+    rows = table(home)
     assert {row[varied].lower() for row in rows} == {
         str(yaml.safe_load(v)).lower() for v in TWO_JOBS[name][varied].split(",")
     }
@@ -53,6 +54,21 @@ def test_runs_that_have_not_ended_are_in_the_table_too(launch, tmp_path):
     assert rows["0"]["test/bpc"]
     assert not rows["1"]["test/bpc"]
     assert "–" in out
+
+
+def test_one_run_that_fails_leaves_the_others_alone(launch, tmp_path):
+    rates = ["optimizer.lr=0.07,1e30,0.05", "optimizer.clip=1e30", "train.steps=12"]
+    swept = launch("hydra.mode=MULTIRUN", *rates, "run.dir=sweep", ok=False)
+    assert "the loss is" in sentence(swept)
+    rows = {row["optimizer.lr"]: row for row in table(tmp_path / "sweep")}
+    assert all(float(rows[rate]["test/bpc"]) > 0 for rate in ("0.07", "0.05"))
+    assert rows["1e+30"]["test/bpc"] == ""
+
+
+def test_all_runs_of_a_sweep_are_checked_before_the_first_begins(launch, tmp_path):
+    swept = launch("hydra.mode=MULTIRUN", "model.num_heads=4,3", ok=False)
+    assert sentence(swept).startswith("model.num_heads=3 does not divide")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wandb_agent_can_call_launch(launch, tmp_path):

@@ -1,6 +1,5 @@
 """Hydra's launcher for SLURM: the jobs of one command become one job, or one array, and the prompt comes back."""
 
-import hashlib
 import io
 import os
 import sys
@@ -12,12 +11,11 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
-from omegaconf import open_dict
 
-from adaptive_span import command_line, sweep
+from adaptive_span import sweep
 from adaptive_span.config import Config, HardwareConfig
 from adaptive_span.errors import UserError
-from adaptive_span.identity import default_run_dir
+from adaptive_span.launcher import compose, give_directories, remove_record
 from adaptive_span.slurm import cluster, snapshot, status
 
 OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node", "name": "job_name"}
@@ -26,21 +24,16 @@ OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks
 class Launcher(SlurmLauncher):
     """As the plugin's, but it pickles a typed configuration and not Hydra, and waits only where it is asked to."""
 
-    __module__ = "hydra_plugins.adaptive_span"  # where Hydra looks for `_target_`
+    __module__ = "hydra_plugins.adaptive_span_slurm"  # where Hydra looks for `_target_`
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         assert self.config is not None
-        Path(self.config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)  # Hydra's sweeper has left it
+        remove_record(self.config)
         if self.config.hydra.job.name != "launch":
             raise UserError("hardware=slurm is for launch.py; evaluate on a machine of the cluster with hardware=node")
-        if self.config.hydra.sweeper.max_batch_size is not None:
-            raise UserError(
-                "hydra.sweeper.max_batch_size would cut a sweep into several arrays; leave it out: "
-                "hardware.parallel_jobs says how many of its jobs may run at a time"
-            )
         cluster.forget_allocation()
         cluster.ask("sbatch", "--version")
-        configs = [self._config(overrides) for overrides in job_overrides]
+        configs = compose(self.config, self.hydra_context, job_overrides)
         hardware = _one(configs)
         fitted = cluster.fitted(hardware, cluster.nodes())
         for config in configs:
@@ -51,7 +44,7 @@ class Launcher(SlurmLauncher):
                 f"hardware.time={fitted.time} leaves nothing to train in, as a job is told "
                 f"hydra.launcher.signal_delay_s={self.params['signal_delay_s']} seconds before its end; give more"
             )
-        home = _give_directories(configs)
+        home = self._give_directories(configs)
         status.refuse_second(home)
         jobs = self._submit(configs, home)
         status.write(home, jobs)
@@ -64,15 +57,14 @@ class Launcher(SlurmLauncher):
                 raise SystemExit(1)
         return []
 
-    def _config(self, overrides: Sequence[str]) -> Config:
-        """Of one job, checked as launch.py checks that of a training here."""
-        assert self.hydra_context is not None
-        composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(composed):
-            del composed["hydra"]
-        config = command_line.typed(composed, Config)
-        config.validate()
-        return config
+    def _give_directories(self, configs: list[Config]) -> Path:
+        """Absolute ones, that a job's script can name."""
+        home = Path(os.path.abspath(give_directories(configs, self.config)))
+        if set(str(home)) & {":", "%"}:
+            raise UserError(f"run.dir={home} holds a : or a %, which mean something in a job; give another run.dir")
+        for config in configs:
+            config.run.dir = os.path.abspath(str(config.run.dir))
+        return home
 
     def _submit(self, configs: list[Config], home: Path) -> list[status.Job]:
         import submitit
@@ -139,22 +131,3 @@ def _one(configs: list[Config]) -> HardwareConfig:
                     f"give one command for each"
                 )
     return replace(first)
-
-
-def _give_directories(configs: list[Config]) -> Path:
-    """Fixed here, once, for all attempts of a job: one job has `run.dir`, each of several its number below it."""
-    asked = {config.run.dir for config in configs}
-    if len(asked) > 1:
-        raise UserError("run.dir cannot be swept: each job of a sweep has a directory of its own below it")
-    names = [default_run_dir(config) for config in configs]
-    if len(configs) == 1:
-        home = Path(configs[0].run.dir or names[0])
-    else:
-        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
-        home = Path(configs[0].run.dir or f"runs/sweep-{digest}")
-    home = Path(os.path.abspath(home))
-    if set(str(home)) & {":", "%"}:
-        raise UserError(f"run.dir={home} holds a : or a %, which mean something else in a job; give another run.dir")
-    for number, config in enumerate(configs):
-        config.run.dir = str(home if len(configs) == 1 else home / str(number))
-    return home

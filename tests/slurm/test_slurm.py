@@ -163,8 +163,9 @@ def test_a_job_runs_the_code_that_was_submitted_and_one_that_was_cancelled_or_ha
 @pytest.mark.parametrize("name", TWO_JOBS)
 def test_a_sweep_is_an_array_whose_jobs_each_have_a_directory(name, slurm):
     values = [f"{key}={value}" for key, value in TWO_JOBS[name].items()]
-    launched = slurm.launch(f"sweep={name}", *values, "train.steps=6", "hardware.wait=true")
-    job, home = job_of(launched), f"runs/sweep-{name}"
+    home = f"sweep-{name}"
+    launched = slurm.launch(f"sweep={name}", *values, "train.steps=6", "hardware.wait=true", f"run.dir={home}")
+    job = job_of(launched)
     runs = [slurm.directory / home / number for number in "01"]
     for told in (launched.stdout, slurm.ask(sys.executable, "-m", "adaptive_span.slurm", "status", home)):
         for number, run in enumerate(runs):

@@ -1,0 +1,86 @@
+"""Hydra's launcher for the runs of a sweep on this machine, and what it has in common with that for SLURM."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.utils import JobReturn
+from hydra.types import HydraContext
+from omegaconf import DictConfig, open_dict
+
+from adaptive_span import command_line, sweep
+from adaptive_span.config import Config
+from adaptive_span.errors import UserError
+from adaptive_span.identity import default_run_dir
+from adaptive_span.tracking import METRICS
+
+
+class Launcher(BasicLauncher):
+    """As Hydra's own, one run after the other, but all are checked before the first begins, and one that fails leaves
+    the others alone."""
+
+    __module__ = "hydra_plugins.adaptive_span_local"  # where Hydra looks for `_target_`
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        assert self.config is not None
+        remove_record(self.config)
+        if self.config.hydra.job.name != "launch":
+            return super().launch(job_overrides, initial_job_idx)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise UserError("torchrun starts the processes of one run; for a sweep take hardware.processes=N instead")
+        configs = compose(self.config, self.hydra_context, job_overrides)
+        home = give_directories(configs, self.config)
+        own = [
+            [*overrides, f"run.dir={command_line.quoted(str(config.run.dir))}"]
+            for overrides, config in zip(job_overrides, configs, strict=True)
+        ]
+        results = super().launch(own, initial_job_idx)
+        begun = [run for config in configs if (run := Path(str(config.run.dir))).joinpath(METRICS).exists()]
+        if begun and len(configs) > 1:
+            sweep.summarize(begun, home)
+        if not all(result.return_value for result in results):
+            raise SystemExit(2)  # why has been told
+        return results
+
+
+def remove_record(config: DictConfig) -> None:
+    """Hydra's sweeper leaves one; `config.yaml` in each run's directory says more."""
+    Path(config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)
+
+
+def compose(config: DictConfig, hydra: HydraContext | None, job_overrides: Sequence[Sequence[str]]) -> list[Config]:
+    """The configuration of each run, checked."""
+    assert hydra is not None
+    if config.hydra.sweeper.max_batch_size is not None:
+        raise UserError(
+            "hydra.sweeper.max_batch_size would cut a sweep into several; leave it out: hardware.parallel_jobs says "
+            "how many of its jobs SLURM may run at a time"
+        )
+    configs = []
+    for overrides in job_overrides:
+        composed = hydra.config_loader.load_sweep_config(config, list(overrides))
+        with open_dict(composed):
+            del composed["hydra"]
+        configs.append(command_line.typed(composed, Config))
+        configs[-1].validate()
+    return configs
+
+
+def give_directories(configs: list[Config], config: DictConfig) -> Path:
+    """Fixed here, once, for all attempts of a run: one run has `run.dir`, each of several its number below it. Without
+    it, the same sweep has the same directory."""
+    asked = {config.run.dir for config in configs}
+    if len(asked) > 1:
+        raise UserError("run.dir cannot be swept: each run of a sweep has a directory of its own below it")
+    names = [default_run_dir(config) for config in configs]
+    [home] = asked
+    if len(configs) == 1:
+        configs[0].run.dir = home or names[0]
+        return Path(configs[0].run.dir)
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    home = home or f"runs/{config.hydra.runtime.choices.get('sweep') or 'sweep'}-{digest}"
+    for number, each in enumerate(configs):
+        each.run.dir = str(Path(home, str(number)))
+    return Path(home)
