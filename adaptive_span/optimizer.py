@@ -1,6 +1,6 @@
 """The published updates: Adagrad clipped tensor by tensor, SGD and Adam clipped as a whole; and the learning rate."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch.optim import SGD, Adam, Optimizer
 from adaptive_span.config import OptimizerConfig, TrainConfig
 
 FINETUNE_FACTOR = 0.1
+AT_ONCE = {"cpu": 2**20, "cuda": 2**27}  # numbers: on a CPU so many as its cache holds, on a GPU for few launches
 
 
 class ClippedAdagrad(Optimizer):
-    """Adagrad whose step is clipped by each tensor's gradient norm, batched over tensors and without a host sync.
+    """Adagrad whose step is clipped by each tensor's gradient norm, many tensors at once and without a host sync.
 
     The norm scales the learning rate of a tensor's update; the accumulator takes the gradient as it is:
     acc += g², p −= lr · min(1, clip / (‖g‖ + ε)) · g / (√acc + ε), with ε = 1e-10.
@@ -31,18 +32,29 @@ class ClippedAdagrad(Optimizer):
         """One update; returns the global norm of the gradients."""
         eps, total = 1e-10, []
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            grads = [p.grad for p in params]
-            sums = [self.state[p]["sum"] for p in params]
-            norms = torch.stack(torch._foreach_norm(grads))
-            rates = group["lr"] * (group["clip"] / (norms + eps)).clamp(max=1)
-            torch._foreach_addcmul_(sums, grads, grads)
-            denominators = torch._foreach_sqrt(sums)
-            torch._foreach_add_(denominators, eps)
-            torch._foreach_div_(denominators, list(rates.unbind()))
-            torch._foreach_addcdiv_(params, grads, denominators, value=-1)
-            total.append(norms)
+            for params in _at_once([p for p in group["params"] if p.grad is not None]):
+                grads = [p.grad for p in params]
+                sums = [self.state[p]["sum"] for p in params]
+                norms = torch.stack(torch._foreach_norm(grads))
+                rates = group["lr"] * (group["clip"] / (norms + eps)).clamp(max=1)
+                torch._foreach_addcmul_(sums, grads, grads)
+                denominators = torch._foreach_sqrt(sums)
+                torch._foreach_add_(denominators, eps)
+                torch._foreach_div_(denominators, list(rates.unbind()))
+                torch._foreach_addcdiv_(params, grads, denominators, value=-1)
+                total.append(norms)
         return torch.linalg.vector_norm(torch.cat(total))
+
+
+def _at_once(params: list[Any]) -> Iterator[list[Any]]:
+    """So many as are updated together."""
+    first = size = 0
+    for place, parameter in enumerate(params):
+        if size and size + parameter.numel() > AT_ONCE[parameter.device.type]:
+            yield params[first:place]
+            first, size = place, 0
+        size += parameter.numel()
+    yield params[first:]
 
 
 def build(config: OptimizerConfig, params: Iterable[Tensor]) -> Optimizer:
