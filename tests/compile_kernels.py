@@ -8,6 +8,9 @@ with other spans, rows and groups of heads, which may compile nothing more. Prin
 import argparse
 import itertools
 import json
+import re
+import subprocess
+import tempfile
 from typing import Any
 
 import torch
@@ -18,7 +21,7 @@ from triton.runtime.jit import JITFunction
 from adaptive_span.attention import HiddenStates, fused
 from adaptive_span.attention import fused_kernels as kernels
 
-KERNELS = [getattr(kernels, name) for name in fused.TILES]
+KERNELS = [getattr(kernels, name) for name in fused.TILES[torch.float32, 64]]
 
 
 class Driver:
@@ -69,6 +72,18 @@ def compiled() -> list[tuple[str, Any]]:
     return [(kernel.__name__, found) for kernel in KERNELS for found in kernel.device_caches[0][0].values()]
 
 
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and the bytes of its stack, to which it spills them."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        words = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
+    assert found, told
+    return int(found[1]), int(found[2])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("capability", type=int, help="80, 90, …")
@@ -86,7 +101,8 @@ def main() -> None:
     for size, limits in itertools.product(arguments.size, ([64, 1024], [1024, 256], [128, 448, 1024], [64] * 5)):
         step(dtype, size, combinations[0], limits, batch=2)
     for name, kernel in compiled():
-        line = {"kernel": name, "shared": kernel.metadata.shared, "cubin": len(kernel.asm["cubin"])}
+        registers, stack = resources(kernel.asm["cubin"])
+        line = {"kernel": name, "shared": kernel.metadata.shared, "registers": registers, "stack": stack}
         print(json.dumps(line))
     print(json.dumps({"before": before, "after": len(compiled())}))
 

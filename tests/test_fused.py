@@ -28,6 +28,11 @@ def relative(got, expected):
     return ((got - expected).norm() / expected.norm().clamp(min=1)).item()
 
 
+def alike(queries, keys):
+    """The same tiles for every kernel."""
+    return {case: dict.fromkeys(kernels, (queries, keys, 4, 1)) for case, kernels in fused.TILES.items()}
+
+
 def compare(layer):
     expected = output_and_gradients("dense", layer)
     errors = list(map(relative, output_and_gradients("fused", layer, dtype=torch.float32), expected))
@@ -53,7 +58,7 @@ def test_it_computes_what_dense_does_without_learned_spans(memory_size):
 @pytest.mark.parametrize("name", ["adaptive", "persistent"])
 def test_vectors(name, monkeypatch):
     """Outputs and gradients of two of them; `python -m tests.parity FILE… --attention fused` checks all of all."""
-    monkeypatch.setattr(fused, "TILES", dict.fromkeys(fused.TILES, ((32, 256, 4, 1),) * 4))  # fewer steps
+    monkeypatch.setattr(fused, "TILES", alike(32, 256))  # fewer steps
     [path] = [path for path in VECTORS if path.stem == name]
     vectors = torch.load(path, weights_only=True)
     model = parity.build(vectors["config"], vectors["state_dict"], "fused")
@@ -159,7 +164,7 @@ class TestDropout:
     def test_the_mask_depends_on_neither_tiles_nor_groups(self, monkeypatch):
         expected = self.weights(0.3)
         torch.testing.assert_close(self.weights(0.3, limits=(64, 64)), expected)  # one group
-        monkeypatch.setattr(fused, "TILES", dict.fromkeys(fused.TILES, ((16, 64, 4, 1),) * 4))
+        monkeypatch.setattr(fused, "TILES", alike(16, 64))
         torch.testing.assert_close(self.weights(0.3), expected)
         assert not torch.equal(self.weights(0.3, seed=1) > 0, expected > 0)
 
@@ -196,7 +201,7 @@ def test_which_gpus_it_runs_on(given, reason, monkeypatch):
 
 def test_it_compiles_for_gpus_and_not_again_when_spans_change():
     """A part of all combinations: `python -m tests.compile_kernels` compiles any of them."""
-    asked = ["80 bfloat16 64", "80 float32 16", "90 bfloat16 96", "90 float32 64"]
+    asked = ["80 bfloat16 64", "80 float32 16", "90 bfloat16 96", "90 float32 96"]
 
     def run(words):
         command = [sys.executable, "-m", "tests.compile_kernels", *words.split()]
@@ -206,10 +211,10 @@ def test_it_compiles_for_gpus_and_not_again_when_spans_change():
         for words, result in zip(asked, two.map(run, asked), strict=True):
             assert result.returncode == 0, result.stderr
             *kernels, count = map(json.loads, result.stdout.splitlines())
-            assert count == {"before": 7, "after": 7}
-            assert len(kernels) == 7
+            assert count == {"before": 8, "after": 8}
+            assert len(kernels) == 8
             for kernel in kernels:
-                assert kernel["cubin"] > 0
+                assert kernel["stack"] <= 128, kernel
                 assert kernel["shared"] <= SHARED_MEMORY[int(words.split()[0])], kernel
 
 

@@ -39,33 +39,57 @@ def attend(
     positions = positions[:, -max(limits) :].to(query.dtype)
     spans = None if spans is None else by_groups(spans, 0, groups)
     kept = (None, None) if memory is None else tuple(by_groups(x, 0, groups).to(query.dtype) for x in memory)
-    keys = by_groups(random_keys(query), 2, groups) if dropout else None
+    words = by_groups(random_words(query), 2, groups) if dropout else None
     sizes = [len(heads) for heads, _ in groups]
-    output = Fused.apply(sizes, ramp, dropout, keys, query, positions, spans, *kept, *keys_values)
+    output = Fused.apply(sizes, ramp, dropout, words, query, positions, spans, *kept, *keys_values)
     order = [head for heads, _ in groups for head in heads]
     return reorder(output, 1, sorted(range(len(order)), key=order.__getitem__))
 
 
-def random_keys(query: Tensor) -> Tensor:
+def random_words(query: Tensor) -> Tensor:
     """Two words a query, (2, B, H, M), of torch's own generator on the device: dropout's mask is a function of them, so
     that it comes again in the backward pass, and again where activation checkpointing restores the generator."""
     return torch.randint(-(2**31), 2**31, (2, *query.shape[:3]), dtype=torch.int32, device=query.device)
 
 
-# Of each kernel: queries and keys of a tile, warps, stages of its pipeline; in bfloat16 for heads of up to 64, then for
-# larger ones, then in fp32, without tensor cores, since TF32 would not keep its digits. Chosen so that registers hardly
-# spill on sm_80 and sm_90.
+# For heads of up to that size: queries and keys of a tile, warps, stages of its pipeline. Chosen so that registers
+# hardly spill on sm_80 and sm_90, and that tensor cores have the 64 rows which Hopper's multiply at once. In fp32 they
+# have no part, since TF32 would not keep its digits.
 TILES = {
-    "forward_kernel": ((64, 64, 4, 3), (64, 32, 4, 2), (32, 32, 4, 1), (32, 32, 4, 1)),
-    "query_kernel": ((64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 4, 1), (16, 32, 8, 1)),
-    "key_value_kernel": ((64, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1)),
-    "memory_kernel": ((64, 64, 4, 2), (32, 64, 8, 2), (32, 32, 8, 1), (32, 32, 8, 1)),
+    (torch.bfloat16, 64): {
+        "forward_kernel": (64, 64, 4, 3),
+        "delta_kernel": (64, 64, 4, 1),
+        "query_kernel": (64, 32, 4, 2),
+        "key_value_kernel": (64, 64, 4, 2),
+        "memory_kernel": (64, 64, 4, 2),
+    },
+    (torch.bfloat16, 128): {
+        "forward_kernel": (64, 32, 4, 2),
+        "delta_kernel": (64, 32, 4, 1),
+        "query_kernel": (64, 32, 4, 2),
+        "key_value_kernel": (64, 32, 4, 2),
+        "memory_kernel": (64, 32, 4, 2),
+    },
+    (torch.float32, 64): {
+        "forward_kernel": (32, 32, 4, 1),
+        "delta_kernel": (32, 32, 4, 1),
+        "query_kernel": (32, 32, 4, 1),
+        "key_value_kernel": (32, 32, 8, 1),
+        "memory_kernel": (32, 32, 8, 1),
+    },
+    (torch.float32, 128): {
+        "forward_kernel": (32, 32, 8, 1),
+        "delta_kernel": (32, 32, 4, 1),
+        "query_kernel": (16, 32, 8, 1),
+        "key_value_kernel": (16, 32, 8, 1),
+        "memory_kernel": (32, 32, 8, 1),
+    },
 }
 
 
 def tiles(kernel: str, size: int, dtype: torch.dtype) -> dict[str, int]:
     """The constants that a kernel is compiled with."""
-    queries, keys, warps, stages = TILES[kernel][2 * (dtype == torch.float32) + (size > 64)]
+    queries, keys, warps, stages = TILES[dtype, 64 if size <= 64 else 128][kernel]
     padded = max(16, 1 << (size - 1).bit_length())  # of which a matrix product can be made
     shape = {"SIZE": size, "PADDED": padded, "QUERIES": queries, "KEYS": keys}
     return shape | {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
@@ -80,7 +104,7 @@ class Fused(torch.autograd.Function):
         sizes: Sequence[int],  # heads of each group
         ramp: int,
         dropout: float,
-        keys: Tensor | None,  # (2, B, H, M), of dropout
+        words: Tensor | None,  # (2, B, H, M), of dropout
         query: Tensor,  # (B, H, M, D), scaled
         positions: Tensor,  # (D, S) of the longest group
         spans: Tensor | None,  # (H,)
@@ -91,13 +115,13 @@ class Fused(torch.autograd.Function):
         spans = None if spans is None else spans.float()
         if memory_key is not None and memory_value is not None:
             memory_key, memory_value = memory_key.contiguous(), memory_value.contiguous()
-        layer = Layer(ramp, dropout, keys, query, positions, spans, memory_key, memory_value)
+        layer = Layer(ramp, dropout, words, query, positions, spans, memory_key, memory_value)
         output = torch.empty_like(query)
         lse = query.new_empty(query.shape[:3], dtype=torch.float32)
         for heads, both in parts(sizes, keys_values):
             layer.forward(heads, both, output, lse)
         ctx.layer, ctx.sizes = (ramp, dropout), sizes
-        ctx.save_for_backward(keys, query, positions, spans, memory_key, memory_value, output, lse, *keys_values)
+        ctx.save_for_backward(words, query, positions, spans, memory_key, memory_value, output, lse, *keys_values)
         return output
 
     @staticmethod
@@ -126,7 +150,7 @@ class Layer:
 
     ramp: int
     dropout: float
-    keys: Tensor | None
+    words: Tensor | None
     query: Tensor
     positions: Tensor
     spans: Tensor | None
@@ -145,29 +169,33 @@ class Layer:
         """Fill the group's part of `output` and `lse`."""
         span = keys_values.size(4) - self.block
         self.launch(
-            kernels.forward_kernel, self.block, (heads.stop - heads.start, self.batch),
-            near=self.near(heads, span), memory_key=self.memory_key, memory_value=self.memory_value, spans=self.spans,
+            kernels.forward_kernel, "QUERIES", self.block, (heads.stop - heads.start, self.batch),
+            near=self.near(heads, span), memory_key=self.memory_key, memory_value=self.memory_value,
             output=output, lse=lse, memory_size=self.memory_size, **self.context(heads, keys_values),
         )  # fmt: skip
 
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Arguments of the kernels that compute weights."""
+        return {
+            "query": self.query, "heads": self.heads, "block": self.block, "words": self.words,
+            "plane": self.batch * self.heads * self.block,  # words before the second one of each query
+            "threshold": round(self.dropout * 2**32) - 2**31,  # of a random int32: what lies below is dropped
+            "scale": 1 / (1 - self.dropout),
+        }  # fmt: skip
+
     def context(self, heads: slice, keys_values: Tensor) -> dict[str, Any]:
-        """Arguments of the kernels that look at keys and values."""
+        """And of those that look at a group's keys and values."""
         key, value = keys_values.unbind(1)
         strides = dict(zip(("stride_b", "stride_h", "stride_d", "stride_j"), key.stride(), strict=True))
-        span = key.size(3) - self.block
-        return {"key": key, "value": value, "first": heads.start, "span": span, "ramp": self.ramp, **strides}
+        group = {"key": key, "value": value, "first": heads.start, "span": key.size(3) - self.block}
+        return {**self.shared, **group, **strides, "ramp": self.ramp, "spans": self.spans}
 
-    def launch(self, kernel: Any, length: int, others: tuple[int, ...], **arguments: Any) -> None:
-        """One program for each tile of `length` queries or keys, times `others`."""
+    def launch(self, kernel: Any, kind: str, length: int, others: tuple[int, ...], **arguments: Any) -> None:
+        """One program for each tile of `length` QUERIES or KEYS, times `others`."""
         tile = tiles(kernel.__name__, self.size, self.query.dtype)
-        each = tile["QUERIES" if kernel in (kernels.forward_kernel, kernels.query_kernel) else "KEYS"]
         with torch.cuda.device_of(self.query):
-            kernel[(-(-length // each), *others)](
-                query=self.query, heads=self.heads, block=self.block, keys=self.keys,
-                plane=self.batch * self.heads * self.block,  # words of `keys` before the second one of each query
-                threshold=round(self.dropout * 2**32) - 2**31,  # of a random int32: what lies below is dropped
-                scale=1 / (1 - self.dropout), **tile, **arguments,
-            )  # fmt: skip
+            kernel[(-(-length // tile[kind]), *others)](**tile, **arguments)
 
 
 class Backward:
@@ -175,27 +203,32 @@ class Backward:
 
     def __init__(self, layer: Layer, grad: Tensor, output: Tensor, lse: Tensor):
         self.layer = layer
-        delta = torch.sum(grad.float() * output.float(), 3)  # (B, H, M)
+        delta = torch.empty_like(lse)  # (B, H, M)
+        layer.launch(
+            kernels.delta_kernel, "QUERIES", lse.numel(), (), grad=grad, output=output, delta=delta, total=lse.numel()
+        )
         self.given = {"grad": grad, "lse": lse, "delta": delta}
         self.grad_query = torch.empty_like(layer.query)
         self.grad_positions = torch.zeros_like(layer.positions)
         self.grad_spans = None if layer.spans is None else torch.zeros_like(layer.spans)
+        self.ramps = None if layer.spans is None else slopes(layer.spans, layer.ramp)
 
     def group(self, heads: slice, keys_values: Tensor) -> Tensor:
         """Fill in the group's part of the gradients; those of its keys and values."""
         layer, length = self.layer, keys_values.size(4)
         grid = (heads.stop - heads.start, layer.batch)
         near = layer.near(heads, length - layer.block)
-        shared = {"near": near, "spans": layer.spans, **self.given, **layer.context(heads, keys_values)}
+        shared = {"near": near, **self.given, **layer.context(heads, keys_values)}
         grads = torch.empty_like(keys_values, memory_format=torch.contiguous_format)
         grad_key, grad_value = grads.unbind(1)
         names = ("grad_stride_b", "grad_stride_h", "grad_stride_d")
         strides = dict(zip(names, grad_key.stride(), strict=False))
         layer.launch(
-            kernels.key_value_kernel, length, grid, grad_key=grad_key, grad_value=grad_value, **strides, **shared
-        )
+            kernels.key_value_kernel, "KEYS", length, grid, grad_key=grad_key, grad_value=grad_value, **strides,
+            **shared,
+        )  # fmt: skip
         layer.launch(  # after it: this one writes the gradient of `near` over `near`
-            kernels.query_kernel, layer.block, grid, grad_query=self.grad_query, memory_key=layer.memory_key,
+            kernels.query_kernel, "QUERIES", layer.block, grid, grad_query=self.grad_query, memory_key=layer.memory_key,
             memory_value=layer.memory_value, memory_size=layer.memory_size, **shared,
         )  # fmt: skip
         self.through_near(heads, near)
@@ -207,8 +240,9 @@ class Backward:
         self.grad_query[:, heads] += torch.matmul(grad_near, layer.positions[:, -span:].t())
         flat = layer.query[:, heads].flatten(0, 2)
         self.grad_positions[:, -span:] += torch.mm(flat.t(), grad_near.flatten(0, 2))
-        if layer.spans is not None and self.grad_spans is not None:
-            self.grad_spans[heads] = span_gradient(layer.spans[heads], layer.ramp, grad_near)
+        if self.ramps is not None and self.grad_spans is not None:
+            distance, slope = (x[heads] for x in self.ramps)
+            self.grad_spans[heads] = span_gradient(distance, slope, grad_near)
 
     def memory(self) -> tuple[Tensor, Tensor]:
         layer = self.layer
@@ -216,21 +250,26 @@ class Backward:
         assert layer.memory_value is not None
         grads = torch.empty_like(layer.memory_key), torch.empty_like(layer.memory_value)
         layer.launch(
-            kernels.memory_kernel, layer.memory_size, (layer.heads,), memory_key=layer.memory_key,
+            kernels.memory_kernel, "KEYS", layer.memory_size, (layer.heads,), memory_key=layer.memory_key,
             memory_value=layer.memory_value, grad_memory_key=grads[0], grad_memory_value=grads[1],
-            batch=layer.batch, memory_size=layer.memory_size, **self.given,
+            batch=layer.batch, memory_size=layer.memory_size, **self.given, **layer.shared,
         )  # fmt: skip
         return grads
 
 
-def span_gradient(spans: Tensor, ramp: int, grad_near: Tensor) -> Tensor:
-    """(h,): a span is felt on the ramp alone, where d log m / dz = 1 / (R m)."""
-    span = grad_near.size(3)
-    farthest = (ramp + 1 + spans).floor()  # distance
-    distance = farthest[:, None] - torch.arange(ramp + 1, device=spans.device)  # (h, R + 1)
+def slopes(spans: Tensor, ramp: int) -> tuple[Tensor, Tensor]:
+    """The distances at which each head feels its span, those of the ramp, and d log m / dz = 1 / (R m) there, 0 for one
+    that is not on it after all. (H, R + 1) both"""
+    farthest = (ramp + 1 + spans).floor()
+    distance = farthest[:, None] - torch.arange(ramp + 1, device=spans.device)
     height = (ramp + 1 + spans[:, None] - distance) / ramp
     slope = 1 / (ramp * (height.clamp(0, 1) + 1e-20))
-    slope = slope.where((height <= 1) & (distance >= 1) & (distance <= span), 0.0)
-    column = (span - distance).clamp(0, span - 1).long()
+    return distance.long(), slope.where((height <= 1) & (distance >= 1), 0.0)
+
+
+def span_gradient(distance: Tensor, slope: Tensor, grad_near: Tensor) -> Tensor:
+    """(h,), from the gradient of scores by distance, (B, h, M, S)."""
+    span = grad_near.size(3)
+    column = (span - distance).clamp(0, span - 1)
     felt = grad_near.gather(3, column[None, :, None].expand(*grad_near.shape[:3], -1))  # (B, h, M, R + 1)
-    return (felt.sum((0, 2), dtype=torch.float32) * slope).sum(1)
+    return (felt.sum((0, 2), dtype=torch.float32) * slope.where(distance <= span, 0.0)).sum(1)

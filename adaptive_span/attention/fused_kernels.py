@@ -1,4 +1,4 @@
-"""The Triton kernels of fused attention: one forward, three backward, each program a tile of one head in one row.
+"""The Triton kernels of fused attention: one forward, four backward, their programs a tile of one head in one row.
 
 A query m sees the key at position j through column c = j − m of `near`, its products with the position vectors, where
 column S − d belongs to distance d. It sees the columns from S − reach to S − 1. Weights are powers of two, which is
@@ -18,7 +18,7 @@ FLOOR = tl.constexpr(1e-20)  # of the soft mask, as in `span.log_soft_mask`
 
 # What changes with the spans makes no kernel be compiled anew: spans themselves are a tensor, a group's first head is
 # not looked at, and its length for being a multiple of 16 alone, as `span.STEP` makes it, since other loads are slow.
-compiled = triton.jit(do_not_specialize=["first", "batch", "threshold", "plane"])
+compiled = triton.jit(do_not_specialize=["first", "batch", "threshold", "plane", "total"])
 
 
 @triton.jit
@@ -72,17 +72,23 @@ def masked(weights, m, j, z, ramp, span):
     """Times the soft mask. A logarithm of it among the scores would mean the same and cost more."""
     if z is not None:
         distance = span - (j[None, :] - m[:, None])
-        weights *= tl.minimum((ramp + 1 + z - distance) / ramp, 1.0) + FLOOR
+        weights *= tl.minimum((ramp + 1 + z - distance) * (1.0 / ramp), 1.0) + FLOOR
     return weights
 
 
 @triton.jit
-def kept(keys, row, m, counter, block, plane, threshold):
+def random_words(words, row, m, block, plane):
+    """Two of each query, (q,)."""
+    low = tl.load(words + row + m, mask=m < block, other=0).to(tl.uint32, bitcast=True)
+    high = tl.load(words + plane + row + m, mask=m < block, other=0).to(tl.uint32, bitcast=True)
+    return low, high
+
+
+@triton.jit
+def kept(low, high, counter, threshold):
     """(q, k): which weights dropout leaves. Each query has two random words of its own; hashed with a counter of what
     it looks at (distances count up from 1, persistent vectors down from −1), they give the same answer in every kernel,
     whatever the tiles. Words as random as those need no more mixing than this, a tenth of what Philox would cost."""
-    low = tl.load(keys + row + m, mask=m < block, other=0).to(tl.uint32, bitcast=True)
-    high = tl.load(keys + plane + row + m, mask=m < block, other=0).to(tl.uint32, bitcast=True)
     x = counter.to(tl.uint32, bitcast=True) + low[:, None]
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x ^= high[:, None]
@@ -92,18 +98,29 @@ def kept(keys, row, m, counter, block, plane, threshold):
 
 
 @triton.jit
-def context_kept(keys, row, m, j, block, span, plane, threshold):
-    return kept(keys, row, m, span - (j[None, :] - m[:, None]), block, plane, threshold)
+def context_kept(low, high, m, j, span, threshold):
+    return kept(low, high, span - (j[None, :] - m[:, None]), threshold)
 
 
 @triton.jit
-def memory_kept(keys, row, m, n, block, plane, threshold):
-    return kept(keys, row, m, -1 - n[None, :], block, plane, threshold)
+def memory_kept(low, high, n, threshold):
+    return kept(low, high, -1 - n[None, :], threshold)
+
+
+@compiled
+def delta_kernel(
+    grad, output, delta, total,
+    SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """For a tile of all `total` queries, the sum of grad · output: the mean of a query's gradients of its weights."""
+    m, d = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES), tl.arange(0, PADDED)
+    g, o = rows(grad, 0, m, d, total, SIZE), rows(output, 0, m, d, total, SIZE)
+    tl.store(delta + m, tl.sum(g.to(tl.float32) * o.to(tl.float32), 1), mask=m < total)
 
 
 @compiled
 def forward_kernel(
-    query, key, value, near, memory_key, memory_value, spans, keys, output, lse,
+    query, key, value, near, memory_key, memory_value, spans, words, output, lse,
     first, heads, block, span, memory_size, ramp, threshold, scale, plane,
     stride_b, stride_h, stride_j, stride_d,
     SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
@@ -115,6 +132,8 @@ def forward_kernel(
     z = None if spans is None else tl.load(spans + head)
     reach = reach_of(z, ramp, span)
     q = rows(query, row, m, d, block, SIZE)
+    if words is not None:
+        low, high = random_words(words, row, m, block, plane)
     top = tl.full([QUERIES], -1e30, tl.float32)  # finite, so that a tile in which nothing is seen is no special case
     total = tl.zeros([QUERIES], tl.float32)
     found = tl.zeros([QUERIES, PADDED], tl.float32)
@@ -131,8 +150,8 @@ def forward_kernel(
             decay = tl.exp2(top - new_top)
             weights = tl.exp2(scores - new_top[:, None])
             total, top = total * decay + tl.sum(weights, 1), new_top
-            if keys is not None:
-                weights = tl.where(memory_kept(keys, row, m, n, block, plane, threshold), weights, 0.0)
+            if words is not None:
+                weights = tl.where(memory_kept(low, high, n, threshold), weights, 0.0)
             found = found * decay[:, None] + tl.dot(weights.to(v.dtype), tl.trans(v), input_precision="ieee")
 
     key += b.to(tl.int64) * stride_b + slot * stride_h
@@ -148,8 +167,8 @@ def forward_kernel(
         decay = tl.exp2(top - new_top)
         weights = masked(tl.exp2(scores - new_top[:, None]), m, j, z, ramp, span)
         total, top = total * decay + tl.sum(weights, 1), new_top
-        if keys is not None:
-            weights = tl.where(context_kept(keys, row, m, j, block, span, plane, threshold), weights, 0.0)
+        if words is not None:
+            weights = tl.where(context_kept(low, high, m, j, span, threshold), weights, 0.0)
         found = found * decay[:, None] + tl.dot(weights.to(v.dtype), tl.trans(v), input_precision="ieee")
 
     total = tl.where(m < block, total, 1.0)
@@ -162,7 +181,7 @@ def forward_kernel(
 
 @compiled
 def query_kernel(
-    query, key, value, near, memory_key, memory_value, spans, keys, grad, lse, delta, grad_query,
+    query, key, value, near, memory_key, memory_value, spans, words, grad, lse, delta, grad_query,
     first, heads, block, span, memory_size, ramp, threshold, scale, plane,
     stride_b, stride_h, stride_j, stride_d,
     SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
@@ -176,6 +195,8 @@ def query_kernel(
     q, g = rows(query, row, m, d, block, SIZE), rows(grad, row, m, d, block, SIZE)
     norm = tl.load(lse + row + m, mask=m < block, other=0.0)
     mean = tl.load(delta + row + m, mask=m < block, other=0.0)
+    if words is not None:
+        low, high = random_words(words, row, m, block, plane)
     found = tl.zeros([QUERIES, PADDED], tl.float32)
 
     if memory_key is not None:
@@ -187,8 +208,8 @@ def query_kernel(
             v = columns(memory_value, n, d, memory_size, SIZE, 1, SIZE)
             weights = tl.exp2(memory_scores(q, k, n, memory_size) - norm[:, None])
             grad_weights = tl.dot(g, v, input_precision="ieee") * scale
-            if keys is not None:
-                grad_weights = tl.where(memory_kept(keys, row, m, n, block, plane, threshold), grad_weights, 0.0)
+            if words is not None:
+                grad_weights = tl.where(memory_kept(low, high, n, threshold), grad_weights, 0.0)
             grad_scores = weights * (grad_weights - mean[:, None])
             found += tl.dot(grad_scores.to(k.dtype), tl.trans(k), input_precision="ieee")
 
@@ -208,8 +229,8 @@ def query_kernel(
         scores = context_scores(q, k, near, m, j, block, span, reach)
         weights = masked(tl.exp2(scores - norm[:, None]), m, j, z, ramp, span)
         grad_weights = tl.dot(g, v, input_precision="ieee") * scale
-        if keys is not None:
-            keep = context_kept(keys, row, m, j, block, span, plane, threshold)
+        if words is not None:
+            keep = context_kept(low, high, m, j, span, threshold)
             grad_weights = tl.where(keep, grad_weights, 0.0)
         grad_scores = (weights * (grad_weights - mean[:, None])).to(k.dtype)
         found += tl.dot(grad_scores, tl.trans(k), input_precision="ieee")
@@ -224,7 +245,7 @@ def query_kernel(
 
 @compiled
 def key_value_kernel(
-    query, key, value, near, spans, keys, grad, lse, delta, grad_key, grad_value,
+    query, key, value, near, spans, words, grad, lse, delta, grad_key, grad_value,
     first, heads, block, span, ramp, threshold, scale, plane,
     stride_b, stride_h, stride_j, stride_d, grad_stride_b, grad_stride_h, grad_stride_d,
     SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
@@ -253,8 +274,9 @@ def key_value_kernel(
         weights = masked(tl.exp2(scores - norm[:, None]), m, j, z, ramp, span)
         grad_weights = tl.dot(g, v, input_precision="ieee") * scale
         dropped = weights
-        if keys is not None:
-            keep = context_kept(keys, row, m, j, block, span, plane, threshold)
+        if words is not None:
+            low, high = random_words(words, row, m, block, plane)
+            keep = context_kept(low, high, m, j, span, threshold)
             dropped = tl.where(keep, weights, 0.0)
             grad_weights = tl.where(keep, grad_weights, 0.0)
         found_value += tl.dot(tl.trans(g), dropped.to(g.dtype), input_precision="ieee")
@@ -269,7 +291,7 @@ def key_value_kernel(
 
 @compiled
 def memory_kernel(
-    query, memory_key, memory_value, keys, grad, lse, delta, grad_memory_key, grad_memory_value,
+    query, memory_key, memory_value, words, grad, lse, delta, grad_memory_key, grad_memory_value,
     heads, batch, block, memory_size, threshold, scale, plane,
     SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -291,8 +313,9 @@ def memory_kernel(
         weights = tl.exp2(memory_scores(q, k, n, memory_size) - norm[:, None])
         grad_weights = tl.dot(g, v, input_precision="ieee") * scale
         dropped = weights
-        if keys is not None:
-            keep = memory_kept(keys, row, m, n, block, plane, threshold)
+        if words is not None:
+            low, high = random_words(words, row, m, block, plane)
+            keep = memory_kept(low, high, n, threshold)
             dropped = tl.where(keep, weights, 0.0)
             grad_weights = tl.where(keep, grad_weights, 0.0)
         found_value += tl.dot(tl.trans(g), dropped.to(g.dtype), input_precision="ieee")
