@@ -43,10 +43,17 @@ def save(state: State, path: Path) -> None:
 def load(path: Path) -> State:
     """One checkpoint, every byte checked; no code in the file is run. Raises `UserError` where it is damaged."""
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
+        what = "which is a folder" if path.is_dir() else "nor anything else of that name"
+        raise UserError(f"there is no checkpoint {path}, {what}; a run's are in its folder checkpoints")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"the checkpoint {path} may not be read (permission denied)")
+    with open(path, "rb") as file:
+        start = file.read(2)
     damaged = None
+    if start != b"PK" and start[:1] != b"\x80":  # a zip file or, long ago, a pickle
+        raise UserError(f"{path} is no checkpoint")
     try:
-        if _starts_as_zip(path):  # as all but very old checkpoints do
+        if start == b"PK":
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()  # torch.load itself does not look at the checksums
         if damaged is None:
@@ -61,15 +68,14 @@ def load(path: Path) -> State:
                 f"{path} asks to run code when it is loaded, which was refused; a checkpoint holds tensors and plain "
                 f"values alone"
             ) from None
-        reason = str(error).splitlines()[0]
-    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = _first_line(error)
+    except (zipfile.BadZipFile, zlib.error, LookupError, RuntimeError, EOFError, ValueError) as error:
+        reason = _first_line(error)
     raise UserError(f"the checkpoint {path} is damaged: {reason}")
 
 
-def _starts_as_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def check_fits(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -86,6 +87,8 @@ def clear_errors(schema: type, goes_on: bool = False) -> Iterator[None]:
         if "Config group override must be a string" not in str(error):
             raise
         sentence = "null names no file of a group; write group=name, or leave that setting out"
+    except yaml.YAMLError as error:  # of a file in conf/
+        sentence = " ".join(str(error).split())
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     print(f"error: {sentence}", file=sys.stderr)
@@ -108,7 +111,10 @@ def keys(schema: type) -> dict[str, Any]:
 
 def _explain(error: Exception, schema: type) -> str:
     if isinstance(error, OverrideParseException):
-        return f"cannot read '{error.override}': settings are written key=value, and lists key=[a,b]"
+        return (
+            f"cannot read '{error.override}': settings are written key=value, lists key=[a,b], and values with signs "
+            f"or accents in quotes of their own: \"key='a=b, ç'\""
+        )
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={name} must be one of {', '.join(error.options)}{did_you_mean(name, list(error.options))}"
@@ -116,6 +122,9 @@ def _explain(error: Exception, schema: type) -> str:
         return f"{several[1]} gives several values; begin with -m for a run with each, or write a list: key=[a,b]"
     if "Error resolving interpolation '${data}_${model}'" in str(error):
         return "data and model take one name each, like data=enwik8 model=base"
+    if file := re.match(r"In '(.*?)': \w+ raised while composing config:\n(.*)", str(error)):
+        wrong = re.search(r"full_key: (\S+)", str(error))
+        return f"conf/{file[1]}.yaml: {_unknown(wrong[1], schema) if wrong and 'not in' in file[2] else file[2]}"
     cause = error.__cause__ or error
     override = re.search(r"(?:override|append to your config use) '?\+?~?([\w./@]+)(?:=(.*))?", str(error))
     key = override[1] if override else getattr(cause, "full_key", None)

@@ -4,6 +4,7 @@ Plain dataclasses: nothing here imports torch, so `--help` and `--cfg job` answe
 knows Hydra, so a `ModelConfig` made by hand is as good as a composed one.
 """
 
+import math
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
@@ -132,10 +133,13 @@ class DataConfig:
         one_of("data.level", self.level, LEVELS)
         if self.split is not None and (len(self.split) != 3 or min(self.split) < 1):
             raise UserError(f"data.split={self.split} must be three positive numbers of bytes: [train, valid, test]")
+        if self.split is not None and self.name == "files":
+            raise UserError(f"data.split={self.split} does not go with data=files, whose files are the splits")
         if self.name == "files" and self.path is None:
             raise UserError("data=files needs data.path=DIR, a folder that holds train.txt, valid.txt and test.txt")
         if self.path is not None and self.name != "files":
-            raise UserError(f"data.path={self.path} goes with data=files; for data={self.name} give data.file=PATH")
+            instead = "leave it out" if self.name == "stdlib" else "give data.file=PATH"
+            raise UserError(f"data.path={self.path} goes with data=files; for data={self.name} {instead}")
         if self.file is not None and self.name in ("files", "stdlib"):
             raise UserError(f"data.file={self.file} does not go with data={self.name}; give data=files data.path=DIR")
 
@@ -150,8 +154,8 @@ class OptimizerConfig:
     def validate(self) -> None:
         one_of("optimizer.name", self.name, OPTIMIZERS)
         for key in ("lr", "clip"):
-            if not getattr(self, key) > 0:
-                raise UserError(f"optimizer.{key}={getattr(self, key)} must be above 0")
+            if not 0 < getattr(self, key) < math.inf:
+                raise UserError(f"optimizer.{key}={getattr(self, key)} must be a number above 0")
         if not 0 <= self.momentum < 1:
             raise UserError(f"optimizer.momentum={self.momentum} must be at least 0 and below 1")
         if self.momentum and self.name != "sgd":
@@ -236,8 +240,10 @@ class TrainConfig:
                 f"train.init_from={self.init_from} begins with weights alone and train.continue_from="
                 f"{self.continue_from} goes on with a training; give one of them"
             )
-        if self.span_penalty < 0:
-            raise UserError(f"train.span_penalty={self.span_penalty} must not be negative")
+        if not 0 <= self.span_penalty < math.inf:
+            raise UserError(f"train.span_penalty={self.span_penalty} must be a number, and not negative")
+        if self.seed >= 2**63:
+            raise UserError(f"train.seed={self.seed} must be below 2^63 = {2**63}")
 
 
 @dataclass

@@ -24,6 +24,8 @@ def fetch(urls: Sequence[str], path: Path, size: int | None = None, sha256: str 
         try:
             _fetch(url, path, size, sha256)
             return
+        except requests.ConnectionError:
+            failures.append(f"{url} cannot be reached")
         except (requests.RequestException, UserError) as error:
             failures.append(f"{url}: {error}")
     raise UserError("; ".join(failures))

@@ -81,20 +81,21 @@ def exact(
     part = np.arange(batch_size)[process.share(batch_size)] * blocks * block_size  # (b,) the first token of each part
 
     model.eval()
-    cache, nats, count = model.empty_inference_cache(), 0.0, 0
+    cache, nats, count = model.empty_inference_cache(), [], 0
     for block in range(-warm_up, blocks):
         start = part + block * block_size
         index = start[:, None] + np.arange(block_size)  # (b, M)
         inside = (index >= 0) & (index < targets)
         safe = np.where(inside, index, 0)
         if (start == 0).any():  # what was read before the text began is forgotten
-            begun = torch.from_numpy(start > 0).to(process.device)[:, None, None, None, None]
+            begun = _tensor(start > 0, process)[:, None, None, None, None]
             cache = [[past * begun for past in layer] for layer in cache]
-        nll, cache = model(_tensor(tokens[safe], process), _tensor(tokens[safe + 1], process), cache, limits)
+        read, predicted = (_tensor(tokens[place].astype(np.int64), process) for place in (safe, safe + 1))
+        nll, cache = model(read, predicted, cache, limits)
         if block >= 0:
-            nats += float(nll.double()[torch.from_numpy(inside).to(process.device)].sum())
+            nats.append(nll.double().where(_tensor(inside, process), 0.0).sum())
             count += int(inside.sum())
-    return _total([Score(nats, count)], process)
+    return _total([Score(float(torch.stack(nats).sum()), count)], process)
 
 
 def _score_rows(model: Transformer, rows: np.ndarray, block_size: int, limits: Limits, process: Process) -> Score:
@@ -108,8 +109,10 @@ def _score_rows(model: Transformer, rows: np.ndarray, block_size: int, limits: L
     return Score(float(torch.stack(nats).sum()), count)
 
 
-def _tensor(ids: np.ndarray, process: Process) -> Tensor:
-    return torch.from_numpy(ids.astype(np.int64)).to(process.device)
+def _tensor(array: np.ndarray, process: Process) -> Tensor:
+    """On the device, for which the host does not wait."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(process.device, non_blocking=True) if process.device.type == "cuda" else tensor
 
 
 def _total(scores: list[Score], process: Process) -> Score:

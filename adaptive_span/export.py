@@ -43,7 +43,10 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("directory", type=Path, metavar="DIR")
     arguments = parser.parse_args()
+    if arguments.directory.is_file():
+        raise UserError(f"{arguments.directory} is a file; give a folder")
     from_checkpoint(arguments.checkpoint).save_pretrained(arguments.directory)
+    print(f"{arguments.directory}: PretrainedTransformer.from_pretrained('{arguments.directory}') reads it")
 
 
 if __name__ == "__main__":

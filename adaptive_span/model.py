@@ -129,6 +129,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, activation_checkpointing: bool = False):
         super().__init__()
+        config.validate()
         self.config = config
         self.vocab_size = vocab_size
         self.activation_checkpointing = activation_checkpointing

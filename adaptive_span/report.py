@@ -12,7 +12,7 @@ import torch
 
 from adaptive_span import checkpoint, evaluation, figures, flops, published
 from adaptive_span.config import MISSING, Config, DataConfig, EvaluateConfig, ModelConfig, check_batch, from_dict
-from adaptive_span.console import flops_table, list_places, score_table, show, span_table
+from adaptive_span.console import flops_table, list_places, say, score_table, show, span_table
 from adaptive_span.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, process_group
 from adaptive_span.errors import UserError
@@ -28,6 +28,8 @@ def score(
     """Both splits by one protocol, as `evaluation.json` holds it. Called in every process."""
     measure = {"exact": evaluation.exact, "published": evaluation.published}[protocol]
     splits, started = {}, time.perf_counter()
+    if process.is_main:
+        say(f"scoring {' and '.join(f'{split} ({len(corpus.tokens(split)):,} tokens)' for split in SPLITS)}")
     for split in SPLITS:
         result = measure(model, corpus.tokens(split), batch_size, block_size, process, split)
         splits[split] = {"bpc": result.bpc, "nats": result.nats, "tokens": result.tokens}

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import sysconfig
 import zipfile
 from collections.abc import Generator, Iterator
@@ -121,6 +122,8 @@ def _existing(path: Path, what: str) -> Path:
         raise UserError(f"{what} is not a file; give the path of one that is there")
     if path.stat().st_size == 0:
         raise UserError(f"{what} is empty; give a file with text in it")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{what} may not be read (permission denied); change that, or give another")
     return path
 
 

@@ -21,7 +21,8 @@ def rows(tokens: np.ndarray, batch_size: int, block_size: int, split: str) -> np
         raise UserError(
             f"the {split} split holds {len(tokens):,} tokens, which in {batch_size} rows makes {length:,} a row: "
             f"shorter than a block of {block_size} and the token after it; "
-            f"take a longer split, a smaller batch size or a smaller block size"
+            f"give more text, or at most {max(1, len(tokens) // (block_size + 1))} rows with train.batch_size (in "
+            f"evaluate.py, batch_size), or a shorter model.block_size"
         )
     return tokens[: batch_size * length].reshape(batch_size, length)
 

@@ -70,7 +70,9 @@ def _claimed(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"another process is training in run.dir={directory}; wait for it, or give another") from None
+        raise UserError(
+            f"another process is training in run.dir={directory}; wait for it, or give another run.dir"
+        ) from None
     except OSError as error:
         raise UserError(f"run.dir={directory} cannot be written to ({error.strerror}); give another run.dir") from None
     try:

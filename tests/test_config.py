@@ -112,8 +112,17 @@ def test_settings_of_the_machine_come_from_conf_local(tmp_path):
     (tmp_path / "conf" / "local").mkdir()
     (tmp_path / "conf" / "local" / "default.yaml").write_text("data: {directory: /scratch}\n")
     shutil.copy(ROOT / "launch.py", tmp_path)
-    out = finish([sys.executable, "launch.py", "--cfg", "job", "-p", "data.directory"], tmp_path).stdout
-    assert "/scratch" in out
+    words = [sys.executable, "launch.py", "--cfg", "job", "-p", "data.directory"]
+    assert "/scratch" in finish(words, tmp_path).stdout
+    for wrong, told in (
+        (
+            "data: {directry: x}",
+            "conf/local/default.yaml: there is no key 'data.directry'; did you mean 'data.directory'?",
+        ),
+        ("data: {directory: [", "while parsing a flow node"),
+    ):
+        (tmp_path / "conf" / "local" / "default.yaml").write_text(wrong)
+        assert sentence(finish(words, tmp_path, ok=False)).startswith(told)
 
 
 def test_the_default_directory_tells_runs_apart_by_what_is_trained_and_by_nothing_else():
@@ -153,9 +162,14 @@ WRONG = {
     "model.memory_size=8": "model.memory_size=8 takes the place of the feed-forward, but model.ffn_size=512",
     "model.ffn_size=0 model.layer_order=sandwich": "model.layer_order=sandwich orders attention and feed-forward",
     "model.layer_order=aaf": "model.layer_order=aaf must be sandwich, or hold model.num_layers=4 times a",
+    "train.span_penalty=nan": "train.span_penalty=nan must be a number, and not negative",
+    "train.seed=9223372036854775808": "train.seed=9223372036854775808 must be below 2^63",
+    "optimizer.lr=inf": "optimizer.lr=inf must be a number above 0",
     "train.init_from=a train.continue_from=b": "train.init_from=a begins with weights alone and train.continue_from=b",
     "data=files": "data=files needs data.path=DIR",
-    "data.path=x": "data.path=x goes with data=files",
+    "data.path=x": "data.path=x goes with data=files; for data=stdlib leave it out",
+    "data=files data.path=x data.split=[8,1,1]": "data.split=[8, 1, 1] does not go with data=files",
+    "data.path=~/x": "cannot read 'data.path=~/x': settings are written key=value, lists key=[a,b], and values with",
     "data.file=x": "data.file=x does not go with data=stdlib",
     "tracking.mode=onlin": "tracking.mode=onlin must be one of auto, online, offline; did you mean 'online'?",
     "train.seed=${trian.seed}": "train.seed refers to a key that does not exist",

@@ -1,6 +1,6 @@
 """What things cost on this machine.
 
-- attention: one layer's attention with its keys and values, forward and backward.
+- attention: that of all layers with its keys and values, or of one --layer, forward and backward.
 - step: forward, backward and update of a whole model, beside the same without attention.
 - evaluate: scoring a text, from kept keys and values, beside projecting the cache again for every block.
 - growth: a step while the spans grow from 0 to the maximum; --figure draws it.
@@ -14,6 +14,7 @@ of its own. The first four need torch, numpy and PyYAML alone, and triton for fu
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,15 +24,17 @@ from adaptive_span.attention import why_not_fused
 from adaptive_span.benchmark import costs, profiles
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.config import ATTENTIONS, PRECISIONS
+from adaptive_span.errors import UserError
 
 PROJECT = ("loop", "processes", "data")
 
 
 def main() -> None:
-    arguments = _parser().parse_args()
+    arguments = _arguments()
     settings = Settings(
-        arguments.model, arguments.profile, 1.0, arguments.batch_size, arguments.layer, arguments.dtype,
-        torch.device("cpu" if arguments.cpu or not torch.cuda.is_available() else "cuda"),
+        model=arguments.model, profile=arguments.profile, batch_size=arguments.batch_size, layer=arguments.layer,
+        dropout=arguments.dropout, precision=arguments.dtype,
+        device=torch.device("cpu" if arguments.cpu or not torch.cuda.is_available() else "cuda"),
     )  # fmt: skip
     rows = _measure(arguments, settings)
     cpu = settings.device.type == "cpu"
@@ -67,21 +70,37 @@ def _all_that_run(settings: Settings) -> list[str]:
     return ["dense", "banded"] if why_not else ["dense", "banded", "fused"]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m adaptive_span.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=(*costs.KINDS, "growth", *PROJECT))
-    parser.add_argument("--model", default="base", help="a name of conf/model/")
-    parser.add_argument("--batch-size", type=int, default=2, help="rows, of each process")
-    parser.add_argument("--profile", default="paper", choices=profiles.PROFILES, help="the heads' spans")
-    parser.add_argument("--layer", type=int, default=8, help="of `attention`, counted from 0")
+    parser.add_argument("--model", default="base", choices=profiles.MODELS, help="base if not given")
+    parser.add_argument("--batch-size", type=int, default=2, help="rows of each process; 2")
+    parser.add_argument("--profile", default="paper", choices=profiles.PROFILES, help="the heads' spans; paper")
+    parser.add_argument("--layer", type=int, help="of `attention`, counted from 1; all of them")
+    parser.add_argument("--dropout", type=float, default=0.0, help="0")
     parser.add_argument("--attention", nargs="+", choices=ATTENTIONS[1:], help="ways to compare; all that run here")
-    parser.add_argument("--dtype", default="fp32", choices=PRECISIONS)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtype", default="fp32", choices=PRECISIONS, help="of matrix products; fp32")
+    parser.add_argument("--repeats", type=int, default=5, help="5")
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     parser.add_argument("--no-memory", action="store_true", help="leave out the column that needs a process of its own")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--figure", type=Path, help="of `growth`: draw it there")
-    return parser
+    arguments = parser.parse_args()
+    layers = profiles.sizes(arguments.model).num_layers
+    if arguments.layer is not None and not 1 <= arguments.layer <= layers:
+        parser.error(f"--layer {arguments.layer} is not one of the {layers} of --model {arguments.model}")
+    if min(arguments.repeats, arguments.batch_size) < 1:
+        parser.error("--repeats and --batch-size must be at least 1")
+    if not 0 <= arguments.dropout < 1:
+        parser.error(f"--dropout {arguments.dropout} must be at least 0 and below 1")
+    for path in (arguments.json, arguments.figure):
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"there is no folder {path.parent} for {path}")
+    if arguments.figure and (arguments.what != "growth" or arguments.no_memory):
+        parser.error("--figure is for growth, with the memory that --no-memory leaves out")
+    return arguments
 
 
 def _print_table(rows: dict[str, Row]) -> None:
@@ -93,4 +112,7 @@ def _print_table(rows: dict[str, Row]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

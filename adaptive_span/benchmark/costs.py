@@ -1,4 +1,4 @@
-"""What a model costs: one layer's attention, a training step, scoring a text; by each implementation of attention."""
+"""What a model costs: its attention, a training step, scoring a text; by each implementation of attention."""
 
 from dataclasses import dataclass, field, replace
 
@@ -24,16 +24,21 @@ class Settings:
     profile: str = "paper"
     scale: float = 1.0  # of the profile's spans
     batch_size: int = 2
-    layer: int = 8  # of `attention`
+    layer: int | None = None  # of `attention`, counted from 1; None: all of them
+    dropout: float = 0.0
     precision: str = "fp32"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def build(self, attention: str) -> Transformer:
-        config = replace(profiles.sizes(self.model), attention=attention)
+        config = replace(profiles.sizes(self.model), attention=attention, dropout=self.dropout)
         return profiles.build(config, profiles.spans(self.profile, config, self.scale), self.device)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def layers(self, count: int) -> range:
+        """Of so many, those of `attention`, counted from 0."""
+        return range(count) if self.layer is None else range(self.layer - 1, self.layer)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -41,25 +46,26 @@ class Settings:
 
 
 def attention(settings: Settings, name: str) -> Way:
-    """One layer's attention with its keys and values, forward and backward."""
+    """Attention with its keys and values, forward and backward, one layer after the other."""
     model = settings.build(name)
-    config, layer = model.config, settings.layer
-    module = model.attention_blocks[layer].attention
-    assert isinstance(module, AdaptiveSpanAttention)
-    assert module.span is not None
-    span = module.span
-    limits = profiles.limits_in_training(model)[layer]
-    cache = profiles.full_cache(model, settings.batch_size)[layer]
+    config, attend = model.config, choose(name)
+    limits, cache = profiles.limits_in_training(model), profiles.full_cache(model, settings.batch_size)
     shape = (settings.batch_size, config.block_size, config.hidden_size)
     hidden = torch.randn(shape, device=settings.device, requires_grad=True)
     query = torch.randn(shape, device=settings.device).unflatten(2, (config.num_heads, -1)).transpose(1, 2)
     query.requires_grad_()
 
     def way() -> None:
-        with settings.autocast():
-            context = HiddenStates(cache, hidden, module.key.weight, module.value.weight, config.num_heads)
-            output = choose(name)(query, context, model.positions, span.tokens(), config.ramp, limits)
-        output.sum().backward()
+        for layer in settings.layers(config.num_layers):
+            module = model.attention_blocks[layer].attention
+            assert isinstance(module, AdaptiveSpanAttention)
+            assert module.span is not None
+            with settings.autocast():
+                context = HiddenStates(cache[layer], hidden, module.key.weight, module.value.weight, config.num_heads)
+                output = attend(
+                    query, context, model.positions, module.span.tokens(), config.ramp, limits[layer], config.dropout
+                )
+            output.sum().backward()
 
     return way
 
@@ -148,8 +154,9 @@ def _operations(what: str, settings: Settings) -> float:
     spans, config = model.spans().tolist(), model.config
     tokens = settings.batch_size * config.block_size
     if what == "attention":
-        once = 6 * config.hidden_size // config.num_heads * sum(spans[settings.layer]) + 4 * config.hidden_size**2
-        return flops.TRAINING * once * tokens
+        chosen = [spans[layer] for layer in settings.layers(config.num_layers)]
+        scores = 6 * config.hidden_size // config.num_heads * sum(map(sum, chosen))
+        return flops.TRAINING * (scores + 4 * config.hidden_size**2 * len(chosen)) * tokens
     forward = sum(flops.forward(config, VOCAB_SIZE, spans).values()) * tokens
     return forward * BLOCKS if what == "evaluate" else flops.TRAINING * forward
 

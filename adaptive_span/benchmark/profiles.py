@@ -11,6 +11,7 @@ from adaptive_span.model import Transformer
 from adaptive_span.span import SLACK, AdaptiveSpan
 
 CONF = Path(__file__).parents[2] / "conf"
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 VOCAB_SIZE = 205  # of enwik8
 PROFILES = ("paper", "fresh", "full")
 
