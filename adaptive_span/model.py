@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adaptive_span.adaptive_io import AdaptiveEmbedding, AdaptiveSoftmax
-from adaptive_span.attention import Context, HiddenStates, KeysValues, choose
+from adaptive_span.attention import Context, HiddenStates, KeysValues, choose, in_autocast
 from adaptive_span.config import ModelConfig
 from adaptive_span.memory import PersistentMemory
 from adaptive_span.span import AdaptiveSpan, upper_bound
 
-# For each layer what it keeps of earlier positions: its inputs, detached, (B, T, C); or, for inference, the keys and
-# values of each group of heads.
+# For each layer what it keeps of earlier positions: its inputs, detached, (B, T, C), as precise as they are multiplied;
+# or, for inference, the keys and values of each group of heads.
 Cache = list[Any]
 Limits = Sequence[Sequence[int]]  # for each layer and head: tokens that its effective span does not exceed
 
@@ -169,7 +169,9 @@ class Transformer(nn.Module):
                 continue
             block, past, heads = next(attention)
             if isinstance(past, Tensor):
-                new_cache.append(torch.cat([past, hidden.detach()], dim=1)[:, -self.cache_length(heads) :])
+                kept = in_autocast(hidden.detach())  # as keys and values will be made of it
+                past = past.to(kept.dtype)
+                new_cache.append(torch.cat([past, kept], dim=1)[:, -self.cache_length(heads) :])
                 hidden = self._run(block, hidden, past, self.positions, heads)
             else:
                 hidden, kept = block.infer(hidden, past, self.positions, heads)

@@ -67,6 +67,22 @@ def test_a_cache_is_no_longer_than_the_longest_head_of_its_layer():
     assert [past.size(1) for past in cache] == [128 + 64, 320 + 64]  # 105 and 305 tokens, in steps of 64, and a spare
 
 
+def test_a_cache_is_kept_in_the_precision_that_it_is_used_in_and_that_may_change():
+    model = with_spans(Transformer(small(), 11), 0)
+    text = torch.randint(11, (2, 17))
+    blocks = [(text[:, at : at + 8], text[:, at + 1 : at + 9]) for at in (0, 8)]
+    _, cache = model(*blocks[0], model.empty_cache(2))
+    expected, _ = model(*blocks[1], cache)
+    for low in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not low):
+            _, cache = model(*blocks[0], model.empty_cache(2))
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            nll, after = model(*blocks[1], cache)
+        assert {past.dtype for past in cache} == {torch.float32 if low else torch.bfloat16}
+        assert {past.dtype for past in after} == {torch.bfloat16 if low else torch.float32}
+        torch.testing.assert_close(nll, expected, atol=0.03, rtol=0)
+
+
 def test_no_query_sees_itself_or_the_future():
     model = Transformer(small(), 11).double()
     text = torch.randint(10, (1, 20))

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from adaptive_span.attention import banded, dense
-from adaptive_span.attention.context import Context, HiddenStates, KeysValues
+from adaptive_span.attention.context import Context, HiddenStates, KeysValues, in_autocast
 from adaptive_span.errors import UserError
 
 Attend = Callable[..., Tensor]
@@ -96,4 +96,4 @@ def _implementation(name: str) -> Attend:
     return fused.attend
 
 
-__all__ = ["Attend", "Context", "HiddenStates", "KeysValues", "choose", "chosen", "why_not_fused"]
+__all__ = ["Attend", "Context", "HiddenStates", "KeysValues", "choose", "chosen", "in_autocast", "why_not_fused"]

@@ -66,10 +66,14 @@ class KeysValues:
 
 def project(weights: Tensor, hidden: Tensor) -> Tensor:
     """(2, h, D, C), (B, T, C) → keys and values (B, 2, h, D, T)"""
-    rows, kind = weights.flatten(0, 2), hidden.device.type
-    if torch.is_autocast_enabled(kind):  # by itself it would cast a copy of the weights for every row of the batch
-        rows = rows.to(torch.get_autocast_dtype(kind))
+    rows = in_autocast(weights.flatten(0, 2))  # by itself it would cast a copy of them for every row of the batch
     return torch.bmm(rows.expand(hidden.size(0), -1, -1), hidden.transpose(1, 2)).unflatten(1, weights.shape[:3])
+
+
+def in_autocast(tensor: Tensor) -> Tensor:
+    """In the precision that matrix products are made in."""
+    kind = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
 
 def _joined(past: Tensor, present: Tensor, length: int) -> Tensor:

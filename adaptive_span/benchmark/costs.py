@@ -33,6 +33,9 @@ class Settings:
         config = replace(profiles.sizes(self.model), attention=attention, dropout=self.dropout)
         return profiles.build(config, profiles.spans(self.profile, config, self.scale), self.device)
 
+    def cache(self, model: Transformer) -> list[torch.Tensor]:
+        return [past.to(self.dtype) for past in profiles.full_cache(model, self.batch_size)]
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
@@ -49,7 +52,7 @@ def attention(settings: Settings, name: str) -> Way:
     """Attention with its keys and values, forward and backward, one layer after the other."""
     model = settings.build(name)
     config, attend = model.config, choose(name)
-    limits, cache = profiles.limits_in_training(model), profiles.full_cache(model, settings.batch_size)
+    limits, cache = profiles.limits_in_training(model), settings.cache(model)
     shape = (settings.batch_size, config.block_size, config.hidden_size)
     hidden = torch.randn(shape, device=settings.device, requires_grad=True)
     query = torch.randn(shape, device=settings.device).unflatten(2, (config.num_heads, -1)).transpose(1, 2)
@@ -82,7 +85,7 @@ def step(settings: Settings, name: str) -> Way:
     update = optimizer.build(OptimizerConfig("adagrad", 0.0, 0.03), model.parameters())
     shape = (settings.batch_size, model.config.block_size + 1)
     text = torch.randint(VOCAB_SIZE, shape, device=settings.device)
-    limits, cache = profiles.limits_in_training(model), profiles.full_cache(model, settings.batch_size)
+    limits, cache = profiles.limits_in_training(model), settings.cache(model)
 
     def way() -> None:
         with settings.autocast():
@@ -101,7 +104,7 @@ def evaluate(settings: Settings, name: str) -> Way:
     """Four blocks of a text; `name` may be 'dense training', which projects the cache again for every block."""
     model = settings.build(name.split()[0]).eval()
     text = torch.randint(VOCAB_SIZE, (settings.batch_size, model.config.block_size), device=settings.device)
-    limits, cache = model.limits(), profiles.full_cache(model, settings.batch_size)
+    limits, cache = model.limits(), settings.cache(model)
     if not name.endswith("training"):
         full, cache = max(past.size(1) for past in cache), model.empty_inference_cache()
         with torch.inference_mode(), settings.autocast():

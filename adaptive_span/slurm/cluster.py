@@ -189,5 +189,14 @@ def states(ids: Iterable[str]) -> dict[str, str]:
         words = ["sacct", "--allocations", "--noheader", "--parsable2", arrays, "--format=JobID,State"]
         told = subprocess.run(words, capture_output=True, text=True)  # fails where no accounts are kept
         lines = [line.split("|") for line in told.stdout.splitlines()]
-        found = {name: state.split()[0] for name, state in lines} | found  # CANCELLED by 1000
+        found = {each: state.split()[0] for name, state in lines for each in members(name)} | found
     return {name: found[name] for name in ids if name in found}
+
+
+def members(name: str) -> list[str]:
+    """7_[0-2,5%3] → 7_0, 7_1, 7_2, 7_5: the jobs of an array that have ended before they began are in one line."""
+    array, _, rest = name.partition("_[")
+    if not rest:
+        return [name]
+    ranges = [part.partition("-") for part in rest.rstrip("]").partition("%")[0].split(",")]
+    return [f"{array}_{n}" for first, _, last in ranges for n in range(int(first), int(last or first) + 1)]

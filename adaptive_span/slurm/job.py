@@ -42,6 +42,8 @@ class Job:
 
     def __call__(self) -> None:
         signal.signal(signal.SIGTERM, _stop)  # submitit's own would ignore it while torch is imported
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's own would log, perhaps amid another line
+        os.environ["TTY_COMPATIBLE"] = "0"  # srun's terminal is none: what is written to it ends in the log
         environment = submitit.JobEnvironment()
         environment.paths.result_pickle.unlink(missing_ok=True)  # an earlier attempt's
         sys.argv = self.words  # for the commands that a training names at its end
@@ -50,8 +52,14 @@ class Job:
             if is_main and self.config.tracking.name == "wandb":
                 stack.enter_context(_detached_wandb())
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            Agent(directory / "saved", self.signal_delay, is_main).listen()
-            self._train(environment.num_nodes, environment.node, environment.hostnames[0])
+            agent = Agent(directory / "saved", self.signal_delay, is_main)
+            agent.listen()
+            try:
+                self._train(environment.num_nodes, environment.node, environment.hostnames[0])
+            except SystemExit:
+                if agent.refusal:
+                    raise agent.refusal from None
+                raise
 
     def _train(self, nodes: int, rank: int, first: str) -> None:
         from adaptive_span import distributed  # torch
@@ -82,6 +90,7 @@ class Agent:
         from adaptive_span.interruption import SAVED
 
         self.saved, self.signal_delay, self.is_main = saved, signal_delay, is_main
+        self.refusal: UserError | None = None  # why the job has not been queued again
         self.requeue: Handler = signal.getsignal(signal.SIGUSR2)  # type: ignore[assignment]  # submitit's
         os.environ[SAVED] = str(saved)
 
@@ -107,10 +116,12 @@ class Agent:
         try:
             self.requeue(number, frame)
         except submitit.core.utils.UncompletedJobError as refusal:
-            raise UserError(
+            self.refusal = UserError(
                 f"the job has reached its time limit once more than it may ({refusal}); what it has trained is saved, "
                 f"and the same command goes on with it; hardware.requeues says how often a job may"
-            ) from None
+            )
+            for worker in workers:  # to raise it here could interrupt anything; the workers' end is waited for
+                worker.terminate()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from adaptive_span.slurm.cluster import members
 from tests.conftest import ENVIRONMENT, ROOT, sentence
 from tests.slurm.conftest import Cluster, job_of
 from tests.test_sweep import TWO_JOBS, table
@@ -51,6 +52,8 @@ def test_requeue_and_preemption_neither_lose_nor_repeat_a_step(stories, slurm, l
     stops = [int(step) for step in re.findall(r"stopped after step (\d+) of 300, and saved", text)]
     assert stops == [int(step) for step in re.findall(r"going on with \S+ after step (\d+)", text)]
     assert len(stops) == 2
+    assert re.search(r"\nstep 150/300 .* train bpc \d", text)  # a line each, and no bar
+    assert "\x1b" not in text
     assert_one_wandb_run(run, 3)
 
 
@@ -90,7 +93,7 @@ def test_two_nodes_train_as_one_process_and_save_at_the_same_step(stories, slurm
     stopped = re.findall(r"stopped after step (\d+) of 100, and saved", text)
     assert stopped == re.findall(r"going on with \S+ after step (\d+)", text)
     assert len(stopped) == 1
-    assert "Requeued job" in text
+    assert "DUE TO JOB REQUEUE" in text
     assert_one_wandb_run(run, 2)
     assert slurm.ask("sacct", "-X", "-n", "-P", "-j", job, "-o", "NNodes") == "2"
 
@@ -200,6 +203,9 @@ def test_a_job_asks_for_all_gpus_of_a_node_and_their_share_of_its_cores(slurm):
         assert f"has job {job_of(launched)}" in sentence(refused)
         assert "in the queue already (PENDING)" in sentence(refused)
         slurm.run("scancel", job_of(launched))
+    never_begun = f"{job_of(launched)}_[0-2%2]"
+    slurm.until(lambda: slurm.ask("sacct", "-X", "-n", "-P", "-j", job_of(launched), "-o", "JobID") == never_begun)
+    assert members(never_begun) == [f"{job_of(launched)}_{n}" for n in range(3)]
 
 
 @pytest.mark.parametrize(
