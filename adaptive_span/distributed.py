@@ -172,7 +172,8 @@ def processes_of(hardware: HardwareConfig) -> int:
 
 def start(function: Callable[[Any], None], config: Any, processes: int, node: Node) -> None:
     """Run `function(config)` in so many processes of their own on each node; called once on each node."""
-    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+    agent = "torch.distributed.elastic"
+    for name in (agent, f"{agent}.agent.server.api", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is told below
     try:
         elastic_launch(node.launch_config(processes), _work)(function, config)
