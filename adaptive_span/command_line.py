@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -12,6 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -68,32 +70,28 @@ def typed(composed: DictConfig, schema: type[T]) -> T:
 
 def quoted(value: str) -> str:
     """As Hydra reads a value back, whatever is in it."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return QuotedString(value, Quote.single).with_quotes()
 
 
 @contextmanager
 def clear_errors(schema: type, goes_on: bool = False) -> Iterator[None]:
-    """Tell what a user can cause in one sentence, and end with exit code 2, unless the command `goes_on` with other
-    runs; let everything else show its traceback."""
+    """Tell what a user can cause in one sentence, and end with exit code 2; let everything else show its traceback. A
+    command that `goes_on` with other runs tells either and does not end."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # without it Hydra ends the process itself, with a summary of its own
     try:
         yield
-        return
-    except UserError as error:
-        sentence = str(error)
-    except (HydraException, OmegaConfBaseException) as error:
-        sentence = _explain(error, schema)
-    except ValueError as error:
-        if "Config group override must be a string" not in str(error):
-            raise
-        sentence = "null names no file of a group; write group=name, or leave that setting out"
-    except yaml.YAMLError as error:  # of a file in conf/
-        sentence = " ".join(str(error).split())
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    print(f"error: {sentence}", file=sys.stderr)
-    if not goes_on:
-        sys.exit(2)
+    except Exception as error:
+        sentence = _sentence(error, schema)
+        if sentence is not None:
+            print(f"error: {sentence}", file=sys.stderr)
+            if not goes_on:
+                sys.exit(2)
+        elif goes_on:
+            traceback.print_exception(error)
+        else:
+            raise
 
 
 def keys(schema: type) -> dict[str, Any]:
@@ -107,6 +105,19 @@ def keys(schema: type) -> dict[str, Any]:
         else:
             found[field.name] = hint
     return found
+
+
+def _sentence(error: Exception, schema: type) -> str | None:
+    """What somebody has done; None where it is a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain(error, schema)
+    if isinstance(error, yaml.YAMLError):  # in a file of conf/
+        return " ".join(str(error).split())
+    if "Config group override must be a string" in str(error):  # a ValueError of Hydra's
+        return "null names no file of a group; write group=name, or leave that setting out"
+    return None
 
 
 def _explain(error: Exception, schema: type) -> str:
@@ -130,6 +141,8 @@ def _explain(error: Exception, schema: type) -> str:
     key = override[1] if override else getattr(cause, "full_key", None)
     value = (override[2] or "").rstrip("'.") if override else ""
     if isinstance(cause, InterpolationKeyError):
+        if cause.full_key is None:  # --cfg hydra shows its keys without those that they refer to
+            return f"{str(cause).splitlines()[0]}; take --cfg all"
         return f"{cause.full_key} refers to a key that does not exist: {str(cause).splitlines()[0]}"
     if isinstance(cause, ValidationError) and key:
         known = keys(schema)

@@ -64,7 +64,7 @@ class Interruption:
         return self._noted or (signal.SIGUSR2 if signal.SIGUSR2 in signal.sigpending() else 0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._noted == number == signal.SIGINT and time.monotonic() > self._noted_at + AGAIN:
+        if self._noted and number == signal.SIGINT and time.monotonic() > self._noted_at + AGAIN:
             raise KeyboardInterrupt
         if not self._noted:
             self._noted, self._noted_at = number, time.monotonic()

@@ -1,6 +1,7 @@
 """Hydra's launcher for the runs of a sweep on this machine, and what it has in common with that for SLURM."""
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, open_dict
 from adaptive_span import command_line, sweep
 from adaptive_span.config import Config
 from adaptive_span.errors import UserError
-from adaptive_span.identity import default_run_dir
+from adaptive_span.identity import default_run_dir, flatten
 from adaptive_span.tracking import METRICS
 
 
@@ -26,7 +27,7 @@ class Launcher(BasicLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         assert self.config is not None
         remove_record(self.config)
-        if self.config.hydra.job.name != "launch":
+        if self.config.hydra.job.config_name != "launch":
             return super().launch(job_overrides, initial_job_idx)
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise UserError("torchrun starts the processes of one run; for a sweep take hardware.processes=N instead")
@@ -63,6 +64,8 @@ def compose(config: DictConfig, hydra: HydraContext | None, job_overrides: Seque
         composed = hydra.config_loader.load_sweep_config(config, list(overrides))
         with open_dict(composed):
             del composed["hydra"]
+        if composed.sweep != config.sweep:
+            raise UserError("sweep takes the name of one file; give one command for each")
         configs.append(command_line.typed(composed, Config))
         configs[-1].validate()
     return configs
@@ -70,7 +73,7 @@ def compose(config: DictConfig, hydra: HydraContext | None, job_overrides: Seque
 
 def give_directories(configs: list[Config], config: DictConfig) -> Path:
     """Fixed here, once, for all attempts of a run: one run has `run.dir`, each of several its number below it. Without
-    it, the same sweep has the same directory."""
+    it, a directory that is the same for the same sweep."""
     asked = {config.run.dir for config in configs}
     if len(asked) > 1:
         raise UserError("run.dir cannot be swept: each run of a sweep has a directory of its own below it")
@@ -79,7 +82,10 @@ def give_directories(configs: list[Config], config: DictConfig) -> Path:
     if len(configs) == 1:
         configs[0].run.dir = home or names[0]
         return Path(configs[0].run.dir)
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    values = [flatten(each.as_dict()) for each in configs]
+    told = {key: [each.get(key) for each in values] for key in sorted(set().union(*values))}
+    varied = {key: of_each for key, of_each in told.items() if any(value != of_each[0] for value in of_each)}
+    digest = hashlib.sha256(json.dumps([names, varied]).encode()).hexdigest()[:8]
     home = home or f"runs/{config.hydra.runtime.choices.get('sweep') or 'sweep'}-{digest}"
     for number, each in enumerate(configs):
         each.run.dir = str(Path(home, str(number)))

@@ -18,11 +18,12 @@ def rows(tokens: np.ndarray, batch_size: int, block_size: int, split: str) -> np
     """(n,) → (B, n // B), a view; every row has room for a block and the token after it."""
     length = len(tokens) // batch_size
     if length <= block_size:
+        most = len(tokens) // (block_size + 1)
+        advice = f"at most {most} rows with train.batch_size (in evaluate.py, batch_size), " if most else ""
         raise UserError(
             f"the {split} split holds {len(tokens):,} tokens, which in {batch_size} rows makes {length:,} a row: "
             f"shorter than a block of {block_size} and the token after it; "
-            f"give more text, or at most {max(1, len(tokens) // (block_size + 1))} rows with train.batch_size (in "
-            f"evaluate.py, batch_size), or a shorter model.block_size"
+            f"give more text, {advice}or a shorter model.block_size"
         )
     return tokens[: batch_size * length].reshape(batch_size, length)
 

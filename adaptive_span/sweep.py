@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
+from adaptive_span.console import say, show
 from adaptive_span.errors import UserError
 from adaptive_span.identity import flatten
 from adaptive_span.tracking import METRICS, SCORES, logged
@@ -23,10 +26,6 @@ RESULTS = ("valid", "test", "span/mean", "flops_per_token", "seconds")
 
 def summarize(directories: Sequence[Path], home: Path) -> None:
     """The runs, the best first, in `sweep.csv` in `home` and on the screen."""
-    from rich.table import Table
-
-    from adaptive_span.console import say, show
-
     rows = [_row(directory) for directory in directories if (directory / METRICS).exists()]
     if not rows:
         raise UserError(f"no run below {home} has begun")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import yaml
@@ -101,10 +102,10 @@ class Run:
     def go_on(self, interruption: Interruption) -> None:
         """The loop. A signal ends it after the step at hand, with everything saved."""
         config, training, process, total = self.config, self.training, self.process, self.config.train.total_steps
-        if process.is_main:
-            self._forget_scores()
         with ExitStack() as stack:
             tracker = stack.enter_context(self._tracker()) if process.is_main else None
+            if process.is_main:
+                self._forget_scores()
             progress = stack.enter_context(TrainingProgress(training.step, total)) if process.is_main else None
             parameters = sum(p.numel() for p in training.model.parameters())
             stack.enter_context(out_of_memory.explained(config, process, parameters, lambda: training.limits))
@@ -126,9 +127,15 @@ class Run:
                 if signal or step == total or step % config.checkpoint.every == 0:
                     self._save()
                 if signal and step < total:
-                    if process.is_main:
-                        say(f"stopped after step {step} of {total}, and saved; the same command goes on")
-                    raise SystemExit(128 + signal)
+                    self._stop(signal)
+        if signal := interruption.agreed(process):  # also while it was validated and saved for the last time
+            self._stop(signal)
+
+    def _stop(self, signal: int) -> NoReturn:
+        if self.process.is_main:
+            total = self.config.train.total_steps
+            say(f"stopped after step {self.training.step} of {total}, and saved; the same command goes on")
+        raise SystemExit(128 + signal)
 
     @contextmanager
     def _tracker(self) -> Iterator[Tracker]:

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
+from adaptive_span import command_line
+from adaptive_span.launcher import give_directories
 from tests.conftest import ROOT, finish, sentence
+from tests.test_config import composed
 
 TWO_JOBS = {
     "penalty_by_span": {"train.span_penalty": "0.0,1.0e-3", "model.max_span": "64"},
@@ -63,6 +68,39 @@ def test_one_run_that_fails_leaves_the_others_alone(launch, tmp_path):
     rows = {row["optimizer.lr"]: row for row in table(tmp_path / "sweep")}
     assert all(float(rows[rate]["test/bpc"]) > 0 for rate in ("0.07", "0.05"))
     assert rows["1e+30"]["test/bpc"] == ""
+
+
+CRASH = """
+import runpy, sys
+from adaptive_span import trainer
+train = trainer.train
+trainer.train = lambda config: train(config) if config.train.seed != 2 else broken()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_crash_of_one_run_is_shown_and_leaves_the_others_alone(launch, tmp_path):
+    settings = ["hydra.mode=MULTIRUN", "train.seed=1,2,3", "train.steps=6", "run.dir=sweep"]
+    swept = launch(*settings, ok=False, program=(sys.executable, "-c", CRASH))
+    assert "NameError: name 'broken' is not defined" in swept.stderr
+    assert {row["train.seed"] for row in table(tmp_path / "sweep")} == {"1", "3"}
+
+
+def test_a_sweep_has_a_directory_that_no_other_sweep_has():
+    def home(*swept):
+        hydra = OmegaConf.create({"hydra": {"runtime": {"choices": {"sweep": None}}}})
+        return give_directories([composed(setting) for setting in swept], hydra)
+
+    first = home("train.seed=1", "train.seed=2")
+    assert home("train.seed=1", "train.seed=2") == first
+    others = [home("model.attention=dense", "model.attention=banded"), home("train.steps=5", "train.steps=6")]
+    assert len({first, *others, home("train.seed=1", "train.seed=3")}) == 4
+
+
+@pytest.mark.parametrize("value", ["a b", "it's", "a\\b", "\\", "a=b,c", "é", "${x}", "[1]", "'"])
+def test_a_quoted_value_is_read_back(value):
+    assert OverridesParser.create().parse_override(f"key={command_line.quoted(value)}").value() == value
 
 
 def test_all_runs_of_a_sweep_are_checked_before_the_first_begins(launch, tmp_path):

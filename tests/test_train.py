@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from adaptive_span import checkpoint
+from adaptive_span.interruption import Interruption
 from tests.conftest import ENVIRONMENT, finish, sentence
 
 
@@ -107,6 +108,34 @@ def test_a_run_that_is_stopped_while_it_is_scored_ends_at_once_and_is_scored_by_
     assert not (tmp_path / "run" / "evaluation.json").exists()
     launch(*settings, "train.steps=12")
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["step"] == 12
+
+
+STOPPED_WHILE_VALIDATING = """
+import os, runpy, signal, sys
+from adaptive_span import trainer
+validate = trainer.Run._validate
+trainer.Run._validate = lambda run: (run.training.step == 24 and os.kill(os.getpid(), signal.SIGTERM)) or validate(run)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_run_that_is_stopped_in_its_last_step_is_not_scored(command, tmp_path):
+    words = command("run.dir=run", program=(sys.executable, "-c", STOPPED_WHILE_VALIDATING))
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.returncode == 128 + signal.SIGTERM, result.stderr
+    assert "stopped after step 24 of 24, and saved" in result.stdout
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+
+
+def test_a_second_ctrl_c_ends_at_once_but_not_the_echo_of_the_first(monkeypatch):
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # of the process that started this one
+        assert interruption.received == signal.SIGINT
+        monkeypatch.setattr("adaptive_span.interruption.AGAIN", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(launch, tmp_path):

@@ -1,7 +1,9 @@
 """What one update changes, without processes and files around it."""
 
+import pytest
 import torch
 
+from adaptive_span import optimizer
 from adaptive_span.corpus import prepare
 from adaptive_span.distributed import Process
 from adaptive_span.training import Training
@@ -26,3 +28,20 @@ def test_no_span_outgrows_what_the_next_step_looks_at(text, tmp_path):
         grown.append((spans - before).max().item())
     assert max(grown) > 8  # more than the slack
     assert held > 0
+
+
+@pytest.mark.parametrize("at_once", [1, 53, 60])
+def test_adagrad_is_the_same_however_many_tensors_it_updates_at_once(at_once, monkeypatch):
+    def updated():
+        draw = torch.Generator().manual_seed(0)
+        tensors = [torch.nn.Parameter(torch.randn(size, generator=draw)) for size in (50, 3, 7, 1, 90)]
+        adagrad = optimizer.ClippedAdagrad(tensors, lr=0.1, clip=0.5)
+        for _ in range(2):
+            for tensor in tensors:
+                tensor.grad = torch.randn(len(tensor), generator=draw)
+            norm = adagrad.step()
+        return [*tensors, norm]
+
+    expected = updated()
+    monkeypatch.setitem(optimizer.AT_ONCE, "cpu", at_once)
+    assert all(map(torch.equal, updated(), expected))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adaptive_span.attention.context import Context, by_groups, reorder
+from adaptive_span.attention.context import Context, by_groups, out_of_groups
 from adaptive_span.span import log_soft_mask
 
 SHORTEST_TILE, LONGEST_TILE = 64, 256  # queries
@@ -45,8 +45,7 @@ def attend(
     kept = (None, None) if memory is None else tuple(by_groups(x, 0, groups).to(query.dtype) for x in memory)
     keys_values = context.keys_values([(heads, span + block) for heads, span in groups])
     output = Bands.apply([len(heads) for heads, _ in groups], dropout, query, near, log_mask, *kept, *keys_values)
-    order = [head for heads, _ in groups for head in heads]
-    return reorder(output, 1, sorted(range(len(order)), key=order.__getitem__))
+    return out_of_groups(output, 1, groups)
 
 
 def group_heads(limits: Sequence[int]) -> list[tuple[list[int], int]]:

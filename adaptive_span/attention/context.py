@@ -84,14 +84,23 @@ def _joined(past: Tensor, present: Tensor, length: int) -> Tensor:
 
 def by_groups(tensor: Tensor, dim: int, groups: Sequence[Group]) -> Tensor:
     """The heads in the order of the groups."""
-    return reorder(tensor, dim, [head for heads, _ in groups for head in heads])
+    return _reorder(tensor, dim, [head for heads, _ in groups for head in heads])
 
 
-def reorder(tensor: Tensor, dim: int, heads: Sequence[int]) -> Tensor:
+def out_of_groups(tensor: Tensor, dim: int, groups: Sequence[Group]) -> Tensor:
+    """The heads in their own order again."""
+    return _reorder(tensor, dim, _inverse([head for heads, _ in groups for head in heads]))
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def _reorder(tensor: Tensor, dim: int, heads: Sequence[int]) -> Tensor:
     """The heads, in that order."""
     if list(heads) == list(range(len(heads))):
         return tensor
-    back = sorted(range(len(heads)), key=heads.__getitem__)
+    back = _inverse(heads)
     both = torch.tensor([heads, back], pin_memory=tensor.is_cuda)  # so that the host need not wait
     return _Reordered.apply(tensor, dim, *both.to(tensor.device, non_blocking=True))
 

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from adaptive_span.attention import fused_kernels as kernels
 from adaptive_span.attention.banded import group_heads
-from adaptive_span.attention.context import Context, by_groups, reorder
+from adaptive_span.attention.context import Context, by_groups, out_of_groups
 
 
 @torch.compiler.disable  # nothing in it could be fused, and its sizes change with the spans
@@ -42,8 +42,7 @@ def attend(
     words = by_groups(random_words(query), 2, groups) if dropout else None
     sizes = [len(heads) for heads, _ in groups]
     output = Fused.apply(sizes, ramp, dropout, words, query, positions, spans, *kept, *keys_values)
-    order = [head for heads, _ in groups for head in heads]
-    return reorder(output, 1, sorted(range(len(order)), key=order.__getitem__))
+    return out_of_groups(output, 1, groups)
 
 
 def random_words(query: Tensor) -> Tensor:
@@ -58,28 +57,28 @@ def random_words(query: Tensor) -> Tensor:
 TILES = {
     (torch.bfloat16, 64): {
         "forward_kernel": (64, 64, 4, 3),
-        "delta_kernel": (64, 64, 4, 1),
+        "delta_kernel": (64, None, 4, 1),
         "query_kernel": (64, 32, 4, 2),
         "key_value_kernel": (64, 64, 4, 2),
         "memory_kernel": (64, 64, 4, 2),
     },
     (torch.bfloat16, 128): {
         "forward_kernel": (64, 32, 4, 2),
-        "delta_kernel": (64, 32, 4, 1),
+        "delta_kernel": (64, None, 4, 1),
         "query_kernel": (64, 32, 4, 2),
         "key_value_kernel": (64, 32, 4, 2),
         "memory_kernel": (64, 32, 4, 2),
     },
     (torch.float32, 64): {
         "forward_kernel": (32, 32, 4, 1),
-        "delta_kernel": (32, 32, 4, 1),
+        "delta_kernel": (32, None, 4, 1),
         "query_kernel": (32, 32, 4, 1),
         "key_value_kernel": (32, 32, 8, 1),
         "memory_kernel": (32, 32, 8, 1),
     },
     (torch.float32, 128): {
         "forward_kernel": (32, 32, 8, 1),
-        "delta_kernel": (32, 32, 4, 1),
+        "delta_kernel": (32, None, 4, 1),
         "query_kernel": (16, 32, 8, 1),
         "key_value_kernel": (16, 32, 8, 1),
         "memory_kernel": (32, 32, 8, 1),
@@ -91,7 +90,7 @@ def tiles(kernel: str, size: int, dtype: torch.dtype) -> dict[str, int]:
     """The constants that a kernel is compiled with."""
     queries, keys, warps, stages = TILES[dtype, 64 if size <= 64 else 128][kernel]
     padded = max(16, 1 << (size - 1).bit_length())  # of which a matrix product can be made
-    shape = {"SIZE": size, "PADDED": padded, "QUERIES": queries, "KEYS": keys}
+    shape = {"SIZE": size, "PADDED": padded, "QUERIES": queries} | ({} if keys is None else {"KEYS": keys})
     return shape | {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 

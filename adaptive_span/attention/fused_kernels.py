@@ -1,4 +1,5 @@
-"""The Triton kernels of fused attention: one forward, four backward, their programs a tile of one head in one row.
+"""The Triton kernels of fused attention, one forward and four backward; a program is most often a tile of one head in
+one row.
 
 A query m sees the key at position j through column c = j − m of `near`, its products with the position vectors, where
 column S − d belongs to distance d. It sees the columns from S − reach to S − 1. Weights are powers of two, which is
@@ -110,7 +111,7 @@ def memory_kept(low, high, n, threshold):
 @compiled
 def delta_kernel(
     grad, output, delta, total,
-    SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
     """For a tile of all `total` queries, the sum of grad · output: the mean of a query's gradients of its weights."""
     m, d = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES), tl.arange(0, PADDED)

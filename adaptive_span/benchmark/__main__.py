@@ -91,13 +91,19 @@ def _arguments() -> argparse.Namespace:
     layers = profiles.sizes(arguments.model).num_layers
     if arguments.layer is not None and not 1 <= arguments.layer <= layers:
         parser.error(f"--layer {arguments.layer} is not one of the {layers} of --model {arguments.model}")
-    if min(arguments.repeats, arguments.batch_size) < 1:
-        parser.error("--repeats and --batch-size must be at least 1")
+    for flag in ("repeats", "batch_size"):
+        if getattr(arguments, flag) < 1:
+            parser.error(f"--{flag.replace('_', '-')} {getattr(arguments, flag)} must be at least 1")
     if not 0 <= arguments.dropout < 1:
         parser.error(f"--dropout {arguments.dropout} must be at least 0 and below 1")
     for path in (arguments.json, arguments.figure):
         if path is not None and not path.parent.is_dir():
             parser.error(f"there is no folder {path.parent} for {path}")
+    if arguments.layer is not None and arguments.what != "attention":
+        parser.error(f"--layer is for attention, not for {arguments.what}")
+    for flag in ("profile", "dropout", "attention", "dtype"):
+        if arguments.what in PROJECT and getattr(arguments, flag) != parser.get_default(flag):
+            parser.error(f"--{flag} does not go with {arguments.what}")
     if arguments.figure and (arguments.what != "growth" or arguments.no_memory):
         parser.error("--figure is for growth, with the memory that --no-memory leaves out")
     return arguments

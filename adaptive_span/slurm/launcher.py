@@ -29,7 +29,7 @@ class Launcher(SlurmLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         assert self.config is not None
         remove_record(self.config)
-        if self.config.hydra.job.name != "launch":
+        if self.config.hydra.job.config_name != "launch":
             raise UserError("hardware=slurm is for launch.py; evaluate on a machine of the cluster with hardware=node")
         cluster.forget_allocation()
         cluster.ask("sbatch", "--version")
