@@ -228,6 +228,12 @@ def test_a_job_asks_for_all_gpus_of_a_node_and_their_share_of_its_cores(slurm):
             ["hardware.nodes=2", "hardware.processes=3"],
             "train.batch_size=8 must be divisible by processes × slices = 6",
         ),
+        (["hardware.time=2"], "hardware.time=2 leaves nothing to train in"),
+        (
+            ["hardware.device=cuda", "hardware.gpus=1", "hardware.processes=2"],
+            "hardware.processes=2 are more than the hardware.gpus=1 that each node gives them",
+        ),
+        (["hydra.sweeper.max_batch_size=1"], "hydra.sweeper.max_batch_size would cut a sweep into several"),
         (["-m", "hardware.time=1,2"], "hardware.time=1,2 cannot be swept"),
         (["hydra.launcher.gres=fpga:1"], "SLURM has refused the job: "),
     ],
