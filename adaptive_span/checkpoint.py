@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adaptive_span.errors import UserError
+from adaptive_span.errors import UserError, first_line
 
 State = dict[str, Any]
 
@@ -68,14 +68,10 @@ def load(path: Path) -> State:
                 f"{path} asks to run code when it is loaded, which was refused; a checkpoint holds tensors and plain "
                 f"values alone"
             ) from None
-        reason = _first_line(error)
+        reason = first_line(error)
     except (zipfile.BadZipFile, zlib.error, LookupError, RuntimeError, EOFError, ValueError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
     raise UserError(f"the checkpoint {path} is damaged: {reason}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def check_fits(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:

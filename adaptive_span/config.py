@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
-from adaptive_span.errors import UserError, at_least, either, one_of
+from adaptive_span.errors import UserError, at_least, check_batch, either, one_of
 
 T = TypeVar("T")
 MISSING: Any = "???"  # the mark that Hydra fills in from conf/
@@ -340,13 +340,3 @@ def from_dict(values: dict[str, Any], schema: type[T]) -> T:
     """What `asdict` took apart, whole again: the configuration that a checkpoint was trained with, say."""
     hints = get_type_hints(schema)
     return schema(**{k: from_dict(v, hints[k]) if is_dataclass(hints[k]) else v for k, v in values.items()})
-
-
-def check_batch(key: str, batch_size: int, processes: int, batch_split: int = 1) -> None:
-    """Every process takes as many rows, in as many equal slices."""
-    parts = max(1, processes) * batch_split
-    if batch_size % parts:
-        raise UserError(
-            f"{key}={batch_size} must be divisible by processes × slices = {max(1, processes)} × {batch_split} = "
-            f"{parts}; take {batch_size // parts * parts or parts} or {(batch_size // parts + 1) * parts}"
-        )

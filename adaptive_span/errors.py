@@ -26,3 +26,18 @@ def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
 def either(numbers: list[int]) -> str:
     *rest, last = map(str, numbers)
     return f"{', '.join(rest)} or {last}" if rest else last
+
+
+def first_line(error: Exception) -> str:
+    """Of what a library says, to stand within a sentence."""
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def check_batch(key: str, batch_size: int, processes: int, batch_split: int = 1) -> None:
+    """Every process takes as many rows, in as many equal slices."""
+    parts = max(1, processes) * batch_split
+    if batch_size % parts:
+        raise UserError(
+            f"{key}={batch_size} must be divisible by processes × slices = {max(1, processes)} × {batch_split} = "
+            f"{parts}; take {batch_size // parts * parts or parts} or {(batch_size // parts + 1) * parts}"
+        )

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from adaptive_span import checkpoint, evaluation, figures, flops, published
-from adaptive_span.config import MISSING, Config, DataConfig, EvaluateConfig, ModelConfig, check_batch, from_dict
+from adaptive_span.config import MISSING, Config, DataConfig, EvaluateConfig, ModelConfig, from_dict
 from adaptive_span.console import flops_table, list_places, say, score_table, show, span_table
 from adaptive_span.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, process_group
-from adaptive_span.errors import UserError
+from adaptive_span.errors import UserError, check_batch
 from adaptive_span.model import Transformer
 from adaptive_span.tracking import SCORES
 

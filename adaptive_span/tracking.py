@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from adaptive_span.config import Config
 from adaptive_span.console import say
-from adaptive_span.errors import UserError
+from adaptive_span.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import wandb
@@ -83,7 +83,7 @@ def _start_wandb(directory: Path, config: Config, run_id: str | None) -> "wandb.
         try:
             mode = "online" if wandb.login(prompt=False) else "offline"
         except wandb.Error as error:  # somebody is logged in, but this machine has no way to the internet, say
-            say(f"warning: Weights & Biases cannot be reached, and the run is kept offline ({_first_line(error)})")
+            say(f"warning: Weights & Biases cannot be reached, and the run is kept offline ({first_line(error)})")
             mode = "offline"
     try:
         run = wandb.init(
@@ -101,13 +101,9 @@ def _start_wandb(directory: Path, config: Config, run_id: str | None) -> "wandb.
         )
     except wandb.Error as error:
         raise UserError(
-            f"tracking.mode={config.tracking.mode}, but Weights & Biases has refused the run ({_first_line(error)}); "
+            f"tracking.mode={config.tracking.mode}, but Weights & Biases has refused the run ({first_line(error)}); "
             f"take tracking=offline and `wandb sync` it later, or tracking=none"
         ) from error
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

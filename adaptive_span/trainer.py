@@ -14,11 +14,11 @@ from filelock import FileLock, Timeout
 
 from adaptive_span import checkpoint, evaluation, flops, out_of_memory, published, report, stream
 from adaptive_span.attention import chosen
-from adaptive_span.config import Config, check_batch
+from adaptive_span.config import Config
 from adaptive_span.console import TrainingProgress, list_places, say
 from adaptive_span.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, process_group
-from adaptive_span.errors import UserError
+from adaptive_span.errors import UserError, check_batch
 from adaptive_span.identity import identity
 from adaptive_span.interruption import Interruption, tidy_end
 from adaptive_span.optimizer import learning_rate
