@@ -1,13 +1,13 @@
 """What to tell somebody whose step does not fit: what was asked for, and which setting would fit."""
 
 import re
-import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
+from adaptive_span import machine
 from adaptive_span.attention import chosen
 from adaptive_span.attention.banded import group_heads, tile_size
 from adaptive_span.config import Config, ModelConfig
@@ -33,10 +33,11 @@ def explained(config: Config, process: Process, parameters: int, limits: Callabl
         name, _ = chosen(config.model.attention, process.device, size)
         config = replace(config, model=replace(config.model, attention=name))
         need = step_bytes(config, process.world_size, parameters, limits())
+        there = "an unknown amount" if available is None else f"{available / GIB:.1f} GiB"
         raise UserError(
             f"out of memory: a step asked for {asked[1] if asked else 'more'} at once and needs about "
-            f"{need / GIB:.1f} GiB a process, of {available / GIB:.1f} GiB; "
-            f"{_advice(config, process.world_size, parameters, limits(), available)}"
+            f"{need / GIB:.1f} GiB per process, of {there}; "
+            f"{_advice(config, process.world_size, parameters, limits(), available or need)}"
         ) from error
 
 
@@ -102,14 +103,8 @@ def _advice(config: Config, processes: int, parameters: int, limits: Limits, ava
     return f"even one row at a time would not fit; take a smaller model than model={config.model.name}"
 
 
-def _available(process: Process) -> float:
-    """Bytes that this process may hope for, asked before the first step."""
+def _available(process: Process) -> int | None:
+    """Return the bytes that this process may hope for, asked before the first step; None where nobody knows."""
     if process.device.type == "cuda":
         return torch.cuda.get_device_properties(process.device).total_memory
-    with open("/proc/meminfo") as meminfo:
-        total = int(meminfo.readline().split()[1]) * 1024
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft == resource.RLIM_INFINITY:
-        return total / process.world_size
-    with open("/proc/self/statm") as statm:  # the libraries' own share of a limited address space
-        return min(total / process.world_size, soft - int(statm.readline().split()[0]) * resource.getpagesize())
+    return machine.memory(process.world_size)

@@ -3,6 +3,7 @@
 import os
 import resource
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,29 @@ def test_out_of_memory_names_a_setting_that_fits(command, tmp_path):
     assert " GiB; train.batch_split=" in told
     advice = told.split("; ")[-1].split(" would need")[0].split()
     assert run(*advice).returncode == 0
+
+
+NO_PROC = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh", sys.executable)
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may hide /proc")
+
+
+@needs_root
+def test_a_training_needs_no_proc(launch):
+    """macOS has none."""
+    assert "step 24/24" in launch("run.dir=run", program=NO_PROC).stdout
+
+
+@needs_root
+def test_where_the_memory_is_unknown_its_end_is_told_without_an_amount(launch):
+    settings = "data=stdlib data.path=null train.batch_size=4096 model.num_layers=1 model.num_heads=16"
+    settings += " model.max_span=4096 model.span_init=1 run.dir=run"
+    limited = ("prlimit", f"--as={3 * 2**30}", *NO_PROC)
+    result = launch(*settings.split(), ok=False, program=limited)
+    assert result.returncode == 2
+    *others, told = result.stderr.splitlines()
+    assert all("cpuinfo" in line for line in others), others  # which torch prints
+    assert told.startswith("error: out of memory: a step asked for ")
+    assert " per process, of an unknown amount; train.batch_split=2 would need about " in told
 
 
 def test_the_count_of_bytes_grows_with_what_costs_memory():
