@@ -1,8 +1,12 @@
-"""What makes a run the run that it is: the same command finds its directory again, and a changed one is noticed."""
+"""What makes a run the run that it is: the same command finds its directory again, and a changed one is noticed.
+
+A key may be added without making strangers of the runs that were begun before: at its default it counts for nothing.
+"""
 
 import hashlib
 import json
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
 
 from adaptive_span.config import Config
 
@@ -10,6 +14,17 @@ from adaptive_span.config import Config
 MAY_CHANGE = (
     "train.steps train.finetune_steps train.batch_split validation.every checkpoint log run hardware tracking "
     "published sweep model.attention data.file data.path data.directory data.urls"
+).split()
+
+# What counts even at its default, because it did so from the beginning: directories are named after it. A key that is
+# added does not belong here.
+ALWAYS = (
+    "model.name model.num_layers model.hidden_size model.ffn_size model.num_heads model.max_span model.block_size "
+    "model.adaptive_span model.ramp model.span_init model.trim_cache model.memory_size model.layer_order "
+    "model.dropout model.attention_dropout model.ffn_dropout model.embedding_dropout model.cutoffs model.division "
+    "model.tied data.name data.level data.split data.size data.sha256 optimizer.name optimizer.lr optimizer.clip "
+    "optimizer.momentum train.warmup_steps train.batch_size train.span_penalty train.seed train.init_from "
+    "train.continue_from validation.blocks"
 ).split()
 
 
@@ -21,13 +36,37 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """The flat part of a configuration that makes a run the run that it is."""
-    may_change = tuple(f"{key}." for key in MAY_CHANGE)
-    return {key: value for key, value in flatten(config).items() if not f"{key}.".startswith(may_change)}
+def identity(config: dict[str, Any], schema: type = Config) -> dict[str, Any]:
+    """Return the flat part of a configuration that makes a run the run that it is."""
+    may_change, default = tuple(f"{key}." for key in MAY_CHANGE), _defaults(schema)
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if not f"{key}.".startswith(may_change) and (key in ALWAYS or value != default.get(key))
+    }
+
+
+def changes(before: dict[str, Any], now: Config) -> list[str]:
+    """Return a phrase for each key that makes another run of what was begun with the configuration `before`."""
+    then, today, default = identity(before, type(now)), identity(now.as_dict(), type(now)), _defaults(type(now))
+    pairs = {key: (then.get(key, default.get(key)), today.get(key, default.get(key))) for key in then | today}
+    return [f"{key} ({old} → {new})" for key, (old, new) in pairs.items() if old != new]
 
 
 def default_run_dir(config: Config) -> str:
-    """The same directory for the same run, so that the same command goes on with it."""
-    text = json.dumps({**identity(config.as_dict()), "data": [config.data.file, config.data.path]}, sort_keys=True)
-    return f"runs/{config.data.name}-{config.model.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    """Return the same directory for the same run, so that the same command resumes it."""
+    told = {**identity(config.as_dict(), type(config)), "data": [config.data.file, config.data.path]}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return f"runs/{config.data.name}-{config.model.name}-{digest[:8]}"
+
+
+def _defaults(schema: type) -> dict[str, Any]:
+    """Return the default of each key, flat."""
+    hints, found = get_type_hints(schema), dict[str, Any]()
+    for own in fields(schema):
+        kind = hints[own.name]
+        if isinstance(kind, type) and is_dataclass(kind):
+            found[own.name] = _defaults(kind)
+        else:
+            found[own.name] = own.default_factory() if callable(own.default_factory) else own.default
+    return flatten(found)

@@ -19,7 +19,7 @@ from adaptive_span.console import TrainingProgress, list_places, say
 from adaptive_span.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, process_group
 from adaptive_span.errors import UserError, check_batch
-from adaptive_span.identity import identity
+from adaptive_span.identity import changes
 from adaptive_span.interruption import Interruption, tidy_end
 from adaptive_span.optimizer import learning_rate
 from adaptive_span.tracking import METRICS, SCORES, Tracker
@@ -218,9 +218,7 @@ class Run:
             self.training.begin_with(published.load(Path(source)), Path(source))
 
     def _refuse_changes(self, state: checkpoint.State) -> None:
-        before, now = identity(state["config"]), identity(self.config.as_dict())
-        changed = [f"{key} ({before.get(key)} → {now.get(key)})" for key in now if before.get(key) != now.get(key)]
-        if changed:
+        if changed := changes(state["config"], self.config):
             raise UserError(
                 f"run.dir={self.directory} was begun with another configuration: {', '.join(changed)}; "
                 f"take back the change, or give another run.dir"
