@@ -1,11 +1,13 @@
 """Compose a configuration and run it: here, in several processes of this machine, under torchrun, or on SLURM."""
 
+from pathlib import Path
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from adaptive_span import command_line, launcher
+from adaptive_span import command_line, launcher, run_directory
 from adaptive_span.config import Config
 from adaptive_span.identity import default_run_dir
 from adaptive_span.slurm import launcher as slurm_launcher
@@ -14,14 +16,17 @@ from adaptive_span.slurm import launcher as slurm_launcher
 @hydra.main(version_base="1.3", config_path="conf", config_name="launch")
 def main(composed: DictConfig) -> bool:
     """Whether the run has come to its end: in a sweep, the others are none the worse for one that has not."""
-    with command_line.clear_errors(Config, goes_on=HydraConfig.get().mode == RunMode.MULTIRUN):
+    goes_on = HydraConfig.get().mode == RunMode.MULTIRUN
+    with command_line.clear_errors(Config, goes_on):
         config = command_line.typed(composed, Config)
         config.validate()
         config.run.dir = config.run.dir or default_run_dir(config)
 
         from adaptive_span import distributed, trainer  # torch, which --help need not wait for
 
-        distributed.launch(trainer.train, config, config.hardware)
+        run_directory.forget_failure(Path(config.run.dir))
+        with run_directory.failure_kept(config, among_others=goes_on):
+            distributed.launch(trainer.train, config, config.hardware)
         return True
     return False
 

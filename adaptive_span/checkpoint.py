@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptive_span.errors import UserError, first_line
+from adaptive_span.run_directory import step_path, steps
 
 State = dict[str, Any]
 
@@ -84,15 +85,6 @@ def check_fits(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> No
                 f"{source} does not fit this model: {name} has shape {found.get(name, 'missing')} there and "
                 f"{wanted.get(name, 'missing')} here; give the model and data settings that it was trained with"
             )
-
-
-def step_path(directory: Path, step: int) -> Path:
-    return directory / f"step_{step:08d}.pt"
-
-
-def steps(directory: Path) -> list[Path]:
-    """The training states of a run, the newest first."""
-    return sorted(directory.glob("step_*.pt"), reverse=True)
 
 
 def newest(directory: Path) -> tuple[State | None, list[str]]:

@@ -15,7 +15,7 @@ from adaptive_span import command_line, sweep
 from adaptive_span.config import Config
 from adaptive_span.errors import UserError
 from adaptive_span.identity import default_run_dir, flatten
-from adaptive_span.tracking import METRICS
+from adaptive_span.run_directory import has_begun
 
 
 class Launcher(BasicLauncher):
@@ -38,7 +38,7 @@ class Launcher(BasicLauncher):
             for overrides, config in zip(job_overrides, configs, strict=True)
         ]
         results = super().launch(own, initial_job_idx)
-        begun = [run for config in configs if (run := Path(str(config.run.dir))).joinpath(METRICS).exists()]
+        begun = [run for config in configs if has_begun(run := Path(str(config.run.dir)))]
         if begun and len(configs) > 1:
             sweep.summarize(begun, home)
         if not all(result.return_value for result in results):

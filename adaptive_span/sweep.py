@@ -8,8 +8,9 @@ A sweep on this machine ends with it by itself.
 import argparse
 import csv
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +19,58 @@ from rich.table import Table
 from adaptive_span.console import say, show
 from adaptive_span.errors import UserError
 from adaptive_span.identity import flatten
+from adaptive_span.run_directory import CONFIG, FAILURE, has_begun, reason
 from adaptive_span.tracking import METRICS, SCORES, logged
 
 Row = dict[str, Any]
-RESULTS = ("valid", "test", "span/mean", "flops_per_token", "seconds")
+SPLITS = ("valid", "test")
+RESULTS: dict[str, Callable[[float], str]] = {  # columns, and how their numbers are shown
+    "valid": "{:.4f}".format,
+    "test": "{:.4f}".format,
+    "span/mean": "{:.1f}".format,
+    "flops_per_token": lambda count: f"{count / 1e6:.1f}M",
+    "seconds": "{:.0f}".format,
+}
 
 
 def summarize(directories: Sequence[Path], home: Path) -> None:
-    """The runs, the best first, in `sweep.csv` in `home` and on the screen."""
-    rows = [_row(directory) for directory in directories if (directory / METRICS).exists()]
+    """Write the runs, the best first, to `sweep.csv` in `home` and to the screen; say why others have failed."""
+    rows = [_row(directory) for directory in directories if has_begun(directory)]
     if not rows:
         raise UserError(f"no run below {home} has begun")
+    rows.sort(key=lambda row: math.inf if row["valid"] is None else row["valid"])
     varied = [key for key in rows[0]["config"] if len({str(row["config"].get(key)) for row in rows}) > 1]
     names = [key for key in varied if not key.startswith("run.")]
-    rows.sort(key=lambda row: row["valid"])
+    unit = rows[0]["unit"]
     table = Table(title=f"{len(rows)} runs, the best on valid first", title_justify="left", box=None, pad_edge=False)
-    for heading in ("run", *names, rows[0]["unit"], *RESULTS[1:]):
+    for heading in ("run", *names, unit, *list(RESULTS)[1:]):
         table.add_column(heading, justify="left" if heading == "run" else "right", overflow="fold")
     with open(home / "sweep.csv", "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow(["run", "step", *names, *(f"{split}/{rows[0]['unit']}" for split in RESULTS[:2]), *RESULTS[2:]])
+        results = [f"{key}/{unit}" if key in SPLITS else key for key in RESULTS]
+        out.writerow(["run", "step", *names, *results, "reason"])
         for row in rows:
             settings = [row["config"].get(name) for name in names]
-            out.writerow([row["run"], row["step"], *settings, *(row[key] for key in RESULTS)])
-            figures = [f"{row['valid']:.4f}", "–" if row["test"] is None else f"{row['test']:.4f}"]
-            figures += [f"{row['span/mean']:.1f}", f"{row['flops_per_token'] / 1e6:.1f}M", f"{row['seconds']:.0f}"]
+            out.writerow([row["run"], row["step"], *settings, *(row[key] for key in RESULTS), row["reason"]])
+            figures = ["–" if row[key] is None else readable(row[key]) for key, readable in RESULTS.items()]
             table.add_row(str(row["run"].relative_to(home)), *map(str, settings), *figures)
     show(table)
+    for row in rows:
+        if row["reason"]:
+            say(f"\n{row['run'].relative_to(home)} failed: {row['reason']}")
     say(f"\nalso in {home / 'sweep.csv'}")
 
 
 def _row(directory: Path) -> Row:
-    """One run: its scores if it has ended, else the last ones on the validation part."""
+    """One run: its scores if it has ended, else the last ones on the validation part; None of what it has not yet."""
     import yaml
 
-    config = flatten(yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8")))
+    config = flatten(yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8")))
     unit = "ppl" if config["data.level"] == "word" else "bpc"
-    row: Row = {"run": directory, "config": config, "unit": unit, "test": None, "seconds": 0.0, "step": 0}
-    row |= {"valid": float("inf"), "span/mean": float("nan"), "flops_per_token": float("nan")}
+    row: Row = {"run": directory, "config": config, "unit": unit, "step": 0, "reason": reason(directory)}
+    row |= dict.fromkeys(RESULTS) | {"seconds": 0.0}
+    if not (directory / METRICS).exists():
+        return row
     for line in logged(directory / METRICS):
         tokens = (line["step"] - row["step"]) * config["train.batch_size"] * config["model.block_size"]
         row["seconds"] += tokens / line["tokens_per_second"]
@@ -72,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, metavar="DIR")
     home = parser.parse_args().directory
-    summarize(sorted(path.parent for path in home.glob(f"**/{METRICS}")), home)
+    summarize(sorted({path.parent for name in (METRICS, FAILURE) for path in home.glob(f"**/{name}")}), home)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-import yaml
 from filelock import FileLock, Timeout
 
 from adaptive_span import checkpoint, evaluation, flops, out_of_memory, published, report, stream
@@ -22,6 +21,7 @@ from adaptive_span.errors import UserError, check_batch
 from adaptive_span.identity import changes
 from adaptive_span.interruption import Interruption, tidy_end
 from adaptive_span.optimizer import learning_rate
+from adaptive_span.run_directory import CHECKPOINTS, LOCK, forget_failure, is_finished, step_path, write_config
 from adaptive_span.tracking import METRICS, SCORES, Tracker
 from adaptive_span.training import Training
 
@@ -53,7 +53,7 @@ def _train(config: Config, process: Process, directory: Path) -> None:
             say(_attention(config, process))
         with Interruption() as interruption:
             run.go_on(interruption)
-    elif (directory / SCORES).exists():
+    elif is_finished(directory, run.training.step, config.train.total_steps):
         if process.is_main:
             say(
                 f"{directory} is finished after {run.training.step} steps; scores are in {SCORES} there. To "
@@ -66,10 +66,11 @@ def _train(config: Config, process: Process, directory: Path) -> None:
 @contextmanager
 def _claimed(directory: Path) -> Iterator[None]:
     """The run directory, for one training at a time; gone again if nothing came of it."""
-    lock = FileLock(directory / ".lock")
+    lock = FileLock(directory / LOCK)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
+        forget_failure(directory)
     except Timeout:
         raise UserError(
             f"another process is training in run.dir={directory}; wait for it, or give another run.dir"
@@ -80,8 +81,8 @@ def _claimed(directory: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if [path.name for path in directory.iterdir()] in ([".lock"], []):
-            (directory / ".lock").unlink(missing_ok=True)
+        if [path.name for path in directory.iterdir()] in ([LOCK], []):
+            (directory / LOCK).unlink(missing_ok=True)
             directory.rmdir()
 
 
@@ -90,7 +91,7 @@ class Run:
 
     def __init__(self, config: Config, corpus: Corpus, process: Process, directory: Path):
         self.config, self.corpus, self.process, self.directory = config, corpus, process, directory
-        self.checkpoints = directory / "checkpoints"
+        self.checkpoints = directory / CHECKPOINTS
         self.best = float("inf")  # nats a token on the validation part
         self.run_id: str | None = None  # the tracker's
         self.place: str | None = None
@@ -139,8 +140,7 @@ class Run:
 
     @contextmanager
     def _tracker(self) -> Iterator[Tracker]:
-        text = yaml.safe_dump(self.config.as_dict(), sort_keys=False, allow_unicode=True)
-        (self.directory / "config.yaml").write_text(text, encoding="utf-8")
+        write_config(self.config, self.directory)
         tracker = Tracker(self.directory, self.config, self.training.step, self.run_id)
         self.run_id, self.place = tracker.run_id or self.run_id, tracker.place
         try:
@@ -195,7 +195,7 @@ class Run:
         if self.process.is_main:
             if self.training.step == self.config.train.total_steps:
                 self._forget_scores()
-            checkpoint.save(state, checkpoint.step_path(self.checkpoints, self.training.step))
+            checkpoint.save(state, step_path(self.checkpoints, self.training.step))
             checkpoint.prune(self.checkpoints, self.config.checkpoint.keep, self.training.step)
         self.process.barrier()
 

@@ -1,6 +1,7 @@
 """Every file of sweeps/ with two short jobs, and the table that a sweep ends with."""
 
 import csv
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from omegaconf import OmegaConf
 
 from adaptive_span import command_line
 from adaptive_span.launcher import give_directories
-from tests.conftest import ROOT, finish, sentence
+from adaptive_span.run_directory import FAILURE
+from adaptive_span.tracking import METRICS
+from tests.conftest import ENVIRONMENT, ROOT, finish, sentence
 from tests.test_config import composed
 
 TWO_JOBS = {
@@ -64,10 +67,29 @@ def test_runs_that_have_not_ended_are_in_the_table_too(launch, tmp_path):
 def test_one_run_that_fails_leaves_the_others_alone(launch, tmp_path):
     rates = ["optimizer.lr=0.07,1e30,0.05", "optimizer.clip=1e30", "train.steps=12"]
     swept = launch("hydra.mode=MULTIRUN", *rates, "run.dir=sweep", ok=False)
-    assert "the loss is" in sentence(swept)
+    told = sentence(swept)
+    assert "the loss is" in told
     rows = {row["optimizer.lr"]: row for row in table(tmp_path / "sweep")}
-    assert all(float(rows[rate]["test/bpc"]) > 0 for rate in ("0.07", "0.05"))
-    assert rows["1e+30"]["test/bpc"] == ""
+    assert all(float(rows[rate]["test/bpc"]) > 0 and not rows[rate]["reason"] for rate in ("0.07", "0.05"))
+    empty = dict.fromkeys(("valid/bpc", "test/bpc", "span/mean", "flops_per_token"), "")
+    assert rows["1e+30"] == rows["1e+30"] | empty | {"reason": told}
+    assert f"\n1 failed: {told}\n" in swept.stdout
+
+
+def test_why_a_run_has_failed_is_kept_until_it_is_taken_up_again(command, launch, tmp_path):
+    swept = ["hydra.mode=MULTIRUN", "train.seed=1,2", "run.dir=sweep", "train.steps=6"]
+    wrong = launch(*swept, "data.path=nowhere", ok=False)
+    first, second = wrong.stderr.splitlines()
+    assert first == second
+    assert [f"error: {row['reason']}" for row in table(tmp_path / "sweep")] == [first, second]
+    launch(*swept)
+    assert [row["reason"] for row in table(tmp_path / "sweep")] == ["", ""]
+    with subprocess.Popen(command("run.dir=run", "train.steps=100000"), cwd=tmp_path, env=ENVIRONMENT) as training:
+        while not (tmp_path / "run" / METRICS).exists():
+            assert training.poll() is None
+        launch("run.dir=run", "train.steps=100000", ok=False)  # which is not why that one has failed
+        assert not (tmp_path / "run" / FAILURE).exists()
+        training.terminate()
 
 
 CRASH = """
@@ -84,7 +106,8 @@ def test_a_crash_of_one_run_is_shown_and_leaves_the_others_alone(launch, tmp_pat
     settings = ["hydra.mode=MULTIRUN", "train.seed=1,2,3", "train.steps=6", "run.dir=sweep"]
     swept = launch(*settings, ok=False, program=(sys.executable, "-c", CRASH))
     assert "NameError: name 'broken' is not defined" in swept.stderr
-    assert {row["train.seed"] for row in table(tmp_path / "sweep")} == {"1", "3"}
+    reasons = {row["train.seed"]: row["reason"] for row in table(tmp_path / "sweep")}
+    assert reasons == {"1": "", "2": "NameError: name 'broken' is not defined", "3": ""}
 
 
 def test_a_sweep_has_a_directory_that_no_other_sweep_has():

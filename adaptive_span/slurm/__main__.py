@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from adaptive_span.console import console
+from adaptive_span.console import say, show
 from adaptive_span.errors import UserError
 from adaptive_span.slurm import status
 
@@ -18,7 +18,10 @@ def main() -> None:
         jobs = status.read(directory)
         if not jobs:
             raise UserError(f"nothing has been submitted from {directory}: it holds no slurm/jobs.json")
-        console.print(status.table(jobs, status.states_of(jobs)), markup=False)
+        states = status.states_of(jobs)
+        show(status.table(jobs, states))
+        for reason in status.reasons(jobs, states):
+            say(f"\n{reason}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

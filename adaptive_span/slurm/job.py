@@ -24,6 +24,7 @@ import submitit
 
 from adaptive_span.config import Config
 from adaptive_span.errors import UserError
+from adaptive_span.run_directory import failure_kept
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -45,7 +46,6 @@ class Job:
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's own would log, perhaps amid another line
         os.environ["TTY_COMPATIBLE"] = "0"  # srun's terminal is none: what is written to it ends in the log
         environment = submitit.JobEnvironment()
-        environment.paths.result_pickle.unlink(missing_ok=True)  # an earlier attempt's
         sys.argv = self.words  # for the commands that a training names at its end
         is_main = environment.node == 0
         with ExitStack() as stack:
@@ -54,6 +54,7 @@ class Job:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             agent = Agent(directory / "saved", self.signal_delay, is_main)
             agent.listen()
+            stack.enter_context(failure_kept(self.config, among_others=True))
             try:
                 self._train(environment.num_nodes, environment.node, environment.hostnames[0])
             except SystemExit:

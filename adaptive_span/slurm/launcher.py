@@ -16,6 +16,7 @@ from adaptive_span import sweep
 from adaptive_span.config import Config, HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.launcher import compose, give_directories, remove_record
+from adaptive_span.run_directory import forget_failure
 from adaptive_span.slurm import cluster, snapshot, status
 
 OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node", "name": "job_name"}
@@ -93,6 +94,8 @@ class Launcher(SlurmLauncher):
         }
         executor = submitit.SlurmExecutor(folder, max_num_timeout=self.params["max_num_timeout"])
         executor.update_parameters(**{key: value for key, value in settings.items() if value is not None})
+        for config in configs:
+            forget_failure(Path(str(config.run.dir)))
         trainings = [Job(config, sys.argv, self.params["signal_delay_s"]) for config in configs]
         try:
             with redirect_stderr(io.StringIO()):  # where sbatch's words would be shown twice
@@ -100,7 +103,7 @@ class Launcher(SlurmLauncher):
         except submitit.core.utils.FailedJobError as error:
             raise UserError(f"SLURM has refused the job: {' '.join(str(error).split())}") from None
         return [
-            status.Job(job.job_id, str(config.run.dir), str(folder), config.train.total_steps, hardware.nodes)
+            status.Job(job.job_id, str(config.run.dir), str(folder), config.train.total_steps)
             for job, config in zip(submitted, configs, strict=True)
         ]
 

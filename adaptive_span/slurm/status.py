@@ -1,11 +1,11 @@
 """How submitted jobs are doing: what was written down at submission, what SLURM says, and what the runs have logged."""
 
 import json
-import pickle
+import os
 import shlex
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from rich.live import Live
@@ -14,6 +14,7 @@ from rich.table import Table
 from adaptive_span.config import HardwareConfig
 from adaptive_span.console import console, list_places, readable, say
 from adaptive_span.errors import UserError
+from adaptive_span.run_directory import failure, is_finished, last_step, reason
 from adaptive_span.slurm import cluster
 from adaptive_span.tracking import METRICS, logged
 
@@ -27,28 +28,20 @@ class Job:
 
     id: str
     directory: str
-    folder: str  # of its script, logs and results
+    folder: str  # of its script and logs
     total_steps: int
-    nodes: int
 
     @property
     def log(self) -> Path:
         """What all of its nodes and attempts have said."""
         return Path(self.folder, f"{self.id}_0_log.out")
 
-    def results(self) -> list[tuple[str, object]]:
-        """What each node has left at its end, the first one first: ("success", …) or ("error", its traceback)."""
-        paths = [Path(self.folder, f"{self.id}_{node}_result.pkl") for node in range(self.nodes)]
-        found = sorted((path for path in paths if path.exists()), key=lambda path: path.stat().st_mtime)
-        return [pickle.loads(path.read_bytes()) for path in found]
-
-    def error(self) -> str | None:
-        """The traceback of the node that failed first, for the others have only lost it; or its sentence."""
-        for kind, what in self.results():
-            if kind == "error":
-                _, told, sentence = str(what).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
-                return f"error: {sentence.strip()}" if told else str(what)
-        return None
+    def outcome(self) -> str:
+        """Return what the run's own directory shows of a job that SLURM has forgotten."""
+        directory = Path(self.directory)
+        if is_finished(directory, last_step(directory), self.total_steps):
+            return "COMPLETED"
+        return "FAILED" if failure(directory) else "UNKNOWN"
 
     def last_line(self) -> dict[str, float]:
         """Of the run's metrics."""
@@ -67,7 +60,8 @@ def read(home: Path) -> list[Job]:
     for place in (home, home.parent):
         path = place / "slurm" / "jobs.json"
         if path.is_file():
-            jobs = [Job(**job) for job in json.loads(path.read_text(encoding="utf-8"))]
+            known = [field.name for field in fields(Job)]
+            jobs = [Job(**{key: job[key] for key in known}) for job in json.loads(path.read_text(encoding="utf-8"))]
             return jobs if place == home else [job for job in jobs if Path(job.directory) == home]
     return []
 
@@ -103,14 +97,9 @@ def announce(home: Path, jobs: list[Job], hardware: HardwareConfig) -> None:
 
 
 def states_of(jobs: list[Job]) -> dict[str, str]:
-    """What SLURM says; of a job that it has forgotten, what the job itself has left."""
+    """What SLURM says; of a job that it has forgotten, what the run itself has left."""
     known = cluster.states(job.id for job in jobs)
-    for job in jobs:
-        if job.id not in known:
-            results = job.results()
-            outcome = "FAILED" if any(kind == "error" for kind, _ in results) else "COMPLETED"
-            known[job.id] = outcome if results else "UNKNOWN"
-    return known
+    return {job.id: known.get(job.id) or job.outcome() for job in jobs}
 
 
 def table(jobs: list[Job], states: dict[str, str]) -> Table:
@@ -127,6 +116,22 @@ def table(jobs: list[Job], states: dict[str, str]) -> Table:
         score = readable(line[unit], 3) if unit in line else ""
         shown.add_row(job.id, states[job.id], f"{line.get('step', 0):.0f}/{job.total_steps}", score, job.directory)
     return shown
+
+
+def reasons(jobs: list[Job], states: dict[str, str]) -> list[str]:
+    """Return a line for each job that has ended without finishing its run: the run's own word, or its log's last."""
+    ended = [(job, states[job.id]) for job in jobs if states[job.id] in ENDED and states[job.id] != "COMPLETED"]
+    return [f"job {job.id} {state}: {reason(Path(job.directory)) or _last_line(job.log)}" for job, state in ended]
+
+
+def _last_line(log: Path) -> str:
+    """Return the last words of a log, which may be long: nothing where there is none."""
+    if not log.is_file():
+        return ""
+    with open(log, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+        lines = file.read().decode("utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def watch(home: Path, seconds: float = 2) -> bool:
@@ -148,7 +153,6 @@ def watch(home: Path, seconds: float = 2) -> bool:
     failed = [job for job in jobs if states[job.id] != "COMPLETED"]
     for job in failed:
         say(f"\njob {job.id} ended as {states[job.id]}; its log is {job.log}")
-        reason = job.error()
-        if reason:
-            say(reason)
+        if why := failure(Path(job.directory)):
+            say(why)
     return not failed

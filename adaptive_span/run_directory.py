@@ -1,0 +1,105 @@
+"""What a run leaves in its directory for those who ask how it went: how far it is, and why it failed.
+
+Nothing here imports torch, so that a table of many runs is shown at once, and a login node need not have it ready.
+"""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import yaml
+from filelock import FileLock
+
+from adaptive_span.config import Config
+from adaptive_span.errors import UserError
+from adaptive_span.tracking import METRICS, SCORES
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.yaml"
+FAILURE = "failure.txt"  # one sentence, or the traceback of a bug; gone once the run is taken up again
+LOCK = ".lock"
+
+
+def step_path(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step_{step:08d}.pt"
+
+
+def steps(checkpoints: Path) -> list[Path]:
+    """Return the files of a run's training states, the newest first."""
+    return sorted(checkpoints.glob("step_*.pt"), reverse=True)
+
+
+def last_step(directory: Path) -> int:
+    """Return the step of the newest training state, as its name gives it; 0 where there is none."""
+    saved = steps(directory / CHECKPOINTS)
+    digits = saved[0].stem.removeprefix("step_") if saved else "0"
+    return int(digits) if digits.isdecimal() else 0
+
+
+def is_finished(directory: Path, step: int, total_steps: int) -> bool:
+    """Return whether a run that has reached `step` has all its steps and its scores."""
+    return step >= total_steps and (directory / SCORES).exists()
+
+
+def has_begun(directory: Path) -> bool:
+    """Return whether there is something to report: numbers, or why there are none."""
+    return (directory / METRICS).exists() or (directory / FAILURE).exists()
+
+
+def write_config(config: Config, directory: Path) -> None:
+    text = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
+    (directory / CONFIG).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def failure_kept(config: Config, among_others: bool) -> Iterator[None]:
+    """Write why a training fails to its directory: the first of its processes to fail knows.
+
+    A run that was refused before it has a directory leaves none, unless it is one of several whose table shows it.
+    """
+    directory = Path(config.run.dir or "")
+    is_free = not _in_use(directory)  # or it would be another training that was said to have failed
+    try:
+        yield
+    except Exception as error:
+        if is_free and (among_others or directory.is_dir()):
+            with suppress(OSError):  # a full disk, perhaps the very reason, which is on its way to the screen
+                _write_failure(config, directory, error)
+        raise
+
+
+def forget_failure(directory: Path) -> None:
+    (directory / FAILURE).unlink(missing_ok=True)
+
+
+def failure(directory: Path) -> str | None:
+    """Return all that is known of why a run has failed; None where it has not."""
+    path = directory / FAILURE
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
+
+
+def reason(directory: Path) -> str | None:
+    """Return that in one line: the sentence, or the last line of the traceback."""
+    known = failure(directory)
+    return known.splitlines()[-1].strip() if known else known
+
+
+def _write_failure(config: Config, directory: Path, error: Exception) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / CONFIG).exists():
+        write_config(config, directory)
+    text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+    with suppress(FileExistsError), open(directory / FAILURE, "x", encoding="utf-8") as file:
+        file.write(text + "\n")
+
+
+def _in_use(directory: Path) -> bool:
+    """Return whether another training has the directory, or it can't be written to."""
+    if not (directory / LOCK).exists():
+        return False
+    try:
+        with FileLock(directory / LOCK, timeout=0):
+            return False
+    except OSError:  # also a time-out
+        return True
