@@ -1,6 +1,7 @@
 """The learned attention span (arXiv 1905.07799, section 2.1): how far each head looks, and what that costs.
 
-It plugs into any attention: multiply the weights by `mask`, add `penalty` to the loss, `clamp_` after each update.
+It plugs into any attention: multiply the weights (B, H, M, K) by `mask` and divide them by their sum again, add
+`penalty` to the loss, `clamp_` after each update.
 """
 
 import math
@@ -31,12 +32,21 @@ class AdaptiveSpan(nn.Module):
 
     @torch.no_grad()
     def effective(self) -> Tensor:
-        """How far each head sees, in tokens: min(max_span, z + ramp). (H,)"""
+        """Return how far each head sees, in tokens: min(max_span, z + ramp). (H,)"""
         return (self.tokens() + self.ramp).clamp(max=self.max_span)
 
-    def mask(self, length: int) -> Tensor:
-        """Equation 4 at distances `length` … 1, oldest first: (H, length) in [0, 1]."""
-        return soft_mask(self.tokens(), self.ramp, length)
+    def mask(self, distances: Tensor, include_self: bool = True) -> Tensor:
+        """Return equation 4 for each head, query and key: (M, K) → (H, M, K) in [0, 1].
+
+        A distance is the query's position minus the key's: positions[:, None] - positions, say. The mask is 0 beyond
+        `max_span` and for keys after the query, where the distance is negative. At distance 0, the query itself, it is
+        1, or 0 without `include_self`, as in the models here.
+        """
+        if not isinstance(distances, Tensor) or distances.dim() != 2:
+            given = f"a tensor {tuple(distances.shape)}" if isinstance(distances, Tensor) else repr(distances)
+            raise TypeError(f"mask takes a tensor of distances (M, K), query position minus key position; not {given}")
+        seen = (distances >= 0 if include_self else distances > 0) & (distances <= self.max_span)
+        return _ramp(self.tokens()[:, None, None], self.ramp, distances.to(self.fraction)).clamp(0, 1) * seen
 
     def penalty(self) -> Tensor:
         """The mean span over the heads, in tokens: the term of equation 5 before its coefficient."""
@@ -48,24 +58,20 @@ class AdaptiveSpan(nn.Module):
         self.fraction.clamp_(0, 1)
 
 
-def soft_mask(spans: Tensor, ramp: int, length: int) -> Tensor:
-    """m(d) = clamp((ramp + 1 + z − d) / ramp, 0, 1) at d = `length` … 1, for spans z (H,) in tokens: (H, length)."""
-    return _ramp(spans, ramp, length).clamp(0, 1)
-
-
 def log_soft_mask(spans: Tensor, ramp: int, length: int) -> Tensor:
-    """log m(d), for softmax(score + log m): (H, length), −inf beyond d = ramp + 1 + z.
+    """log m(d) at d = `length` … 1, for softmax(score + log m): (H, length), −inf beyond d = ramp + 1 + z.
 
     At exactly that distance, where a span of 0 starts, m is 0 but grows with z. It is given a weight below any
     rounding there, so that the span feels what it would gain by growing.
     """
-    height = _ramp(spans, ramp, length)
+    distances = torch.arange(length, 0, -1, device=spans.device, dtype=spans.dtype)
+    height = _ramp(spans[:, None], ramp, distances)
     return torch.where(height >= 0, (height.clamp(0, 1) + 1e-20).log(), float("-inf"))
 
 
-def _ramp(spans: Tensor, ramp: int, length: int) -> Tensor:
-    distance = torch.arange(length, 0, -1, device=spans.device, dtype=spans.dtype)
-    return (ramp + 1 + spans[:, None] - distance) / ramp
+def _ramp(spans: Tensor, ramp: int, distances: Tensor) -> Tensor:
+    """Return (ramp + 1 + z − d) / ramp, which is m(d) once it is clamped to [0, 1]."""
+    return (ramp + 1 + spans - distances) / ramp
 
 
 def upper_bound(effective_span: float, max_span: int) -> int:

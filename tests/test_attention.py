@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from adaptive_span.attention import HiddenStates, choose
 from adaptive_span.config import ATTENTIONS
-from adaptive_span.span import AdaptiveSpan, log_soft_mask, soft_mask, upper_bound
+from adaptive_span.span import AdaptiveSpan, log_soft_mask, upper_bound
 
 shapes = st.fixed_dictionaries(
     {
@@ -82,16 +82,64 @@ def by_the_definition(x, spans, ramp):
     return output
 
 
-@given(st.floats(0, 100), st.integers(1, 40), st.integers(1, 150))
-def test_soft_mask_falls_from_one_to_zero_over_the_ramp(span, ramp, length):
-    mask = soft_mask(torch.tensor([span], dtype=torch.float64), ramp, length)[0].flip(0)  # d = 1 … length
-    distance = torch.arange(1, length + 1, dtype=torch.float64)
-    assert mask[0] == 1
-    assert (mask[distance <= span + 1] == 1).all()
-    assert (mask[distance >= span + 1 + ramp] < 1e-9).all()
-    assert (mask.diff() <= 1e-9).all()
-    steepest = -mask.diff().min().item() if length > 1 else 0.0
-    assert steepest <= 1 / ramp + 1e-9
+@st.composite
+def spans_and_places(draw):
+    """A span of some heads, and positions of queries and keys: a sequence's own, or others, whole or not."""
+    max_span, ramp = draw(st.integers(1, 200)), draw(st.integers(1, 40))
+    span = AdaptiveSpan(2, max_span, ramp).double()
+    edges = [z / max_span for z in (0, max_span - ramp, max_span - ramp - 1, max_span) if z >= 0]
+    span.fraction.data[:] = torch.tensor(
+        draw(st.lists(st.sampled_from(edges) | st.floats(0, 1), min_size=2, max_size=2))
+    )
+    places = st.lists(st.integers(0, 300) | st.floats(0, 300), min_size=1, max_size=8)
+    return span, draw(places), draw(places), draw(st.booleans())
+
+
+@given(spans_and_places())
+def test_the_mask_is_its_definition(case):
+    span, queries, keys, include_self = case
+    distances = torch.tensor(queries, dtype=torch.float64)[:, None] - torch.tensor(keys, dtype=torch.float64)
+    mask = span.mask(distances, include_self)
+    assert mask.shape == (2, len(queries), len(keys))
+    for h, z in enumerate(span.tokens().tolist()):
+        for m, query in enumerate(queries):
+            for k, key in enumerate(keys):
+                d = query - key
+                seen = (d >= 0 if include_self else d > 0) and d <= span.max_span
+                expected = min(1.0, max(0.0, (span.ramp + 1 + z - d) / span.ramp)) if seen else 0.0
+                assert mask[h, m, k].item() == pytest.approx(expected, abs=1e-9)
+
+
+@given(spans_and_places())
+def test_the_mask_ends_where_a_head_s_effective_span_does(case):
+    span, *_ = case
+    mask = span.mask(torch.arange(300)[None], include_self=False)[:, 0]  # (H, K)
+    reached = (mask > 1e-9).long().mul(torch.arange(300)).amax(1)
+    torch.testing.assert_close(reached.double(), (span.effective() - 1e-7).ceil().detach())
+
+
+@given(st.integers(1, 3), st.integers(1, 12))
+def test_weights_times_the_mask_are_those_of_each_query_and_key(batch, length):
+    """Also for the last of 50 queries, of which a mask over positions would leave nothing."""
+    span, positions = AdaptiveSpan(4, 16, ramp=4), torch.arange(38, 38 + length)
+    weights = torch.rand(batch, 4, length, length)
+    kept = weights * span.mask(positions[:, None] - positions)
+    assert kept.shape == weights.shape
+    assert torch.equal(kept.diagonal(dim1=2, dim2=3), weights.diagonal(dim1=2, dim2=3))
+    assert (kept.triu(1) == 0).all()
+    assert torch.equal(kept.diagonal(-1, 2, 3), weights.diagonal(-1, 2, 3))
+
+
+@pytest.mark.parametrize("wrong", [50, [[0]], torch.tensor(3), torch.arange(5), torch.zeros(4, 5, 5)], ids=str)
+def test_what_are_no_distances_of_queries_and_keys_is_refused(wrong):
+    with pytest.raises(TypeError, match=r"a tensor of distances \(M, K\), query position minus key position; not "):
+        AdaptiveSpan(4, 16).mask(wrong)
+
+
+def test_a_span_learns_through_the_mask_even_from_zero():
+    span = AdaptiveSpan(1, 100, ramp=4)
+    span.mask(torch.arange(10)[None]).sum().backward()
+    assert span.fraction.grad.item() == pytest.approx(100 * 5 / 4)  # the ramp with both its ends
 
 
 @given(st.floats(0, 1, width=32), st.integers(1, 300), st.integers(1, 40))
@@ -99,7 +147,7 @@ def test_nothing_is_seen_beyond_the_upper_bound(fraction, max_span, ramp):
     span = AdaptiveSpan(1, max_span, ramp, fraction)
     limit = upper_bound(span.effective().item(), max_span)
     assert 1 <= limit <= max_span
-    assert (soft_mask(span.tokens(), ramp, max_span)[:, : max_span - limit] == 0).all()
+    assert (span.mask(torch.arange(limit + 1, limit + 400)[None]) == 0).all()
 
 
 def test_a_span_at_zero_feels_what_it_would_gain_by_growing():
