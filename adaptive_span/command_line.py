@@ -32,6 +32,7 @@ from adaptive_span.identity import flatten
 
 T = TypeVar("T")
 
+OPEN = ("published.", "sweep.", "hardware.sbatch.")  # whose keys are no field's names
 KINDS = {
     int: "a whole number",
     float: "a number",
@@ -39,29 +40,41 @@ KINDS = {
     str: "text",
     list[int]: "a list of whole numbers, like [8,1,1]",
     list[str]: "a list, like [a,b]",
+    dict[str, Any]: "names with values, like {exclude: n1}",
 }
 
 
 def register(name: str, schema: type, launcher: ModuleType, *others: ModuleType) -> None:
     """Put the types behind `conf/<name>.yaml`, the function that its `hydra.mode` calls (a sweep is a multirun), and
     the launchers: the first takes the place of Hydra's own."""
+    _read_numbers_as_people_do()
     for module in (launcher, *others):
         # Hydra takes plugins from its own namespace alone. A package there would have to be installed, beside this one,
         # before a checkout could be used; so a module there stands for it.
         sys.modules[module.Launcher.__module__] = module
         Plugins.instance().register(module.Launcher)
     store = ConfigStore.instance()
-    store.store(name=f"{name}_schema", node=schema)
+    node = OmegaConf.structured(schema)
+    OmegaConf.set_struct(node.hardware.sbatch, False)  # its keys are sbatch's, of which Hydra knows none
+    store.store(name=f"{name}_schema", node=node)
     target = f"{launcher.Launcher.__module__}.{launcher.Launcher.__name__}"
     store.store(group="hydra/launcher", name="basic", node={"_target_": target})
     OmegaConf.register_new_resolver("mode", lambda sweep: RunMode.MULTIRUN if sweep else None, replace=True)
+
+
+def _read_numbers_as_people_do() -> None:
+    """Read 2:00:00 and 0123 in a YAML file as text. YAML 1.1, which PyYAML reads, takes them for 7200 (base 60) and 83
+    (base 8); YAML 1.2 has neither. OmegaConf's loader inherits what stands here, and has no setting of its own."""
+    known = yaml.resolver.Resolver.yaml_implicit_resolvers
+    text = ("tag:yaml.org,2002:str", re.compile(r"[-+]?(?:0[0-9_]+|[0-9][0-9_]*(?::[0-9]+)+(?:\.[0-9_]*)?)$"))
+    yaml.SafeLoader.yaml_implicit_resolvers = known | {first: [text, *known[first]] for first in "-+0123456789"}
 
 
 def typed(composed: DictConfig, schema: type[T]) -> T:
     """The composed configuration as plain dataclasses, with every interpolation resolved."""
     known = keys(schema)
     for key in flatten(OmegaConf.to_container(composed)):  # type: ignore[arg-type]
-        if key not in known and not key.startswith(("published.", "sweep.")):  # +key=value passes Hydra's own check
+        if key not in known and not key.startswith(OPEN):  # +key=value passes Hydra's own check
             raise UserError(_unknown(key, schema))
     config = OmegaConf.to_object(composed)
     assert isinstance(config, schema)

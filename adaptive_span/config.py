@@ -8,7 +8,9 @@ import math
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
+from adaptive_span import quantities
 from adaptive_span.errors import UserError, at_least, check_batch, either, one_of
+from adaptive_span.quantities import Gpus
 
 T = TypeVar("T")
 MISSING: Any = "???"  # the mark that Hydra fills in from conf/
@@ -172,32 +174,47 @@ class HardwareConfig:
 
     # What to ask SLURM for; conf/hardware/slurm.yaml says more of each.
     nodes: int = 1
-    gpus: int | None = None  # of each node; null: all of them
+    gpus: str | None = None  # of each node, like 2 or a100:2; null: all of them
     cpus: int | None = None  # cores of each node; null: the share that goes with its GPUs
-    memory: int | None = None  # GB of each node; null: what the cluster gives by default
+    memory: str | None = None  # of each node, like 16GB; null: what the cluster gives by default
     partition: str | None = None  # null: the cluster's default
     account: str | None = None
+    qos: str | None = None  # quality of service
     constraint: str | None = None  # a feature that the nodes must have
-    time: int = 1440  # minutes
+    time: str = "1440"  # minutes, or as SLURM writes it
     requeues: int = 100  # how often a job that has reached its time limit goes on
     parallel_jobs: int = 8  # of a sweep
     wait: bool = False  # until the jobs have ended
+    setup: list[str] = field(default_factory=list)  # lines of shell that a job runs before Python
+    sbatch: dict[str, Any] = field(default_factory=dict)  # every other option of sbatch
 
     def validate(self) -> None:
         one_of("hardware.device", self.device, DEVICES)
         one_of("hardware.precision", self.precision, PRECISIONS)
-        for key, least in (("processes", 0), ("nodes", 1), ("time", 1), ("requeues", 0), ("parallel_jobs", 1)):
+        for key, least in (("processes", 0), ("nodes", 1), ("requeues", 0), ("parallel_jobs", 1)):
             at_least(f"hardware.{key}", getattr(self, key), least)
-        for key, least in (("gpus", 0), ("cpus", 1), ("memory", 1)):
-            if getattr(self, key) is not None:
-                at_least(f"hardware.{key}", getattr(self, key), least)
+        if self.cpus is not None:
+            at_least("hardware.cpus", self.cpus, 1)
+        _ = self.minutes, self.megabytes, self.wanted_gpus
         if self.device == "cpu" and self.processes == 0:
             raise UserError("hardware.processes=0 starts one for each GPU, but hardware.device=cpu; give their number")
 
     @property
+    def minutes(self) -> int:
+        return quantities.minutes(self.time)
+
+    @property
+    def megabytes(self) -> int | None:
+        return None if self.memory is None else quantities.megabytes(self.memory)
+
+    @property
+    def wanted_gpus(self) -> Gpus | None:
+        return None if self.gpus is None else quantities.gpus(self.gpus)
+
+    @property
     def world_size(self) -> int:
         """Processes over all nodes, as far as it is known before they have been asked for their GPUs."""
-        return self.nodes * max(1, self.processes or self.gpus or 1)
+        return self.nodes * max(1, self.processes or (self.wanted_gpus.count if self.wanted_gpus else 1))
 
 
 @dataclass

@@ -2,9 +2,11 @@
 
 import io
 import os
+import shlex
+import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stderr, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from adaptive_span.config import Config, HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.launcher import compose, give_directories, remove_record
 from adaptive_span.run_directory import forget_failure
-from adaptive_span.slurm import cluster, snapshot, status
+from adaptive_span.slurm import cluster, options, resources, snapshot, status
 
 OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node", "name": "job_name"}
 
@@ -36,18 +38,21 @@ class Launcher(SlurmLauncher):
         cluster.ask("sbatch", "--version")
         configs = compose(self.config, self.hydra_context, job_overrides)
         hardware = _one(configs)
-        fitted = cluster.fitted(hardware, cluster.nodes())
+        sbatch = options.checked(hardware.sbatch)
+        fitted = resources.fitted(hardware, resources.nodes())
+        resources.refuse_unknown_accounts(hardware)
         for config in configs:
             config.hardware = fitted
             config.validate()  # the batch, now that the number of processes is known
-        if 60 * fitted.time <= self.params["signal_delay_s"]:
+        if 60 * fitted.minutes <= self.params["signal_delay_s"]:
             raise UserError(
                 f"hardware.time={fitted.time} leaves nothing to train in, as a job is told "
                 f"hydra.launcher.signal_delay_s={self.params['signal_delay_s']} seconds before its end; give more"
             )
         home = self._give_directories(configs)
         status.refuse_second(home)
-        jobs = self._submit(configs, home)
+        with _nothing_left(home):
+            jobs = self._submit(configs, home, sbatch)
         status.write(home, jobs)
         status.announce(home, jobs, fitted)
         if hardware.wait:
@@ -67,25 +72,30 @@ class Launcher(SlurmLauncher):
             config.run.dir = os.path.abspath(str(config.run.dir))
         return home
 
-    def _submit(self, configs: list[Config], home: Path) -> list[status.Job]:
+    def _submit(self, configs: list[Config], home: Path, sbatch: dict[str, Any]) -> list[status.Job]:
         import submitit
 
         from adaptive_span.slurm.job import Job
 
         hardware, folder = configs[0].hardware, home / "slurm"
-        _make_seen(home, folder, hardware)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run.dir={home} cannot be written to ({error.strerror}); give another run.dir") from None
+        cluster.refuse_unseen(home, hardware)
         code = snapshot.take(home)
         settings: dict[str, Any] = {OTHER_NAMES.get(key, key): value for key, value in self.params.items()}
         del settings["submitit_folder"], settings["max_num_timeout"]
         settings |= {
             "job_name": home.name,
             "ntasks_per_node": 1,  # an agent, which starts the processes
-            "mem": f"{hardware.memory}GB" if hardware.memory else None,
+            "time": hardware.minutes,
+            "mem": None if hardware.megabytes is None else f"{hardware.megabytes}M",
             "cpus_per_task": hardware.cpus,
-            "gpus_per_node": hardware.gpus or None,
+            "gpus_per_node": None if hardware.gpus == "0" else hardware.gpus,
             "stderr_to_stdout": True,
-            "setup": [*(settings["setup"] or []), *snapshot.setup(code)],
-            "additional_parameters": {"requeue": True} | settings["additional_parameters"],
+            "setup": [*(settings["setup"] or []), *map(_or_fail, hardware.setup), *snapshot.setup(code)],
+            "additional_parameters": {"requeue": True} | settings["additional_parameters"] | sbatch,
             "srun_args": [
                 f"--cpus-per-task={hardware.cpus}",  # it does not take over those of the job by itself
                 "--kill-on-bad-exit=1",  # nor end all nodes when one has failed
@@ -101,24 +111,32 @@ class Launcher(SlurmLauncher):
             with redirect_stderr(io.StringIO()):  # where sbatch's words would be shown twice
                 submitted = executor.submit_array(trainings)
         except submitit.core.utils.FailedJobError as error:
-            raise UserError(f"SLURM has refused the job: {' '.join(str(error).split())}") from None
+            told, given = " ".join(str(error).split()), f"; see hardware.sbatch={sbatch}" if sbatch else ""
+            raise UserError(f"SLURM has refused the job: {told}{given}") from None
         return [
             status.Job(job.job_id, str(config.run.dir), str(folder), config.train.total_steps)
             for job, config in zip(submitted, configs, strict=True)
         ]
 
 
-def _make_seen(home: Path, folder: Path, hardware: HardwareConfig) -> None:
-    """Make the folder of scripts and logs, or raise where it can't be made, or not be seen from the nodes."""
+def _or_fail(line: str) -> str:
+    """Return shell that runs a line of `hardware.setup` and ends the job, with a word, if it fails."""
+    told = shlex.quote(f"error: hardware.setup failed at: {' '.join(line.split())}")
+    return f"{{ {line}\n}} || {{ echo {told}; exit 1; }}"
+
+
+@contextmanager
+def _nothing_left(home: Path) -> Iterator[None]:
+    """Take away again what was made for a submission that came to nothing, unless a run was there before."""
+    made = [each for each in (home, *home.parents) if not each.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        cluster.refuse_unseen(home, hardware)
-    except OSError as error:
-        raise UserError(f"run.dir={home} cannot be written to ({error.strerror}); give another run.dir") from None
+        yield
     except UserError:
-        for made in (folder, home):
-            with suppress(OSError):  # it holds something
-                made.rmdir()
+        if made:
+            shutil.rmtree(home, ignore_errors=True)
+            for parent in made[1:]:
+                with suppress(OSError):  # another submission is there
+                    parent.rmdir()
         raise
 
 

@@ -82,7 +82,7 @@ def announce(home: Path, jobs: list[Job], hardware: HardwareConfig) -> None:
     """All that somebody needs who is given the prompt back."""
     what = f"job {jobs[0].id}" if len(jobs) == 1 else f"jobs {jobs[0].id} … {jobs[-1].id}"
     each = f"{hardware.nodes} node(s), each with {hardware.gpus} GPU(s) and {hardware.cpus} core(s)"
-    say(f"submitted {what}: {each}, for {hardware.time} minutes at a time")
+    say(f"submitted {what}: {each}, for {hardware.minutes} minutes at a time")
     for job in jobs:
         list_places({"job": job.id, "run": job.directory, "log": job.log})
     list_places(

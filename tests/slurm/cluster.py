@@ -18,7 +18,8 @@ from pathlib import Path
 
 PROGRAMS = "sbatch srun sinfo squeue sacct scancel scontrol slurmctld slurmd slurmdbd sacctmgr munged mariadbd".split()
 PACKAGES = "slurm-wlm munge slurmdbd mariadb-server"
-NODES = ("n1", "n2")
+GPUS = {"n1": "a100", "n2": "v100"}
+NODES = tuple(GPUS)
 PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 
 
@@ -138,7 +139,9 @@ def _write_files(root: Path) -> None:
     )
     (root / "slurmdbd.conf").chmod(0o600)
     (root / "gres.conf").write_text(
-        "".join(f"NodeName={node} Name=gpu File={root}/gres/gpu[0-1]\n" for node in NODES)  # a device file, or invalid
+        "".join(
+            f"NodeName={node} Name=gpu Type={GPUS[node]} File={root}/gres/gpu[0-1]\n" for node in NODES
+        )  # a device file, or invalid
     )
     (root / "slurm.conf").write_text(
         f"""{common}ClusterName=private
@@ -170,7 +173,8 @@ MpiDefault=none
 GresTypes=gpu
 """  # nodes claim more cores than the machine has: config_overrides
         + "".join(
-            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=32 Gres=gpu:2\n"
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=32 RealMemory=64000 "
+            f"Gres=gpu:{GPUS[node]}:2\n"
             for node, port in zip(NODES, nodes, strict=True)
         )
         + "".join(

@@ -131,7 +131,7 @@ def edited_cancelled_crashed(slurm: Cluster) -> tuple[str, str, Path]:
     for name in ("adaptive_span", "conf"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
     shutil.copy(ROOT / "launch.py", tree)
-    hold = "+hydra.launcher.additional_parameters.hold=true"
+    hold = "hardware.sbatch.hold=true"
     cancelled = job_of(slurm.launch(*LONG, "run.dir=edited", hold, tree=tree))
     trainer = tree / "adaptive_span" / "trainer.py"
     sound = trainer.read_text()
@@ -189,13 +189,13 @@ def script_of(slurm: Cluster, run: str) -> str:
 
 def test_a_job_asks_for_all_gpus_of_a_node_and_their_share_of_its_cores(slurm):
     """On nodes of 2 GPUs and 32 cores; the jobs are held, for there is nothing behind the GPUs."""
-    hold = "+hydra.launcher.additional_parameters.hold=true"
+    hold = "hardware.sbatch.hold=true"
     defaults = ["hardware.cpus=null", "hardware.processes=0", "hardware.device=cuda", hold]
     asked = {
         "all": ("hardware=slurm_multinode", "gpus-per-node=2 cpus-per-task=32 nodes=2 time=1440"),
         "half": (
             "hardware.gpus=1 hardware.memory=4 hardware.time=90",
-            "gpus-per-node=1 cpus-per-task=16 mem=4GB time=90",
+            "gpus-per-node=1 cpus-per-task=16 mem=4096M time=90",
         ),
         "array": ("hardware.gpus=1 train.seed=1,2,3 hardware.parallel_jobs=2", "array=0-2%2 cpus-per-task=16"),
     }
