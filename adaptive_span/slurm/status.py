@@ -153,6 +153,5 @@ def watch(home: Path, seconds: float = 2) -> bool:
     failed = [job for job in jobs if states[job.id] != "COMPLETED"]
     for job in failed:
         say(f"\njob {job.id} ended as {states[job.id]}; its log is {job.log}")
-        if why := failure(Path(job.directory)):
-            say(why)
+        say(failure(Path(job.directory)) or _last_line(job.log))
     return not failed

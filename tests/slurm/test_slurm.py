@@ -197,6 +197,11 @@ def test_a_job_asks_for_all_gpus_of_a_node_and_their_share_of_its_cores(slurm):
             "hardware.gpus=1 hardware.memory=4 hardware.time=90",
             "gpus-per-node=1 cpus-per-task=16 mem=4096M time=90",
         ),
+        "typed": (
+            "hardware.gpus=gpu:a100:1 hardware.memory=1.5G hardware.time=1-12 hardware.qos=normal "
+            "hardware.account=root hardware.sbatch.exclude=n2 hardware.sbatch.mail-user=me@example.org",
+            "gpus-per-node=a100:1 mem=1536M time=2160 qos=normal account=root exclude=n2 mail-user=me@example.org",
+        ),
         "array": ("hardware.gpus=1 train.seed=1,2,3 hardware.parallel_jobs=2", "array=0-2%2 cpus-per-task=16"),
     }
     for run, (settings, lines) in asked.items():
@@ -220,6 +225,17 @@ def test_a_job_asks_for_all_gpus_of_a_node_and_their_share_of_its_cores(slurm):
             "hardware.partition=mian must be one of main, spare, urgent; did you mean 'main'?",
         ),
         (["hardware.gpus=3"], "hardware.gpus=3 is more than a node of partition main has: 2"),
+        (
+            ["hardware.gpus=h100:1"],
+            "hardware.gpus=h100:1: no node of partition main has GPUs of type h100; take a100 or",
+        ),
+        (
+            ["hardware.gpus=a100:1", "hardware.nodes=2"],
+            "hardware.gpus=a100:1 is more than each of 2 nodes of partition",
+        ),
+        (["hardware.memory=63G"], "hardware.memory=63G is more than a node of partition main has: 64000M"),
+        (["hardware.qos=nromal"], "hardware.qos=nromal must be one of normal; did you mean 'normal'?"),
+        (["hardware.account=rot"], "hardware.account=rot must be one of root; did you mean 'root'?"),
         (["hardware.nodes=3", "train.batch_size=12"], "hardware.nodes=3 is more than partition main has: 2"),
         (["hardware.cpus=33"], "hardware.cpus=33 is more than a node of partition main has: 32"),
         (["hardware.time=5000"], "hardware.time=5000 is longer than partition main allows: 2880 minutes"),
@@ -228,7 +244,8 @@ def test_a_job_asks_for_all_gpus_of_a_node_and_their_share_of_its_cores(slurm):
             ["hardware.nodes=2", "hardware.processes=3"],
             "train.batch_size=8 must be divisible by processes × slices = 6",
         ),
-        (["hardware.time=2"], "hardware.time=2 leaves nothing to train in"),
+        (["hardware.time=2-00:01:00"], "hardware.time=2-00:01:00 is longer than partition main allows: 2880 minutes"),
+        (["hardware.time=2:00"], "hardware.time=2:00 leaves nothing to train in"),
         (
             ["hardware.device=cuda", "hardware.gpus=1", "hardware.processes=2"],
             "hardware.processes=2 are more than the hardware.gpus=1 that each node gives them",
@@ -236,13 +253,28 @@ def test_a_job_asks_for_all_gpus_of_a_node_and_their_share_of_its_cores(slurm):
         (["hydra.sweeper.max_batch_size=1"], "hydra.sweeper.max_batch_size would cut a sweep into several"),
         (["-m", "hardware.time=1,2"], "hardware.time=1,2 cannot be swept"),
         (["hydra.launcher.gres=fpga:1"], "SLURM has refused the job: "),
+        (["hardware.sbatch.time=5"], "hardware.sbatch={time: 5} is an option that the job has already: hardware.time"),
+        (["hardware.sbatch.foo=1"], "SLURM has refused the job: sbatch: unrecognized option '--foo=1'"),
     ],
 )
 def test_what_the_cluster_cannot_give_is_told_before_anything_is_queued(settings, told, slurm):
     before = slurm.ask("sacct", "-X", "-n", "-o", "JobName")
-    refused = slurm.launch("run.dir=refused", *settings, ok=False)
+    refused = slurm.launch("run.dir=refused/run", *settings, ok=False)
     assert sentence(refused).startswith(told)
-    assert "refused" not in slurm.ask("squeue", "-h", "-o", "%j") + before
+    assert not (slurm.directory / "refused").exists()
+    assert "run" not in (slurm.ask("squeue", "-h", "-o", "%j") + before).split()
+
+
+def test_lines_of_shell_come_before_python_and_one_that_fails_is_the_reason(slurm):
+    lines = 'hardware.setup=["export PYTHONPROFILEIMPORTTIME=1", "echo loaded"]'  # Python says then what it imports
+    slurm.launch("run.dir=setup", lines, "train.steps=6", "hardware.wait=true")
+    (log,) = (slurm.directory / "setup" / "slurm").glob("*.out")
+    assert re.match("loaded\nimport time: ", log.read_text())
+
+    failed = slurm.launch("run.dir=no-setup", "hardware.setup=[ls nowhere]", "hardware.wait=true", ok=False)
+    told = slurm.ask(sys.executable, "-m", "adaptive_span.slurm", "status", "no-setup")
+    assert f"job {job_of(failed)} FAILED: error: hardware.setup failed at: ls nowhere" in told
+    assert "error: hardware.setup failed at: ls nowhere" in failed.stdout
 
 
 def test_a_run_directory_that_the_nodes_cannot_see(slurm, tmp_path):
