@@ -7,12 +7,15 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock
 
 from adaptive_span.config import Config
+from adaptive_span.console import say
 from adaptive_span.errors import UserError
+from adaptive_span.identity import changes
 from adaptive_span.tracking import METRICS, SCORES
 
 CHECKPOINTS = "checkpoints"
@@ -40,6 +43,31 @@ def last_step(directory: Path) -> int:
 def is_finished(directory: Path, step: int, total_steps: int) -> bool:
     """Return whether a run that has reached `step` has all its steps and its scores."""
     return step >= total_steps and (directory / SCORES).exists()
+
+
+def is_done(config: Config) -> bool:
+    """Return whether the directory of a run holds all that it should come to; raise where it holds another run."""
+    directory = Path(config.run.dir or "")
+    step = last_step(directory)
+    if step and (directory / CONFIG).is_file():
+        refuse_changes(yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8")), config)
+    return is_finished(directory, step, config.train.total_steps)
+
+
+def refuse_changes(before: dict[str, Any], config: Config) -> None:
+    """Raise where a configuration makes another run of what was begun with the configuration `before`."""
+    if changed := changes(before, config):
+        raise UserError(
+            f"run.dir={config.run.dir} was begun with another configuration: {', '.join(changed)}; "
+            f"take back the change, or give another run.dir"
+        )
+
+
+def report_finished(directory: Path, step: int) -> None:
+    say(
+        f"{directory} is finished after {step} steps; scores are in {SCORES} there. To train on, raise train.steps; "
+        f"to start afresh, delete it or take another run.dir or train.seed"
+    )
 
 
 def has_begun(directory: Path) -> bool:

@@ -18,10 +18,18 @@ from adaptive_span.console import TrainingProgress, list_places, say
 from adaptive_span.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, process_group
 from adaptive_span.errors import UserError, check_batch
-from adaptive_span.identity import changes
 from adaptive_span.interruption import Interruption, tidy_end
 from adaptive_span.optimizer import learning_rate
-from adaptive_span.run_directory import CHECKPOINTS, LOCK, forget_failure, is_finished, step_path, write_config
+from adaptive_span.run_directory import (
+    CHECKPOINTS,
+    LOCK,
+    forget_failure,
+    is_finished,
+    refuse_changes,
+    report_finished,
+    step_path,
+    write_config,
+)
 from adaptive_span.tracking import METRICS, SCORES, Tracker
 from adaptive_span.training import Training
 
@@ -55,10 +63,7 @@ def _train(config: Config, process: Process, directory: Path) -> None:
             run.go_on(interruption)
     elif is_finished(directory, run.training.step, config.train.total_steps):
         if process.is_main:
-            say(
-                f"{directory} is finished after {run.training.step} steps; scores are in {SCORES} there. To "
-                f"train on, raise train.steps; to start afresh, delete it or take another run.dir or train.seed"
-            )
+            report_finished(directory, run.training.step)
         return
     run.score()
 
@@ -218,11 +223,7 @@ class Run:
             self.training.begin_with(published.load(Path(source)), Path(source))
 
     def _refuse_changes(self, state: checkpoint.State) -> None:
-        if changed := changes(state["config"], self.config):
-            raise UserError(
-                f"run.dir={self.directory} was begun with another configuration: {', '.join(changed)}; "
-                f"take back the change, or give another run.dir"
-            )
+        refuse_changes(state["config"], self.config)
         if state["corpus"] != self.corpus.fingerprint:
             raise UserError(
                 f"run.dir={self.directory} was begun on other data than data={self.config.data.name} is now; "

@@ -16,9 +16,10 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 
 from adaptive_span import sweep
 from adaptive_span.config import Config, HardwareConfig
+from adaptive_span.console import say
 from adaptive_span.errors import UserError
 from adaptive_span.launcher import compose, give_directories, remove_record
-from adaptive_span.run_directory import forget_failure
+from adaptive_span.run_directory import forget_failure, is_done, last_step, report_finished
 from adaptive_span.slurm import cluster, options, resources, snapshot, status
 
 OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node", "name": "job_name"}
@@ -38,6 +39,19 @@ class Launcher(SlurmLauncher):
         cluster.ask("sbatch", "--version")
         configs = compose(self.config, self.hydra_context, job_overrides)
         hardware = _one(configs)
+        home = self._give_directories(configs)
+        left = _unfinished(configs, home)
+        if left:
+            self._submit(left, hardware, home)
+        completed = status.watch(home) if left and hardware.wait else True
+        if len(configs) > 1 and hardware.wait:
+            sweep.summarize([Path(str(config.run.dir)) for config in configs], home)
+        if not completed:
+            raise SystemExit(1)
+        return []
+
+    def _submit(self, configs: list[Config], hardware: HardwareConfig, home: Path) -> None:
+        """Queue these runs, once all that can be known has been checked."""
         sbatch = options.checked(hardware.sbatch)
         fitted = resources.fitted(hardware, resources.nodes())
         resources.refuse_unknown_accounts(hardware)
@@ -49,19 +63,11 @@ class Launcher(SlurmLauncher):
                 f"hardware.time={fitted.time} leaves nothing to train in, as a job is told "
                 f"hydra.launcher.signal_delay_s={self.params['signal_delay_s']} seconds before its end; give more"
             )
-        home = self._give_directories(configs)
         status.refuse_second(home)
         with _nothing_left(home):
-            jobs = self._submit(configs, home, sbatch)
+            jobs = self._queue(configs, home, sbatch)
         status.write(home, jobs)
         status.announce(home, jobs, fitted)
-        if hardware.wait:
-            completed = status.watch(home)
-            if len(configs) > 1:
-                sweep.summarize([Path(str(config.run.dir)) for config in configs], home)
-            if not completed:
-                raise SystemExit(1)
-        return []
 
     def _give_directories(self, configs: list[Config]) -> Path:
         """Absolute ones, that a job's script can name."""
@@ -72,7 +78,7 @@ class Launcher(SlurmLauncher):
             config.run.dir = os.path.abspath(str(config.run.dir))
         return home
 
-    def _submit(self, configs: list[Config], home: Path, sbatch: dict[str, Any]) -> list[status.Job]:
+    def _queue(self, configs: list[Config], home: Path, sbatch: dict[str, Any]) -> list[status.Job]:
         import submitit
 
         from adaptive_span.slurm.job import Job
@@ -117,6 +123,17 @@ class Launcher(SlurmLauncher):
             status.Job(job.job_id, str(config.run.dir), str(folder), config.train.total_steps)
             for job, config in zip(submitted, configs, strict=True)
         ]
+
+
+def _unfinished(configs: list[Config], home: Path) -> list[Config]:
+    """Return the runs that have something left to do; say which have not."""
+    left = [config for config in configs if not is_done(config)]
+    if len(configs) == 1 and not left:
+        report_finished(home, last_step(home))
+    elif len(left) < len(configs):
+        done = [Path(str(config.run.dir)).name for config in configs if config not in left]
+        say(f"{len(done)} of {len(configs)} runs in {home} are finished and not queued again: {', '.join(done)}")
+    return left
 
 
 def _or_fail(line: str) -> str:

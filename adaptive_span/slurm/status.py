@@ -36,12 +36,14 @@ class Job:
         """What all of its nodes and attempts have said."""
         return Path(self.folder, f"{self.id}_0_log.out")
 
-    def outcome(self) -> str:
-        """Return what the run's own directory shows of a job that SLURM has forgotten."""
+    def outcome(self, state: str | None) -> str:
+        """Return how the run is doing: what SLURM says, but what its directory shows once SLURM has done with it."""
         directory = Path(self.directory)
+        if state and state not in ENDED:
+            return state
         if is_finished(directory, last_step(directory), self.total_steps):
             return "COMPLETED"
-        return "FAILED" if failure(directory) else "UNKNOWN"
+        return state or ("FAILED" if failure(directory) else "UNKNOWN")
 
     def last_line(self) -> dict[str, float]:
         """Of the run's metrics."""
@@ -52,11 +54,13 @@ class Job:
 
 
 def write(home: Path, jobs: list[Job]) -> None:
+    """Keep these jobs, each in the place of an earlier one of the same directory."""
+    jobs = list({job.directory: job for job in (*read(home), *jobs)}.values())
     (home / "slurm" / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs], indent=1), encoding="utf-8")
 
 
 def read(home: Path) -> list[Job]:
-    """The jobs of the last submission of a run, or of a sweep; a job of a sweep can be asked for alone."""
+    """Return the last job of a run, or of each run of a sweep; one run of a sweep can be asked for alone."""
     for place in (home, home.parent):
         path = place / "slurm" / "jobs.json"
         if path.is_file():
@@ -97,9 +101,9 @@ def announce(home: Path, jobs: list[Job], hardware: HardwareConfig) -> None:
 
 
 def states_of(jobs: list[Job]) -> dict[str, str]:
-    """What SLURM says; of a job that it has forgotten, what the run itself has left."""
+    """Return the state of each job, also of one that SLURM has forgotten."""
     known = cluster.states(job.id for job in jobs)
-    return {job.id: known.get(job.id) or job.outcome() for job in jobs}
+    return {job.id: job.outcome(known.get(job.id)) for job in jobs}
 
 
 def table(jobs: list[Job], states: dict[str, str]) -> Table:

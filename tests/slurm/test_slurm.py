@@ -182,6 +182,35 @@ def test_a_sweep_is_an_array_whose_jobs_each_have_a_directory(name, slurm):
     assert slurm.ask("sacct", "-X", "-n", "-P", "-j", job, "-o", "JobID").split() == [f"{job}_0", f"{job}_1"]
 
 
+def test_a_sweep_again_queues_what_is_not_finished_and_a_failed_run_says_why(slurm):
+    swept = ["hydra.mode=MULTIRUN", "optimizer.lr=0.07,1e30", "optimizer.clip=1e30", "run.dir=again", "train.steps=6"]
+    launched = slurm.launch(*swept, "hardware.wait=true", ok=False)
+    assert launched.returncode == 1
+    rows = {row["optimizer.lr"]: row for row in table(slurm.directory / "again")}
+    why = rows["1e+30"]["reason"]
+    assert re.match("the loss is .* at step 2: the training has diverged", why)
+    assert not rows["0.07"]["reason"]
+    assert f"\n1 failed: {why}\n" in launched.stdout
+    status = [sys.executable, "-m", "adaptive_span.slurm", "status", "again"]
+    assert f"job {job_of(launched)}_1 FAILED: {why}" in slurm.ask(*status)
+
+    again = slurm.launch(*swept, "hardware.sbatch.hold=true")
+    assert "1 of 2 runs in " in again.stdout
+    assert " are finished and not queued again: 0" in again.stdout
+    told = slurm.ask(*status)
+    assert re.search(rf"{job_of(launched)}_0 +COMPLETED.*\n{job_of(again)} +PENDING", told)
+    assert "diverged" not in told  # it is tried again
+    slurm.run("scancel", job_of(again))
+
+    jobs = slurm.ask("sacct", "-X", "-n", "-o", "JobID")
+    assert "is finished after 6 steps" in slurm.launch("run.dir=again/0", *swept[2:3], "train.steps=6").stdout
+    changed = slurm.launch("run.dir=again/0", "train.seed=7", ok=False)
+    assert "was begun with another configuration: optimizer.clip (1e+30 → 0.03), train.seed (1 → 7)" in sentence(
+        changed
+    )
+    assert slurm.ask("sacct", "-X", "-n", "-o", "JobID") == jobs
+
+
 def script_of(slurm: Cluster, run: str) -> str:
     (path,) = (slurm.directory / run / "slurm").glob("*_submission.sh")
     return path.read_text()
