@@ -70,7 +70,7 @@ class Cluster:
             found = "\n".join(log.read_text() for log in (self.directory / run / "slurm").glob("*.out"))
             return f"{self.account(job)}\n{self.ask('squeue')}\n{found}"
 
-        self.until(lambda: self.account(job) == state, logs)
+        self.until(lambda: self.account(job) == state and job not in self.ask("squeue", "-h", "-o", "%i").split(), logs)
 
 
 def job_of(launched: Finished) -> str:
