@@ -5,12 +5,13 @@ from omegaconf import DictConfig
 
 from adaptive_span import command_line, launcher
 from adaptive_span.config import EvaluateConfig
+from adaptive_span.program import exit_codes
 from adaptive_span.slurm import launcher as slurm_launcher
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(composed: DictConfig) -> None:
-    with command_line.clear_errors(EvaluateConfig):
+    with exit_codes(), command_line.explained(EvaluateConfig):
         config = command_line.typed(composed, EvaluateConfig)
         config.validate()
 
@@ -21,5 +22,5 @@ def main(composed: DictConfig) -> None:
 
 if __name__ == "__main__":
     command_line.register("evaluate", EvaluateConfig, launcher, slurm_launcher)
-    with command_line.clear_errors(EvaluateConfig):
+    with exit_codes(), command_line.explained(EvaluateConfig):
         main()

@@ -10,14 +10,13 @@ from omegaconf import DictConfig
 from adaptive_span import command_line, launcher, run_directory
 from adaptive_span.config import Config
 from adaptive_span.identity import default_run_dir
+from adaptive_span.program import exit_codes
 from adaptive_span.slurm import launcher as slurm_launcher
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="launch")
-def main(composed: DictConfig) -> bool:
-    """Whether the run has come to its end: in a sweep, the others are none the worse for one that has not."""
-    goes_on = HydraConfig.get().mode == RunMode.MULTIRUN
-    with command_line.clear_errors(Config, goes_on):
+def main(composed: DictConfig) -> None:
+    with exit_codes(), command_line.explained(Config):
         config = command_line.typed(composed, Config)
         config.validate()
         config.run.dir = config.run.dir or default_run_dir(config)
@@ -25,13 +24,11 @@ def main(composed: DictConfig) -> bool:
         from adaptive_span import distributed, trainer  # torch, which --help need not wait for
 
         run_directory.forget_failure(Path(config.run.dir))
-        with run_directory.failure_kept(config, among_others=goes_on):
+        with run_directory.failure_kept(config, among_others=HydraConfig.get().mode == RunMode.MULTIRUN):
             distributed.launch(trainer.train, config, config.hardware)
-        return True
-    return False
 
 
 if __name__ == "__main__":
     command_line.register("launch", Config, launcher, slurm_launcher)
-    with command_line.clear_errors(Config):
+    with exit_codes(), command_line.explained(Config):
         main()

@@ -2,9 +2,7 @@
 
 import os
 import re
-import signal
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -87,24 +85,16 @@ def quoted(value: str) -> str:
 
 
 @contextmanager
-def clear_errors(schema: type, goes_on: bool = False) -> Iterator[None]:
-    """Tell what a user can cause in one sentence, and end with exit code 2; let everything else show its traceback. A
-    command that `goes_on` with other runs tells either and does not end."""
+def explained(schema: type) -> Iterator[None]:
+    """Raise what Hydra and OmegaConf find wrong with a command as a `UserError`; leave everything else as it is."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # without it Hydra ends the process itself, with a summary of its own
     try:
         yield
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         sentence = _sentence(error, schema)
-        if sentence is not None:
-            print(f"error: {sentence}", file=sys.stderr)
-            if not goes_on:
-                sys.exit(2)
-        elif goes_on:
-            traceback.print_exception(error)
-        else:
+        if sentence is None:
             raise
+        raise UserError(sentence) from error
 
 
 def keys(schema: type) -> dict[str, Any]:
@@ -121,15 +111,15 @@ def keys(schema: type) -> dict[str, Any]:
 
 
 def _sentence(error: Exception, schema: type) -> str | None:
-    """What somebody has done; None where it is a bug."""
-    if isinstance(error, UserError):
-        return str(error)
+    """Return what somebody has typed wrong, or None where nobody has."""
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain(error, schema)
     if isinstance(error, yaml.YAMLError):  # in a file of conf/
         return " ".join(str(error).split())
     if "Config group override must be a string" in str(error):  # a ValueError of Hydra's
         return "null names no file of a group; write group=name, or leave that setting out"
+    if re.match("Only one of --|The --resolve flag", str(error)):  # ValueErrors of Hydra's
+        return str(error)
     return None
 
 

@@ -6,7 +6,6 @@ Needs `pip install 'adaptive-span[export]'`; nothing else in the package does.
 """
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from adaptive_span import published
 from adaptive_span.config import ModelConfig, from_dict
 from adaptive_span.errors import UserError
 from adaptive_span.model import Transformer
+from adaptive_span.program import exit_codes
 
 
 class PretrainedTransformer(
@@ -50,7 +50,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_codes():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -15,6 +15,7 @@ from adaptive_span import command_line, sweep
 from adaptive_span.config import Config
 from adaptive_span.errors import UserError
 from adaptive_span.identity import default_run_dir, flatten
+from adaptive_span.program import BUG, MISTAKE
 from adaptive_span.run_directory import has_begun
 
 
@@ -28,7 +29,7 @@ class Launcher(BasicLauncher):
         assert self.config is not None
         remove_record(self.config)
         if self.config.hydra.job.config_name != "launch":
-            return super().launch(job_overrides, initial_job_idx)
+            return _end(self._run_each(job_overrides))
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise UserError("torchrun starts the processes of one run; for a sweep take hardware.processes=N instead")
         configs = compose(self.config, self.hydra_context, job_overrides)
@@ -37,13 +38,31 @@ class Launcher(BasicLauncher):
             [*overrides, f"run.dir={command_line.quoted(str(config.run.dir))}"]
             for overrides, config in zip(job_overrides, configs, strict=True)
         ]
-        results = super().launch(own, initial_job_idx)
+        code = self._run_each(own)
         begun = [run for config in configs if has_begun(run := Path(str(config.run.dir)))]
         if begun and len(configs) > 1:
             sweep.summarize(begun, home)
-        if not all(result.return_value for result in results):
-            raise SystemExit(2)  # why has been told
-        return results
+        return _end(code)
+
+    def _run_each(self, job_overrides: Sequence[Sequence[str]]) -> int:
+        """Run one after the other, and return an exit code: 1 if one of them met a bug, 2 if one of them a user's
+        mistake. Either has been reported. A signal ends the sweep with the run that it has stopped."""
+        codes = set()
+        for number, overrides in enumerate(job_overrides):
+            try:
+                super().launch([overrides], number)
+            except SystemExit as end:
+                if end.code not in (BUG, MISTAKE):
+                    raise
+                codes.add(end.code)
+        return min(codes, default=0)
+
+
+def _end(code: int) -> Sequence[JobReturn]:
+    """Return the nothing that Hydra expects, or end the process."""
+    if code:
+        raise SystemExit(code)
+    return []
 
 
 def remove_record(config: DictConfig) -> None:

@@ -22,6 +22,7 @@ from adaptive_span.config import Config, ModelConfig, OptimizerConfig
 from adaptive_span.download import fetch
 from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.model import Transformer
+from adaptive_span.program import exit_codes
 
 ADDRESS = "https://dl.fbaipublicfiles.com/adaptive-span/{name}.pt"
 NAMES = ("enwik8", "enwik8_large", "text8", "text8_large")
@@ -198,7 +199,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_codes():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -9,7 +9,6 @@ import argparse
 import csv
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from rich.table import Table
 from adaptive_span.console import say, show
 from adaptive_span.errors import UserError
 from adaptive_span.identity import flatten
+from adaptive_span.program import exit_codes
 from adaptive_span.run_directory import CONFIG, FAILURE, has_begun, reason
 from adaptive_span.tracking import METRICS, SCORES, logged
 
@@ -91,7 +91,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_codes():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

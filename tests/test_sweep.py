@@ -105,6 +105,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_a_crash_of_one_run_is_shown_and_leaves_the_others_alone(launch, tmp_path):
     settings = ["hydra.mode=MULTIRUN", "train.seed=1,2,3", "train.steps=6", "run.dir=sweep"]
     swept = launch(*settings, ok=False, program=(sys.executable, "-c", CRASH))
+    assert swept.returncode == 1
     assert "NameError: name 'broken' is not defined" in swept.stderr
     reasons = {row["train.seed"]: row["reason"] for row in table(tmp_path / "sweep")}
     assert reasons == {"1": "", "2": "NameError: name 'broken' is not defined", "3": ""}

@@ -14,7 +14,6 @@ of its own. The first four need torch, numpy and PyYAML alone, and triton for fu
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from adaptive_span.attention import why_not_fused
 from adaptive_span.benchmark import costs, profiles
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.config import ATTENTIONS, PRECISIONS
-from adaptive_span.errors import UserError
+from adaptive_span.program import exit_codes
 
 PROJECT = ("loop", "processes", "data")
 
@@ -118,7 +117,5 @@ def _print_table(rows: dict[str, Row]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_codes():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -26,7 +26,10 @@ OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks
 
 
 class Launcher(SlurmLauncher):
-    """As the plugin's, but it pickles a typed configuration and not Hydra, and waits only where it is asked to."""
+    """As the plugin's, but it pickles a typed configuration and not Hydra, and waits only where it is asked to.
+
+    The command then ends with 0 once all jobs have completed, with 1 if one of them has not, for whatever reason.
+    """
 
     __module__ = "hydra_plugins.adaptive_span_slurm"  # where Hydra looks for `_target_`
 

@@ -1,0 +1,30 @@
+"""How every program ends.
+
+0: it did what it was asked for. 1: a bug, with its traceback. 2: a user's mistake, in one sentence. 128 + the signal's
+number: it was stopped.
+"""
+
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from adaptive_span.errors import UserError
+
+BUG, MISTAKE = 1, 2
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """End the process with the code that says what has happened."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(MISTAKE) from None
+    except Exception as error:
+        traceback.print_exception(error)
+        raise SystemExit(BUG) from None
