@@ -6,20 +6,35 @@ A run's `checkpoints/` holds `step_00001000.pt` (the newest `checkpoint.keep` of
 
 import os
 import random
-import zipfile
-import zlib
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adaptive_span.errors import UserError, first_line
+from adaptive_span import tensor_file
+from adaptive_span.config import Config
+from adaptive_span.errors import UserError
 from adaptive_span.run_directory import step_path, steps
+from adaptive_span.stored import from_dict, lookup
 
 State = dict[str, Any]
+FORMAT = 1  # of what is written; files without the key are older and are still read
+WEIGHTS = {"config": dict, "vocab_size": int, "step": int, "model": dict[str, Tensor]}
+TRAINING = WEIGHTS | {
+    "optimizer": dict,
+    "stream": dict,
+    "cache": list[Tensor],
+    "limits": list[list[int]],
+    "processes": list[dict[str, Any]],
+    "updates": int,
+}
+UNTIL_NOW = {"corpus": str | None, "best": float, "run_id": str | None}
+
+
+class NewerFormat(UserError):
+    """A checkpoint of a later version: to pass it over would lose what it holds."""
 
 
 def save(state: State, path: Path) -> None:
@@ -28,7 +43,7 @@ def save(state: State, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            torch.save({"format": FORMAT} | state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -42,37 +57,26 @@ def save(state: State, path: Path) -> None:
 
 
 def load(path: Path) -> State:
-    """One checkpoint, every byte checked; no code in the file is run. Raises `UserError` where it is damaged."""
-    if not path.is_file():
-        what = "which is a folder" if path.is_dir() else "nor anything else of that name"
-        raise UserError(f"there is no checkpoint {path}, {what}; a run's are in its folder checkpoints")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"the checkpoint {path} may not be read (permission denied)")
-    with open(path, "rb") as file:
-        start = file.read(2)
-    damaged = None
-    if start != b"PK" and start[:1] != b"\x80":  # a zip file or, long ago, a pickle
-        raise UserError(f"{path} is no checkpoint")
-    try:
-        if start == b"PK":
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch.load itself does not look at the checksums
-        if damaged is None:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if isinstance(state, dict) and "model" in state:
-                return state
-            raise UserError(f"{path} is no checkpoint: it holds no 'model'")
-        reason = f"the checksum of {damaged} is wrong"
-    except UnpicklingError as error:
-        if "Unsupported global" in str(error) or "GLOBAL" in str(error):
-            raise UserError(
-                f"{path} asks to run code when it is loaded, which was refused; a checkpoint holds tensors and plain "
-                f"values alone"
-            ) from None
-        reason = first_line(error)
-    except (zipfile.BadZipFile, zlib.error, LookupError, RuntimeError, EOFError, ValueError) as error:
-        reason = first_line(error)
-    raise UserError(f"the checkpoint {path} is damaged: {reason}")
+    """Return one checkpoint of this project, checked. Raises `UserError` where it is damaged or of another kind."""
+    return check(tensor_file.read(path), path, WEIGHTS)
+
+
+def check(state: Any, path: Path, wanted: dict[str, Any]) -> State:
+    """Return what was read from `path` if it holds what is wanted, each of its type."""
+    if not isinstance(state, dict) or "model" not in state:
+        raise UserError(f"{path} is no checkpoint: it holds no 'model'")
+    written = lookup({"format": 0} | state, "format", int, path)
+    if written > FORMAT:
+        raise NewerFormat(
+            f"{path} was written by a newer version of adaptive-span (format {written}; this one reads up to "
+            f"{FORMAT}); update the package"
+        )
+    for key, hint in wanted.items():
+        lookup(state, key, hint, path)
+    for key in UNTIL_NOW.keys() & state.keys():
+        lookup(state, key, UNTIL_NOW[key], path)
+    from_dict(state["config"], Config, path)
+    return state
 
 
 def check_fits(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
@@ -92,7 +96,9 @@ def newest(directory: Path) -> tuple[State | None, list[str]]:
     problems: list[str] = []
     for path in steps(directory):
         try:
-            return load(path), problems
+            return check(tensor_file.read(path), path, TRAINING), problems
+        except NewerFormat:
+            raise
         except UserError as error:
             problems.append(f"{error}; going on from the one before")
     if problems:

@@ -5,14 +5,13 @@ knows Hydra, so a `ModelConfig` made by hand is as good as a composed one.
 """
 
 import math
-from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from adaptive_span import quantities
 from adaptive_span.errors import UserError, at_least, check_batch, either, one_of
 from adaptive_span.quantities import Gpus
 
-T = TypeVar("T")
 MISSING: Any = "???"  # the mark that Hydra fills in from conf/
 
 ATTENTIONS = ("auto", "dense", "banded", "fused")
@@ -351,9 +350,3 @@ class EvaluateConfig:
             at_least("block_size", self.block_size, 1)
         self.hardware.validate()
         check_batch("batch_size", self.batch_size, self.hardware.processes)
-
-
-def from_dict(values: dict[str, Any], schema: type[T]) -> T:
-    """What `asdict` took apart, whole again: the configuration that a checkpoint was trained with, say."""
-    hints = get_type_hints(schema)
-    return schema(**{k: from_dict(v, hints[k]) if is_dataclass(hints[k]) else v for k, v in values.items()})

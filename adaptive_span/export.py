@@ -12,17 +12,19 @@ from pathlib import Path
 from huggingface_hub import PyTorchModelHubMixin
 
 from adaptive_span import published
-from adaptive_span.config import ModelConfig, from_dict
+from adaptive_span.config import ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model import Transformer
 from adaptive_span.program import exit_codes
+from adaptive_span.stored import from_dict
+from adaptive_span.stored_model import config_of
 
 
 class PretrainedTransformer(
     Transformer,
     PyTorchModelHubMixin,
     library_name="adaptive-span",
-    coders={ModelConfig: (asdict, lambda values: ModelConfig(**values))},
+    coders={ModelConfig: (asdict, lambda values: from_dict(values, ModelConfig, "config.json", "model."))},
 ):
     """A `Transformer` with `save_pretrained`, `push_to_hub` and `from_pretrained`."""
 
@@ -33,7 +35,7 @@ class PretrainedTransformer(
 def from_checkpoint(path: Path) -> PretrainedTransformer:
     """The model of a checkpoint, this project's or the original's."""
     state = published.load(path)
-    model = PretrainedTransformer(from_dict(state["config"]["model"], ModelConfig), state["vocab_size"])
+    model = PretrainedTransformer(config_of(state, path), state["vocab_size"])
     model.load_state_dict(state["model"])
     return model
 

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_span import checkpoint
+from adaptive_span import checkpoint, tensor_file
 from adaptive_span.config import Config, ModelConfig, OptimizerConfig
 from adaptive_span.download import fetch
 from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.model import Transformer
 from adaptive_span.program import exit_codes
+from adaptive_span.stored import lookup
 
 ADDRESS = "https://dl.fbaipublicfiles.com/adaptive-span/{name}.pt"
 NAMES = ("enwik8", "enwik8_large", "text8", "text8_large")
@@ -72,41 +73,48 @@ def _reshaped(name: str, tensor: Tensor) -> Tensor:
 
 
 def load(path: Path) -> checkpoint.State:
-    """A checkpoint of this project, or one of the original in the form of this project's."""
-    state = checkpoint.load(path)
-    return convert(state, path) if is_original(state) else state
+    """Return a checkpoint of this project, or one of the original in the form of this project's."""
+    state = tensor_file.read(path)
+    return convert(state, path) if is_original(state) else checkpoint.check(state, path, checkpoint.WEIGHTS)
 
 
-def is_original(state: checkpoint.State) -> bool:
-    return state.keys() >= KEYS
+def is_original(state: Any) -> bool:
+    return isinstance(state, dict) and state.keys() >= KEYS
 
 
 def convert(state: checkpoint.State, path: Path, ramp: int = 32) -> checkpoint.State:
     """What was read from `path`, in the form of this project's checkpoints. Raises `UserError` naming what is amiss."""
-    tensors = rename(state["model"])
+    step = lookup(state, "scheduler_iter", int, path)
+    if step < 0:
+        raise UserError(f"{path} has scheduler_iter={step}: it is no checkpoint of the original project")
+    tensors = rename(lookup(state, "model", dict[str, Tensor], path))
     config, vocab_size = _sizes(tensors, path, ramp)
     with torch.device("meta"):
         model = Transformer(config, vocab_size)
     checkpoint.check_fits(model, tensors, path)
-    kept: dict[str, Any] = next(iter(state["optimizer"]["state"].values()), {})
+    gathered = _gathered(state, path)
+    kept = next(iter(gathered.values()), {})
     name = "adagrad" if "sum" in kept else "adam" if "exp_avg" in kept else "sgd"
     return {
         "config": Config(model=config, optimizer=OptimizerConfig(name)).as_dict(),
         "corpus": None,  # the file does not say
         "vocab_size": vocab_size,
-        "step": state["scheduler_iter"],
+        "step": step,
         "model": tensors,
-        "optimizer": _optimizer_state(state, model, path),
+        "optimizer": _optimizer_state(gathered, list(state["model"]), model, path),
     }
 
 
 def _sizes(tensors: dict[str, Tensor], path: Path, ramp: int) -> tuple[ModelConfig, int]:
     """The model's configuration and its vocabulary's size, from the shapes of its tensors."""
 
-    def shape(name: str) -> torch.Size:
+    def shape(name: str, dimensions: int = 2) -> torch.Size:
         if name not in tensors:
             raise UserError(f"{path} is no checkpoint of the original project: there is no tensor for {name} in it")
-        return tensors[name].shape
+        found = tensors[name].shape
+        if len(found) != dimensions or 0 in found:
+            raise UserError(f"{path} is no checkpoint of the original project: {name} has shape {tuple(found)} in it")
+        return found
 
     first = "attention_blocks.0.attention."
     head_size, max_span = shape("positions")
@@ -120,7 +128,7 @@ def _sizes(tensors: dict[str, Tensor], path: Path, ramp: int) -> tuple[ModelConf
         num_layers=len({name.split(".")[1] for name in tensors if name.startswith("attention_blocks.")}),
         hidden_size=hidden_size,
         ffn_size=shape("feed_forward_blocks.0.expand.weight")[0] if any("expand" in name for name in tensors) else 0,
-        memory_size=shape(first + "memory.key")[2] if any("memory" in name for name in tensors) else 0,
+        memory_size=shape(first + "memory.key", 3)[2] if any("memory" in name for name in tensors) else 0,
         num_heads=hidden_size // head_size,
         max_span=max_span,
         block_size=min(512, max_span),
@@ -128,30 +136,48 @@ def _sizes(tensors: dict[str, Tensor], path: Path, ramp: int) -> tuple[ModelConf
         ramp=ramp,
         cutoffs=[sum(counts[:index]) for index in range(1, len(counts))],
         division=hidden_size // shape("embedding.vectors.1")[1] if clusters else 4,
-        tied=all(torch.equal(tensors[name], tensors[name.removeprefix("output.")]) for name in shared),
+        tied=all(_same(tensors[name], tensors.get(name.removeprefix("output."))) for name in shared),
     )
     config.validate()
     return config, vocab_size
 
 
-def _optimizer_state(state: checkpoint.State, model: Transformer, path: Path) -> checkpoint.State:
-    """What the optimizer has gathered, by the index of our parameters; the file's index counts in its own order."""
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _gathered(state: checkpoint.State, path: Path) -> dict[int, dict[str, Any]]:
+    """Return what the optimizer has gathered, by the index of its parameter."""
+    gathered = lookup(lookup(state, "optimizer", dict, path), "state", dict, path)
+    if not all(isinstance(index, int) and isinstance(values, dict) for index, values in gathered.items()):
+        raise UserError(f"{path} is no checkpoint of the original project: its optimizer's state is of another form")
+    return gathered
+
+
+def _optimizer_state(
+    gathered: dict[int, dict[str, Any]], names: list[str], model: Transformer, path: Path
+) -> checkpoint.State:
+    """Return what was gathered by the index of our parameters; the file's index counts `names` in its own order."""
     ours = dict(model.named_parameters())  # a shared one under the input's name, in the file too
-    theirs = [_ours(name) for name in state["model"] if _ours(name) in ours]
-    gathered = state["optimizer"]["state"]
-    if gathered and gathered.keys() != set(range(len(theirs))):
+    theirs = [_ours(name) for name in names if _ours(name) in ours]
+    if gathered and (gathered.keys() != set(range(len(theirs))) or len(theirs) != len(ours)):
         raise UserError(f"{path} holds the optimizer's state of {len(gathered)} parameters, but has {len(theirs)}")
     converted = {}
     for index, (name, parameter) in enumerate(ours.items()):
         values = gathered[theirs.index(name)] if gathered else {}
         for key, value in values.items():
-            if value.dim() and value.numel() != parameter.numel():
+            if isinstance(value, Tensor) and value.dim() and value.numel() != parameter.numel():
                 raise UserError(
                     f"{path} does not fit: the optimizer's {key} of {name} has shape {tuple(value.shape)}, the "
                     f"parameter {tuple(parameter.shape)}"
                 )
-        converted[index] = {k: v.reshape(parameter.shape) if v.dim() else v for k, v in values.items()}
+        converted[index] = {key: _as_parameter(value, parameter) for key, value in values.items()}
     return {"state": converted}
+
+
+def _as_parameter(value: Any, parameter: Tensor) -> Any:
+    """Return a sum with its parameter's shape, and a count as it is."""
+    return value.reshape(parameter.shape) if isinstance(value, Tensor) and value.dim() else value
 
 
 def download(name: str, directory: Path) -> Path:
@@ -186,7 +212,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--ramp", type=int, default=32, help="tokens; the file does not say")
     arguments = parser.parse_args()
-    state = checkpoint.load(arguments.file)
+    state = tensor_file.read(arguments.file)
     if not is_original(state):
         raise UserError(f"{arguments.file} is a checkpoint of this project already")
     state = convert(state, arguments.file, arguments.ramp)

@@ -8,15 +8,15 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import torch
-
 from adaptive_span import checkpoint, evaluation, figures, flops, published
-from adaptive_span.config import MISSING, Config, DataConfig, EvaluateConfig, ModelConfig, from_dict
+from adaptive_span.config import MISSING, Config, DataConfig, EvaluateConfig, ModelConfig
 from adaptive_span.console import flops_table, list_places, say, score_table, show, span_table
 from adaptive_span.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, process_group
 from adaptive_span.errors import UserError, check_batch
 from adaptive_span.model import Transformer
+from adaptive_span.stored import from_dict
+from adaptive_span.stored_model import model_of
 from adaptive_span.tracking import SCORES
 
 SPLITS = ("valid", "test")
@@ -63,14 +63,6 @@ def print_tables(result: dict[str, Any], config: Config, level: str) -> None:
     show(flops_table(result["flops_per_token"]))
 
 
-def model_of(state: checkpoint.State, device: torch.device) -> Transformer:
-    """The model that a checkpoint describes, with its weights, on a machine that may be another one."""
-    config = from_dict(state["config"]["model"], ModelConfig)
-    model = Transformer(replace(config, attention="auto"), state["vocab_size"])
-    model.load_state_dict(state["model"])
-    return model.to(device)
-
-
 def evaluate(asked: EvaluateConfig) -> None:
     """What `evaluate.py` does. Called in every process."""
     file = Path(asked.checkpoint or Path(asked.run or "") / "checkpoints" / "best.pt")
@@ -78,13 +70,13 @@ def evaluate(asked: EvaluateConfig) -> None:
     with process_group(asked.hardware) as process:
         check_batch("batch_size", asked.batch_size, process.world_size)
         state = published.load(file)
-        config = from_dict(state["config"], Config)
+        config = from_dict(state["config"], Config, file)
         config.data = _data(asked.data, config.data, file)
         if process.is_main:
             _check_writable(directory)
         corpus = prepare(config.data, config.model.reads_by_frequency)
         _check_corpus(corpus, state, config.data, file)
-        model = model_of(state, process.device)
+        model = model_of(state, file, process.device)
         block_size = asked.block_size or config.model.block_size
         with autocast(asked.hardware, process.device):
             result = score(model, corpus, asked.protocol, asked.batch_size, block_size, process)

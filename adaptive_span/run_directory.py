@@ -16,6 +16,7 @@ from adaptive_span.config import Config
 from adaptive_span.console import say
 from adaptive_span.errors import UserError
 from adaptive_span.identity import changes
+from adaptive_span.stored import read_yaml
 from adaptive_span.tracking import METRICS, SCORES
 
 CHECKPOINTS = "checkpoints"
@@ -50,7 +51,7 @@ def is_done(config: Config) -> bool:
     directory = Path(config.run.dir or "")
     step = last_step(directory)
     if step and (directory / CONFIG).is_file():
-        refuse_changes(yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8")), config)
+        refuse_changes(read_yaml(directory / CONFIG), config)
     return is_finished(directory, step, config.train.total_steps)
 
 

@@ -7,7 +7,6 @@ A sweep on this machine ends with it by itself.
 
 import argparse
 import csv
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,15 +14,18 @@ from typing import Any
 
 from rich.table import Table
 
+from adaptive_span.config import Config
 from adaptive_span.console import say, show
 from adaptive_span.errors import UserError
 from adaptive_span.identity import flatten
 from adaptive_span.program import exit_codes
 from adaptive_span.run_directory import CONFIG, FAILURE, has_begun, reason
+from adaptive_span.stored import from_dict, lookup, read_json, read_yaml
 from adaptive_span.tracking import METRICS, SCORES, logged
 
 Row = dict[str, Any]
 SPLITS = ("valid", "test")
+MEASURED = ("tokens_per_second", "span/mean", "flops_per_token")
 RESULTS: dict[str, Callable[[float], str]] = {  # columns, and how their numbers are shown
     "valid": "{:.4f}".format,
     "test": "{:.4f}".format,
@@ -62,25 +64,27 @@ def summarize(directories: Sequence[Path], home: Path) -> None:
 
 
 def _row(directory: Path) -> Row:
-    """One run: its scores if it has ended, else the last ones on the validation part; None of what it has not yet."""
-    import yaml
+    """Return one run: its scores if it has ended, else the last ones on the validation part; None where it has none."""
+    config = from_dict(read_yaml(directory / CONFIG), Config, directory / CONFIG)
+    unit = "ppl" if config.data.level == "word" else "bpc"
+    row: Row = {"run": directory, "config": flatten(config.as_dict()), "unit": unit, "step": 0}
+    row |= dict.fromkeys(RESULTS) | {"seconds": 0.0, "reason": reason(directory)}
+    path = directory / METRICS
+    for number, line in enumerate(logged(path) if path.exists() else [], 1):
+        measured = {key: lookup(line, key, float, f"line {number} of {path}") for key in MEASURED}
+        tokens = (line["step"] - row["step"]) * config.train.batch_size * config.model.block_size
+        row["seconds"] += tokens / (measured.pop("tokens_per_second") or math.inf)
+        row |= measured | {"step": line["step"], "valid": line.get(f"valid/{unit}", row["valid"])}
+    return row | (_scores(directory / SCORES, unit) if (directory / SCORES).exists() else {})
 
-    config = flatten(yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8")))
-    unit = "ppl" if config["data.level"] == "word" else "bpc"
-    row: Row = {"run": directory, "config": config, "unit": unit, "step": 0, "reason": reason(directory)}
-    row |= dict.fromkeys(RESULTS) | {"seconds": 0.0}
-    if not (directory / METRICS).exists():
-        return row
-    for line in logged(directory / METRICS):
-        tokens = (line["step"] - row["step"]) * config["train.batch_size"] * config["model.block_size"]
-        row["seconds"] += tokens / line["tokens_per_second"]
-        row |= {"step": line["step"], "valid": line.get(f"valid/{unit}", row["valid"])}
-        row |= {key: line[key] for key in ("span/mean", "flops_per_token")}
-    if (directory / SCORES).exists():
-        scores = json.loads((directory / SCORES).read_text())
-        if scores["protocol"] == "exact":  # or the runs would not compare
-            row |= {split: found[unit] for split, found in scores["splits"].items()}
-    return row
+
+def _scores(path: Path, unit: str) -> dict[str, float]:
+    """Return the exact scores of a run's splits; nothing of another protocol, which would not compare."""
+    scores = read_json(path, dict)
+    if lookup(scores, "protocol", str, path) != "exact":
+        return {}
+    splits = lookup(scores, "splits", dict[str, dict[str, float]], path)
+    return {split: lookup(splits[split], unit, float, path) for split in SPLITS if split in splits}
 
 
 def main() -> None:

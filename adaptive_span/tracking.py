@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adaptive_span import stored
 from adaptive_span.config import Config
 from adaptive_span.console import say
 from adaptive_span.errors import UserError, first_line
@@ -63,16 +64,20 @@ class Tracker:
         if not self.path.exists():
             return
         kept = "".join(json.dumps(line) + "\n" for line in logged(self.path) if line["step"] <= step)
-        if kept != self.path.read_text(encoding="utf-8"):
+        if kept.encode() != self.path.read_bytes():
             temporary = self.path.with_name(self.path.name + ".writing")
             temporary.write_text(kept, encoding="utf-8")
             os.replace(temporary, self.path)
 
 
 def logged(path: Path) -> list[Metrics]:
-    """The lines of a `metrics.jsonl`; one that is being written, or whose writer was killed, does not count."""
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    """Return the lines of a `metrics.jsonl`, each a number of steps and what was measured there."""
+    lines = list(stored.read_lines(path))
+    for number, line in enumerate(lines, 1):
+        stored.lookup(line, "step", int, f"line {number} of {path}")
+        for key in line:
+            stored.lookup(line, key, float, f"line {number} of {path}")
+    return lines
 
 
 def _start_wandb(directory: Path, config: Config, run_id: str | None) -> "wandb.Run":

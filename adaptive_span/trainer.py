@@ -30,6 +30,7 @@ from adaptive_span.run_directory import (
     step_path,
     write_config,
 )
+from adaptive_span.stored_model import model_of
 from adaptive_span.tracking import METRICS, SCORES, Tracker
 from adaptive_span.training import Training
 
@@ -234,7 +235,7 @@ class Run:
         """Score the best weights on the whole of valid and test, and say where everything is."""
         config, process, best = self.config, self.process, self.checkpoints / "best.pt"
         state = checkpoint.load(best)
-        model = report.model_of(state, process.device)
+        model = model_of(state, best, process.device)
         rows = min(8, config.train.batch_size // process.world_size)  # more of them would warm up for longer
         result = report.score(model, self.corpus, "exact", rows * process.world_size, config.model.block_size, process)
         result |= {"checkpoint": str(best), "step": state["step"]}

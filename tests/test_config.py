@@ -8,10 +8,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from adaptive_span import command_line, launcher
-from adaptive_span.config import Config, EvaluateConfig, from_dict
+from adaptive_span.config import Config, EvaluateConfig
 from adaptive_span.errors import UserError
 from adaptive_span.identity import default_run_dir
 from adaptive_span.slurm import launcher as slurm_launcher
+from adaptive_span.stored import from_dict
 from tests.conftest import ROOT, finish, sentence
 
 GROUPS = {
@@ -32,7 +33,7 @@ def composed(*overrides: str) -> Config:
 def test_every_option_composes(choice):
     needed = {"files": ["data.path=DIR"], "all_attention_words": ["data=wikitext103"]}
     config = composed("=".join(choice), *needed.get(choice[1], []))
-    assert from_dict(config.as_dict(), Config) == config
+    assert from_dict(config.as_dict(), Config, "itself") == config
 
 
 def test_every_pair_of_model_and_data_has_sane_settings():

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span import checkpoint, published
-from adaptive_span.config import ModelConfig, from_dict
+from adaptive_span import published, tensor_file
+from adaptive_span.config import ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model import Transformer
+from adaptive_span.stored import from_dict
 from tests.conftest import ROOT, SHARED, finish, sentence
 from tests.parity import block
 
@@ -40,9 +41,9 @@ def test_a_checkpoint_of_every_variant_is_recognised(path, zipped, tmp_path):
     vectors = torch.load(path, weights_only=True)
     c = vectors["config"]
     torch.save(original(vectors), tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-    state = published.convert(checkpoint.load(tmp_path / "x.pt"), tmp_path / "x.pt", ramp=c["ramp"])
+    state = published.convert(tensor_file.read(tmp_path / "x.pt"), tmp_path / "x.pt", ramp=c["ramp"])
     assert state["step"] == 7
-    config = from_dict(state["config"]["model"], ModelConfig)
+    config = from_dict(state["config"]["model"], ModelConfig, path)
     words = c["adaptive_io"] or {"cutoffs": [], "div": 4, "tied": True}
     assert (config.num_layers, config.num_heads, config.max_span) == (c["layers"], c["heads"], c["max_span"])
     assert (config.adaptive_span, config.memory_size) == (c["adaptive"], c["persistent"])
@@ -132,7 +133,7 @@ def test_a_training_goes_on_from_a_real_one(tmp_path):
     assert lines[0].startswith("step 2002/2010")
     assert all(float(line.split("train bpc ")[1].split()[0]) < 2.7 for line in lines)
     theirs = published.load(REAL)
-    ours = checkpoint.load(tmp_path / "run" / "checkpoints" / "step_00002010.pt")
+    ours = published.load(tmp_path / "run" / "checkpoints" / "step_00002010.pt")
     sums = [(state["optimizer"]["state"][5]["sum"]) for state in (theirs, ours)]
     assert (sums[1] >= sums[0]).all()
     assert (sums[1] / sums[0].clamp(min=1e-12)).median() < 1.1

@@ -6,11 +6,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from adaptive_span import command_line, launcher
-from adaptive_span.config import Config, HardwareConfig, from_dict
+from adaptive_span.config import Config, HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.quantities import Gpus
 from adaptive_span.slurm import launcher as slurm_launcher
 from adaptive_span.slurm.options import OWN, checked
+from adaptive_span.stored import from_dict
 from tests.conftest import ROOT
 from tests.test_config import composed
 
@@ -57,7 +58,7 @@ def test_a_file_may_hold_a_time_without_quotes(tmp_path):
 
 
 def test_the_hardware_of_an_older_checkpoint_is_read():
-    hardware = from_dict({"device": "cpu", "gpus": None, "memory": 16, "time": 1440}, HardwareConfig)
+    hardware = from_dict({"device": "cpu", "gpus": None, "memory": 16, "time": 1440}, HardwareConfig, "itself")
     hardware.validate()
     assert (hardware.minutes, hardware.megabytes) == (1440, 16384)
 

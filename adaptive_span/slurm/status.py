@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from rich.live import Live
 from rich.table import Table
@@ -16,6 +17,7 @@ from adaptive_span.console import console, list_places, readable, say
 from adaptive_span.errors import UserError
 from adaptive_span.run_directory import failure, is_finished, last_step, reason
 from adaptive_span.slurm import cluster
+from adaptive_span.stored import lookup, read_json
 from adaptive_span.tracking import METRICS, logged
 
 UNITS = ("train/bpc", "train/ppl")
@@ -47,10 +49,9 @@ class Job:
 
     def last_line(self) -> dict[str, float]:
         """Of the run's metrics."""
-        try:
-            return logged(Path(self.directory, METRICS))[-1]
-        except (OSError, IndexError):  # not begun
-            return {}
+        path = Path(self.directory, METRICS)
+        lines = logged(path) if path.exists() else []
+        return lines[-1] if lines else {}
 
 
 def write(home: Path, jobs: list[Job]) -> None:
@@ -64,10 +65,17 @@ def read(home: Path) -> list[Job]:
     for place in (home, home.parent):
         path = place / "slurm" / "jobs.json"
         if path.is_file():
-            known = [field.name for field in fields(Job)]
-            jobs = [Job(**{key: job[key] for key in known}) for job in json.loads(path.read_text(encoding="utf-8"))]
+            jobs = [_job(job, path) for job in read_json(path, list)]
             return jobs if place == home else [job for job in jobs if Path(job.directory) == home]
     return []
+
+
+def _job(values: Any, path: Path) -> Job:
+    """Return one of the jobs that were written down, perhaps by an older version, which knew more of them."""
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: it lists something that is no job; submit again")
+    hints = get_type_hints(Job)
+    return Job(**{field.name: lookup(values, field.name, hints[field.name], path) for field in fields(Job)})
 
 
 def refuse_second(home: Path) -> None:

@@ -1,0 +1,43 @@
+"""Build the model that a checkpoint describes, once its description and its tensors are known to agree.
+
+A description may ask for anything. Nothing is allocated from it before the shapes in the file have confirmed it.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from adaptive_span import checkpoint
+from adaptive_span.config import MISSING, ModelConfig
+from adaptive_span.errors import UserError
+from adaptive_span.model import Transformer
+from adaptive_span.stored import from_dict, shortened
+
+SIZES = ("hidden_size", "ffn_size", "num_heads", "max_span", "memory_size")  # each so many numbers of some tensor
+
+
+def config_of(state: checkpoint.State, source: Path) -> ModelConfig:
+    """Return the configuration of a checkpoint's model. Raises `UserError` if its tensors have other shapes."""
+    config, tensors = from_dict(state["config"].get("model"), ModelConfig, source, "model."), state["model"]
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    most = dict.fromkeys(SIZES, numbers) | {"num_layers": len(tensors)}
+    for key, value in (*vars(config).items(), ("vocab_size", state["vocab_size"])):
+        if value == MISSING:
+            raise UserError(f"{source} does not say what its model.{key} is; take a file that training wrote")
+        if (key == "vocab_size" and not 1 <= value <= numbers) or (key in most and value > most[key]):
+            raise UserError(
+                f"{source} describes a model with {key}={shortened(value)}, but holds only {len(tensors):,} tensors "
+                f"with {numbers:,} numbers: it has been changed or damaged"
+            )
+    with torch.device("meta"):
+        model = Transformer(config, state["vocab_size"])
+    checkpoint.check_fits(model, tensors, source)
+    return config
+
+
+def model_of(state: checkpoint.State, source: Path, device: torch.device) -> Transformer:
+    """Return that model, with its weights, on a machine that may be another one."""
+    model = Transformer(replace(config_of(state, source), attention="auto"), state["vocab_size"])
+    model.load_state_dict(state["model"])
+    return model.to(device)
