@@ -128,6 +128,10 @@ class DataConfig:
     urls: list[str] = field(default_factory=list)  # tried in this order
     size: int | None = None  # of the download, in bytes
     sha256: str | None = None  # of the download
+    unpacked_size: int | None = None  # of the text in the download, in bytes
+    unpacked_sha256: str | None = None  # of that text
+    symbols: str | None = None  # all that the text consists of
+    holds: str | None = None  # what every piece of the text holds
 
     def validate(self) -> None:
         one_of("data.name", self.name, DATA_NAMES)

@@ -1,7 +1,8 @@
-"""Text → token ids, numbered as the published checkpoints number them, kept on disk and mapped into memory.
+"""Numbered texts, kept on disk and mapped into memory.
 
 A prepared corpus is a folder: `train.bin`, `valid.bin`, `test.bin` (ids in the smallest integer type that holds them),
-`vocabulary.json` (symbols by id) and `manifest.json` (where it came from). It appears whole or not at all.
+`vocabulary.json` (symbols by id) and `manifest.json` (where it came from, and checksums). It appears whole or not at
+all. Whenever it is opened every byte is checked, and a damaged one is made again.
 """
 
 import hashlib
@@ -10,40 +11,44 @@ import os
 import shutil
 import sys
 import sysconfig
-from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from io import TextIOWrapper
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from adaptive_span import source
+from adaptive_span import source, strict_json
 from adaptive_span.config import DataConfig
+from adaptive_span.console import say
 from adaptive_span.errors import UserError
+from adaptive_span.numbering import number_bytes, number_words
+from adaptive_span.vocabulary import Vocabulary
 
-EOS, UNKNOWN = "<eos>", "<unk>"
-NEWLINE = 10
-CHUNK = 1 << 20  # tokens
+MANIFEST, VOCABULARY = "manifest.json", "vocabulary.json"
+
+
+class Damaged(Exception):
+    """The reason why a folder is no prepared corpus. It never leaves this module."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus, opened."""
+    """A prepared corpus, opened and checked."""
 
     directory: Path
     manifest: dict[str, Any]
+    numbering: Vocabulary = field(repr=False)
+    ids: dict[str, np.ndarray] = field(repr=False)  # by split, (n,), mapped into memory: processes share one copy
 
     @property
     def level(self) -> str:
         """What a token is: 'byte' or 'word'."""
-        return self.manifest["level"]
+        return self.numbering.level
 
     @property
     def vocab_size(self) -> int:
-        return self.manifest["vocab_size"]
+        return len(self.numbering.symbols)
 
     @property
     def fingerprint(self) -> str:
@@ -52,32 +57,61 @@ class Corpus:
 
     @property
     def vocabulary(self) -> list[str]:
-        return json.loads((self.directory / "vocabulary.json").read_text(encoding="utf-8"))
+        return self.numbering.symbols
 
     def tokens(self, split: str) -> np.ndarray:
-        """The ids of train, valid or test, (n,), mapped into memory: processes share one copy."""
-        return np.memmap(self.directory / f"{split}.bin", dtype=self.manifest["dtype"], mode="r")
+        """Return the ids of train, valid or test, (n,)."""
+        return self.ids[split]
+
+    def is_published(self, config: DataConfig) -> bool:
+        """Return whether the text is the whole published one, by its checksum, packed or not."""
+        known = {config.sha256, config.unpacked_sha256} - {None}
+        return not known.isdisjoint(str(self.manifest.get(key)) for key in ("source_sha256", "text_sha256"))
+
+    def warnings(self, config: DataConfig) -> list[str]:
+        """Return a sentence for each thing about the text that its user may not know."""
+        found = []
+        whole = config.unpacked_size in (None, self.manifest.get("text_bytes"))
+        if config.file and config.sha256 and whole and not self.is_published(config):
+            found.append(
+                f"data.file={config.file} is not the published {config.name}, but a modified copy: its checksum "
+                f"differs, and scores on it do not compare with published ones"
+            )
+        if number := self.manifest.get("unknown_words"):
+            found.append(f"{number:,} different words of {source.described(config)} count as <unk>")
+        return found
 
 
-def prepare(config: DataConfig, by_frequency: bool = False) -> Corpus:
-    """The corpus of a configuration, numbered first if it was not yet. One process works, the others wait for it.
+def prepare(config: DataConfig, by_frequency: bool = False, vocabulary: Vocabulary | None = None) -> Corpus:
+    """Return the corpus of a configuration, numbered first if it was not yet. One process works, the others wait.
 
     `by_frequency`: number words by falling frequency, as adaptive input and output need it, not by first appearance.
+    `vocabulary`: number by it; raises `UserError` where it lacks symbols of the text.
     """
-    directory = Path(config.directory) / f"{config.name}-{_key(config, by_frequency)}"
-    if not directory.exists():
-        try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(directory.parent / f".{config.name}.lock"):
-                if not directory.exists():
-                    _build(config, by_frequency, directory)
-        except OSError as error:
-            raise UserError(f"the corpus cannot be written to data.directory={config.directory} ({error})") from error
-    return Corpus(directory, json.loads((directory / "manifest.json").read_text(encoding="utf-8")))
+    try:
+        own = _folder(config, by_frequency, None)
+        directory = own if vocabulary is None else _folder(config, by_frequency, vocabulary)
+        for folder in dict.fromkeys((own, directory)):
+            corpus, _ = _opened(folder, config.level)
+            if corpus and vocabulary in (None, corpus.numbering):
+                return corpus
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(directory.parent / f".{config.name}.lock"):
+            corpus, problem = _opened(directory, config.level)
+            if corpus is None:
+                if problem:
+                    say(f"the prepared corpus {directory} is damaged ({problem}), and is made again")
+                _build(config, by_frequency, vocabulary, directory)
+                corpus, problem = _opened(directory, config.level)
+    except OSError as error:
+        raise UserError(f"the corpus cannot be written to data.directory={config.directory} ({error})") from error
+    if corpus is None:
+        raise UserError(f"the corpus {directory} was damaged while it was written ({problem}); look after the disk")
+    return corpus
 
 
-def _key(config: DataConfig, by_frequency: bool) -> str:
-    """Changes with whatever may change the ids; cheap, for it is asked at every start."""
+def _folder(config: DataConfig, by_frequency: bool, vocabulary: Vocabulary | None) -> Path:
+    """Return where the corpus is kept. It changes with whatever may change the ids, and is cheap to find."""
     if source.is_download(config):
         identity: list[Any] = [config.sha256, config.urls]
     elif config.name == "stdlib":  # thousands of files, replaced only as a whole
@@ -85,11 +119,58 @@ def _key(config: DataConfig, by_frequency: bool) -> str:
     else:
         stats = [(path, path.stat()) for path in source.files(config)]
         identity = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-    told = [config.level, config.split, by_frequency, identity]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
+    told = [config.level, config.split, by_frequency, identity] + ([vocabulary.digest] if vocabulary else [])
+    return Path(config.directory) / f"{config.name}-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]}"
 
 
-def _build(config: DataConfig, by_frequency: bool, directory: Path) -> None:
+def _opened(directory: Path, level: str) -> tuple[Corpus | None, str | None]:
+    """Return the corpus, checked to the last byte; or None, and what is damaged if there is a folder."""
+    if not directory.exists():
+        return None, None
+    try:
+        manifest, symbols = (_json(directory / name) for name in (MANIFEST, VOCABULARY))
+        if not isinstance(manifest, dict) or not isinstance(symbols, list) or not symbols:
+            raise Damaged(f"{MANIFEST} and {VOCABULARY} do not hold what they should")
+        if manifest.get("fingerprint") != _fingerprint(symbols, manifest.get("splits")):
+            raise Damaged(f"{MANIFEST} and {VOCABULARY} do not match")
+        dtype = np.min_scalar_type(len(symbols) - 1)
+        if (manifest.get("level"), manifest.get("vocab_size"), manifest.get("dtype")) != (
+            level, len(symbols), dtype.str,
+        ):  # fmt: skip
+            raise Damaged(f"{MANIFEST} does not describe this corpus")
+        ids = {split: _mapped(directory / f"{split}.bin", dtype, manifest["splits"][split]) for split in source.SPLITS}
+    except RecursionError:  # JSON that is read but too deep to be written
+        return None, f"{MANIFEST} cannot be read"
+    except Damaged as damage:
+        return None, str(damage)
+    return Corpus(directory, manifest, Vocabulary(level, symbols), ids), None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise Damaged(f"{path.name} is missing") from None
+    except (ValueError, RecursionError):  # text that is not UTF-8 or not JSON
+        raise Damaged(f"{path.name} cannot be read") from None
+
+
+def _mapped(path: Path, dtype: np.dtype, about: dict[str, Any]) -> np.ndarray:
+    """Return the ids in a file, (n,), if it has the size and the checksum that the manifest says."""
+    try:
+        size = path.stat().st_size
+        if size != about["tokens"] * dtype.itemsize:
+            raise Damaged(f"{path.name} has {size:,} bytes in place of {about['tokens'] * dtype.itemsize:,}")
+        ids = np.memmap(path, dtype=dtype, mode="r")
+    except (FileNotFoundError, IsADirectoryError):
+        raise Damaged(f"{path.name} is missing") from None
+    if hashlib.sha256(ids).hexdigest() != about["sha256"]:
+        raise Damaged(f"the checksum of {path.name} is wrong")
+    return ids
+
+
+def _build(config: DataConfig, by_frequency: bool, vocabulary: Vocabulary | None, directory: Path) -> None:
+    """Make the folder, in place of a damaged one if there is one."""
     paths = source.files(config)
     building = directory.with_name(directory.name + ".building")
     shutil.rmtree(building, ignore_errors=True)  # what a killed process left
@@ -98,126 +179,24 @@ def _build(config: DataConfig, by_frequency: bool, directory: Path) -> None:
         texts = source.splits(config, paths)
         try:
             if config.level == "word":
-                vocabulary, dtype = _number_words(config, by_frequency, texts, building)
+                symbols, unknown = number_words(config, by_frequency, vocabulary, texts, building)
             else:
-                vocabulary, dtype = _number_bytes(config, texts, building)
+                symbols, unknown = number_bytes(config, vocabulary, texts, building)
         except source.DAMAGED as error:
             texts.throw(error)  # to where the name of the file is known
             raise
-        _describe(config, paths, building, vocabulary, dtype)
+        _describe(config, paths, building, symbols, unknown)
+        if directory.exists():
+            shutil.rmtree(directory)
         os.rename(building, directory)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
 
 
-def _number_bytes(
-    config: DataConfig, texts: Iterable[tuple[str, IO[bytes]]], directory: Path
-) -> tuple[list[str], np.dtype]:
-    """enwik8, text8: ids in order of first appearance in train; a line end is <eos>, and every split ends in one.
-    Elsewhere all 256 bytes have an id, the byte itself, whatever train holds."""
-    symbols: list[int] = []
-    for split, stream in texts:
-        text = stream.read()
-        if config.name == "text8":
-            text = text.strip(b" ")
-        if not text:
-            raise UserError(f"the {split} split is empty; give it some text")
-        if config.name not in ("enwik8", "text8"):
-            symbols = list(range(256))
-            (directory / f"{split}.bin").write_bytes(text)
-            continue
-        ending = b"" if text[-1] == NEWLINE else b"\n"
-        if split == "train":
-            first = {byte: text.find(bytes([byte])) for byte in range(256)}  # memchr: faster than counting
-            symbols = sorted((byte for byte in first if first[byte] >= 0), key=first.__getitem__)
-            symbols += [] if NEWLINE in symbols else [NEWLINE]
-        elif unknown := text.translate(None, bytes(symbols)):
-            raise UserError(
-                f"the {split} split holds the byte {unknown[0]} ({bytes(unknown[:1])!r}) at offset "
-                f"{text.find(unknown[:1]):,}, which train does not; take a longer train split"
-            )
-        ids = bytes.maketrans(bytes(symbols), bytes(range(len(symbols))))
-        with open(directory / f"{split}.bin", "wb") as file:
-            file.write(text.translate(ids))
-            file.write(ending.translate(ids))
-    return [_symbol(byte, config.name) for byte in symbols], np.dtype(np.uint8)
-
-
-def _symbol(byte: int, name: str) -> str:
-    if name == "text8":
-        return {NEWLINE: EOS, 32: "_"}.get(byte, chr(byte))
-    return EOS if byte == NEWLINE and name == "enwik8" else str(byte)
-
-
-def _number_words(
-    config: DataConfig, by_frequency: bool, texts: Iterable[tuple[str, IO[bytes]]], directory: Path
-) -> tuple[list[str], np.dtype]:
-    """Ids in order of first appearance in train, or by falling count. Every line, a blank one too, ends in <eos>."""
-    numbers: dict[str, int] = {}
-    rank = np.arange(0)
-    for split, text in texts:
-        counts = _write_ids(_words(text), numbers, split, directory / f"{split}.first", config.name == "files")
-        if split == "train":
-            if config.name == "files" and UNKNOWN not in numbers:
-                numbers[UNKNOWN] = len(numbers)
-                counts.append(0)
-            rank = np.arange(len(numbers))
-            if by_frequency:  # of equally frequent words the one that appeared last comes first
-                rank[np.lexsort((-rank, -np.array(counts)))] = np.arange(len(numbers))
-    dtype = np.min_scalar_type(len(numbers) - 1)
-    for split in source.SPLITS:
-        first = directory / f"{split}.first"
-        ids = np.memmap(first, dtype=np.int32, mode="r")
-        with open(directory / f"{split}.bin", "wb") as file:
-            for start in range(0, len(ids), CHUNK):
-                file.write(rank[ids[start : start + CHUNK]].astype(dtype).tobytes())
-        first.unlink()
-    words = list(numbers)
-    return [words[number] for number in np.argsort(rank)], dtype
-
-
-def _words(text: IO[bytes]) -> Iterator[list[str]]:
-    with TextIOWrapper(text, encoding="utf-8") as lines:
-        for line in lines:
-            yield [*line.split(), EOS]
-
-
-def _write_ids(
-    lines: Iterable[list[str]], numbers: dict[str, int], split: str, path: Path, spare_unknown: bool
-) -> list[int]:
-    """Numbers by first appearance, as int32; train adds to `numbers`. Returns how often each occurs."""
-    counts = [0] * len(numbers)
-    ids, written = array("i"), 0
-    with open(path, "wb") as file:
-        for words in lines:
-            for word in words:
-                number = numbers.get(word)
-                if number is None:
-                    if split == "train":
-                        number = numbers[word] = len(numbers)
-                        counts.append(0)
-                    elif spare_unknown:
-                        number = numbers[UNKNOWN]
-                    else:
-                        raise UserError(
-                            f"the {split} split holds the word {word!r} at token {written + len(ids):,}, which train "
-                            f"does not; take data=files data.level=word, which knows {UNKNOWN}"
-                        )
-                counts[number] += 1
-                ids.append(number)
-            if len(ids) >= CHUNK:
-                ids.tofile(file)
-                written, ids = written + len(ids), array("i")
-        ids.tofile(file)
-    if written + len(ids) == 0:
-        raise UserError(f"the {split} split is empty; give it some text")
-    return counts
-
-
-def _describe(config: DataConfig, paths: list[Path], directory: Path, vocabulary: list[str], dtype: np.dtype) -> None:
+def _describe(config: DataConfig, paths: list[Path], directory: Path, symbols: list[str], unknown: int) -> None:
     """Write the vocabulary and the manifest."""
-    (directory / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    dtype = np.min_scalar_type(len(symbols) - 1)
     splits = {
         split: {
             "tokens": (directory / f"{split}.bin").stat().st_size // dtype.itemsize,
@@ -225,7 +204,6 @@ def _describe(config: DataConfig, paths: list[Path], directory: Path, vocabulary
         }
         for split in source.SPLITS
     }
-    ids = json.dumps([vocabulary, splits])
     manifest = {
         "name": config.name,
         "level": config.level,
@@ -234,14 +212,23 @@ def _describe(config: DataConfig, paths: list[Path], directory: Path, vocabulary
         "split_bytes": config.split,
         "splits": splits,
         "dtype": dtype.str,
-        "vocab_size": len(vocabulary),
-        "fingerprint": hashlib.sha256(ids.encode()).hexdigest(),
+        "vocab_size": len(symbols),
+        "fingerprint": _fingerprint(symbols, splits),
     }
-    (directory / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    if unknown:
+        manifest["unknown_words"] = unknown
+    if config.file and config.unpacked_size:
+        manifest["text_bytes"], manifest["text_sha256"] = source.unpacked(paths[0])
+    strict_json.write(symbols, directory / VOCABULARY)
+    strict_json.write(manifest, directory / MANIFEST)
+
+
+def _fingerprint(symbols: list[str], splits: Any) -> str:
+    return hashlib.sha256(json.dumps([symbols, splits]).encode()).hexdigest()
 
 
 def _sha256(paths: list[Path]) -> str:
-    """Of the files' contents, one after the other."""
+    """Return the checksum of the files' contents, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:

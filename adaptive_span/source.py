@@ -7,6 +7,7 @@ import lzma
 import os
 import sysconfig
 import zipfile
+import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from adaptive_span.download import fetch, is_html
 from adaptive_span.errors import UserError
 
 SPLITS = ("train", "valid", "test")
-DAMAGED = (zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, EOFError, UnicodeDecodeError)
+DAMAGED = (zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
+PACKED = (".gz", ".xz", ".zip")
 
 
 def is_download(config: DataConfig) -> bool:
@@ -36,23 +38,54 @@ def files(config: DataConfig) -> list[Path]:
     return [_existing(Path(config.file or ""), f"data.file={config.file}")]
 
 
-def splits(config: DataConfig, paths: list[Path]) -> Generator[tuple[str, IO[bytes]], None, None]:
-    """Train, valid and test as streams of bytes, to be read in this order."""
+def described(config: DataConfig) -> str:
+    """Return the text as its user named it."""
+    where = f" data.path={config.path}" if config.path else f" data.file={config.file}" if config.file else ""
+    return f"data={config.name}{where}"
+
+
+def splits(config: DataConfig, paths: list[Path]) -> Generator[tuple[str, str, IO[bytes]], None, None]:
+    """Yield train, valid and test, each with the name of its text, as streams of bytes to be read in this order."""
     if config.name == "stdlib":
         whole = b"".join(path.read_bytes() for path in paths)
         sizes = config.split or [len(whole) * part // 20 for part in (18, 1, 1)]
-        yield from _cut(io.BytesIO(whole), sizes, "the standard library")
+        yield from _cut(io.BytesIO(whole), sizes, "the standard library", config)
     elif config.name == "files":
         for split, path in zip(SPLITS, paths, strict=True):
             with opened(path) as text:
-                yield split, text
+                yield split, str(path), text
     elif config.name == "wikitext103":
         for split, member in zip(SPLITS, ("train", "valid", "test"), strict=True):
             with opened(paths[0], f"wiki.{member}.tokens") as text:
-                yield split, text
+                yield split, str(paths[0]), text
     else:
         with opened(paths[0]) as text:
-            yield from _cut(text, config.split or [], str(paths[0]))
+            yield from _cut(text, config.split or [], str(paths[0]), config)
+
+
+def unpacked(path: Path) -> tuple[int, str]:
+    """Return the size and the sha256 of the one text that a raw or packed file holds."""
+    digest, size = hashlib.sha256(), 0
+    with opened(path) as text:
+        while block := text.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
+
+
+def not_utf8(name: str, split: str, offset: int, start: bytes) -> UserError:
+    """Return the error for a text whose byte at `offset` of a split, `start[0]`, cannot be read as UTF-8."""
+    where = f"{name}: the byte 0x{start[0]:02X} at offset {offset:,} of {split}"
+    if offset == 0 and start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        kind = "UTF-32" if start[:4] == b"\xff\xfe\0\0" else "UTF-16"
+        return UserError(
+            f"{where} begins the mark of {kind}, and words are read as UTF-8; convert the file, with iconv -f "
+            f"{kind.lower()} -t utf-8, or take data.level=byte"
+        )
+    return UserError(
+        f"{where} is not UTF-8, as which words are read; convert the file, with iconv -f latin1 -t utf-8 if it is "
+        f"Latin-1, or take data.level=byte"
+    )
 
 
 @contextmanager
@@ -85,15 +118,34 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     return f"damaged or not a {path.suffix or 'text'} file ({error})"
 
 
-def _cut(text: IO[bytes], sizes: list[int], name: str) -> Iterator[tuple[str, IO[bytes]]]:
-    """Consecutive parts of these sizes; what follows them is ignored."""
+def _cut(text: IO[bytes], sizes: list[int], name: str, config: DataConfig) -> Iterator[tuple[str, str, IO[bytes]]]:
+    """Yield consecutive parts of these sizes; what follows them is ignored."""
     parts = [text.read(size) for size in sizes]
+    _refuse_another(parts, name, config)
     if sum(map(len, parts)) < sum(sizes):
         raise UserError(
             f"{name} holds {sum(map(len, parts)):,} bytes, but data.split={sizes} asks for {sum(sizes):,}; ask for "
             f"less, or give a whole file"
         )
-    yield from zip(SPLITS, map(io.BytesIO, parts), strict=True)
+    yield from ((split, name, io.BytesIO(part)) for split, part in zip(SPLITS, parts, strict=True))
+
+
+def _refuse_another(parts: list[bytes], name: str, config: DataConfig) -> None:
+    """Raise `UserError` for what cannot be the text that the configuration names, nor a piece of it."""
+    start = 0
+    for part in parts:
+        if config.symbols and (other := part.rstrip(b"\n").translate(None, config.symbols.encode())):
+            raise UserError(
+                f"{name} is not {config.name}: it holds the byte {other[0]} ({other[:1]!r}) at offset "
+                f"{start + part.find(other[:1]):,}, and {config.name} holds only {config.symbols!r}; give "
+                f"data.file={config.name}.zip, or the data that this is"
+            )
+        start += len(part)
+    if config.holds and not any(config.holds.encode() in part for part in parts):
+        raise UserError(
+            f"{name} is not {config.name}, nor a piece of it: it holds no {config.holds!r}; give "
+            f"data.file={config.name}.zip, or the data that this is"
+        )
 
 
 def _standard_library() -> list[Path]:

@@ -254,9 +254,6 @@ def test_what_is_wrong_with_a_text_is_told(tmp_path):
     assert "is an HTML page" in refused(name="enwik8", file=str(tmp_path / "page.zip"), split=[1, 1, 1], **where)
     (tmp_path / "cut.xz").write_bytes(lzma.compress(bytes(range(256)) * 99)[:60])
     assert "is damaged" in refused(name="enwik8", file=str(tmp_path / "cut.xz"), split=[900, 9, 9], **where)
-    (tmp_path / "train.txt").write_bytes(b"\xff\xfe")
-    (tmp_path / "valid.txt").write_bytes(b"a")
-    assert "damaged or not a .txt file" in refused(name="files", level="word", path=str(tmp_path), **where)
     assert "cannot be written" in refused(name="stdlib", directory="/proc/data")
 
 

@@ -1,0 +1,68 @@
+"""The symbols that ids stand for: they decide which text a model's weights can read."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from adaptive_span.config import LEVELS
+from adaptive_span.errors import UserError
+
+EOS, UNKNOWN = "<eos>", "<unk>"
+NEWLINE, SPACE = 10, 32
+SHOWN = 5  # symbols in a sentence
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The symbols by id. A byte is written as its number, as a letter (text8), or as <eos>, which is the line end."""
+
+    level: str  # byte or word
+    symbols: list[str]
+    source: str = field(default="", compare=False)  # the checkpoint that holds it, for error messages
+
+    def pack(self) -> dict[str, str]:
+        """Return it as a checkpoint holds it: one text, for no symbol holds a line end."""
+        return {"level": self.level, "symbols": "\n".join(self.symbols)}
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256("\n".join([self.level, *self.symbols]).encode()).hexdigest()
+
+    def byte_values(self) -> bytes:
+        """Return the byte of every id. Raises `ValueError` for what is not one."""
+        return bytes(map(_byte, self.symbols))
+
+    def refuse(self, lacking: list[str], text: str) -> None:
+        """Raise `UserError` if the text holds symbols that the vocabulary lacks."""
+        if lacking:
+            shown = ", ".join(lacking[:SHOWN]) + (", …" if len(lacking) > SHOWN else "")
+            raise UserError(
+                f"{text} holds {len(lacking):,} {self.level}(s) that the vocabulary of {self.source} "
+                f"({len(self.symbols):,} {self.level}s) lacks: {shown}; give a text without them, or other weights"
+            )
+
+
+def unpack(packed: Any, size: int, source: str) -> Vocabulary:
+    """Return the vocabulary that `pack` made, as a checkpoint holds it. Raises `UserError` where it is malformed."""
+    try:
+        vocabulary = Vocabulary(packed["level"], packed["symbols"].split("\n"), source)
+        known = vocabulary.byte_values() if vocabulary.level == "byte" else vocabulary.symbols
+    except (AttributeError, KeyError, TypeError, ValueError):
+        known = []
+    if len(set(known)) != size or len(known) != size or vocabulary.level not in LEVELS:
+        raise UserError(f"the checkpoint {source} is damaged: its vocabulary is not one of {size} different symbols")
+    return vocabulary
+
+
+def byte_symbol(byte: int, name: str) -> str:
+    """Return how the published vocabularies of enwik8 and text8 write a byte; elsewhere it is its number."""
+    if name == "text8":
+        return {NEWLINE: EOS, SPACE: "_"}.get(byte, chr(byte))
+    return EOS if byte == NEWLINE and name == "enwik8" else str(byte)
+
+
+def _byte(symbol: str) -> int:
+    named = {EOS: NEWLINE, "_": SPACE}
+    if symbol in named:
+        return named[symbol]
+    return int(symbol) if symbol.isdecimal() else ord(symbol)
