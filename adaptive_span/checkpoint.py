@@ -91,6 +91,13 @@ def check_fits(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> No
             )
 
 
+def check_finite(tensors: dict[str, Tensor], source: Path) -> None:
+    """Raise `UserError` naming the first tensor that holds a number which is not finite."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{source} holds weights that are no numbers: {name} is not finite; take an earlier one")
+
+
 def newest(directory: Path) -> tuple[State | None, list[str]]:
     """The newest training state that can be read, and a sentence for each newer one that can't."""
     problems: list[str] = []

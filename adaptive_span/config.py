@@ -313,6 +313,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    numbering: str | None = None  # same: the ids of a checkpoint without its vocabulary are taken for those of the data
     published: dict[str, float] = field(default_factory=dict)  # what the papers report: valid, test
     sweep: dict[str, Any] = field(default_factory=dict)  # a file of sweeps/: values of keys
 
@@ -321,6 +322,7 @@ class Config:
         for part in vars(self).values():
             if hasattr(part, "validate"):
                 part.validate()
+        check_numbering(self.numbering)
         check_batch("train.batch_size", self.train.batch_size, self.hardware.world_size, self.train.batch_split)
         if self.model.cutoffs and self.data.level != "word":
             raise UserError(
@@ -339,6 +341,7 @@ class EvaluateConfig:
     run: str | None = None  # a run directory: its best checkpoint is scored
     checkpoint: str | None = None  # or one file, which may be one of the original project's
     data: DataConfig = field(default_factory=DataConfig)  # that of the training where its name is ""
+    numbering: str | None = None  # same: the ids of a checkpoint without its vocabulary are taken for those of the data
     protocol: str = "exact"
     batch_size: int = 8  # rows
     block_size: int | None = None  # tokens; that of the training where not given
@@ -348,9 +351,15 @@ class EvaluateConfig:
     def validate(self) -> None:
         if (self.run is None) == (self.checkpoint is None):
             raise UserError("evaluate.py needs one of run=DIR (its best checkpoint is scored) and checkpoint=FILE")
+        check_numbering(self.numbering)
         one_of("protocol", self.protocol, PROTOCOLS)
         at_least("batch_size", self.batch_size, 1)
         if self.block_size is not None:
             at_least("block_size", self.block_size, 1)
         self.hardware.validate()
         check_batch("batch_size", self.batch_size, self.hardware.processes)
+
+
+def check_numbering(value: str | None) -> None:
+    if value not in (None, "same"):
+        raise UserError(f"numbering={value} must be same, or null")

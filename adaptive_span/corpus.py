@@ -164,7 +164,7 @@ def _mapped(path: Path, dtype: np.dtype, about: dict[str, Any]) -> np.ndarray:
         ids = np.memmap(path, dtype=dtype, mode="r")
     except (FileNotFoundError, IsADirectoryError):
         raise Damaged(f"{path.name} is missing") from None
-    if hashlib.sha256(ids).hexdigest() != about["sha256"]:
+    if hashlib.sha256(ids.data).hexdigest() != about["sha256"]:
         raise Damaged(f"the checksum of {path.name} is wrong")
     return ids
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import PyTorchModelHubMixin
 
-from adaptive_span import published
+from adaptive_span import checkpoint, published
 from adaptive_span.config import ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model import Transformer
@@ -35,6 +35,7 @@ class PretrainedTransformer(
 def from_checkpoint(path: Path) -> PretrainedTransformer:
     """The model of a checkpoint, this project's or the original's."""
     state = published.load(path)
+    checkpoint.check_finite(state["model"], path)
     model = PretrainedTransformer(config_of(state, path), state["vocab_size"])
     model.load_state_dict(state["model"])
     return model

@@ -1,20 +1,21 @@
 """A scored model, for people (tables, a figure) and for programs (`evaluation.json`)."""
 
-import json
-import os
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from adaptive_span import checkpoint, evaluation, figures, flops, published
+from adaptive_span import evaluation, figures, flops, published, scores
 from adaptive_span.config import MISSING, Config, DataConfig, EvaluateConfig, ModelConfig
 from adaptive_span.console import flops_table, list_places, say, score_table, show, span_table
-from adaptive_span.corpus import Corpus, prepare
+from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process, autocast, process_group
 from adaptive_span.errors import UserError, check_batch
+from adaptive_span.matching import corpus_for
 from adaptive_span.model import Transformer
+from adaptive_span.source import described
 from adaptive_span.stored import from_dict
 from adaptive_span.stored_model import model_of
 from adaptive_span.tracking import SCORES
@@ -32,6 +33,10 @@ def score(
         say(f"scoring {' and '.join(f'{split} ({len(corpus.tokens(split)):,} tokens)' for split in SPLITS)}")
     for split in SPLITS:
         result = measure(model, corpus.tokens(split), batch_size, block_size, process, split)
+        if not math.isfinite(result.nats):
+            raise UserError(
+                f"the score of {split} is {result.nats}: the weights are finite, but what they compute is not"
+            )
         splits[split] = {"bpc": result.bpc, "nats": result.nats, "tokens": result.tokens}
         if corpus.level == "word":
             splits[split]["ppl"] = result.perplexity
@@ -46,19 +51,20 @@ def score(
     }
 
 
-def write(result: dict[str, Any], directory: Path, config: ModelConfig) -> None:
-    """`figures/spans.png`, and at last `evaluation.json`, which says that a run has been scored."""
-    figures.draw_spans(result["spans"], config.max_span, directory / "figures" / "spans.png")
-    temporary = directory / f"{SCORES}.writing"
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, directory / SCORES)
+def draw(result: dict[str, Any], directory: Path, config: ModelConfig) -> Path:
+    """Draw the spans, and return the file."""
+    path = directory / "figures" / "spans.png"
+    figures.draw_spans(result["spans"], config.max_span, path)
+    return path
 
 
-def print_tables(result: dict[str, Any], config: Config, level: str) -> None:
-    """Scores, with the published ones beside them where the recipe has some; spans; and what they cost."""
+def print_tables(result: dict[str, Any], config: Config, level: str, text: str | None = None) -> None:
+    """Print scores, of another text under its name, else with the published ones beside them where the recipe has
+    some; spans; and what they cost."""
     unit = "bpc" if level == "byte" else "ppl"
-    scores = {split: values[unit] for split, values in result["splits"].items()}
-    show(score_table(f"{result['protocol']} evaluation", unit, scores, config.published))
+    found = {split: values[unit] for split, values in result["splits"].items()}
+    title = f"{result['protocol']} evaluation" + (f" of {text}" if text else "")
+    show(score_table(title, unit, found, {} if text else config.published))
     show(span_table(result["spans"], config.model.max_span))
     show(flops_table(result["flops_per_token"]))
 
@@ -74,22 +80,40 @@ def evaluate(asked: EvaluateConfig) -> None:
         config.data = _data(asked.data, config.data, file)
         if process.is_main:
             _check_writable(directory)
-        corpus = prepare(config.data, config.model.reads_by_frequency)
-        _check_corpus(corpus, state, config.data, file)
         model = model_of(state, file, process.device)
+        corpus = corpus_for(state, str(file), config.data, config.model.reads_by_frequency, asked.numbering)
+        is_own = corpus.fingerprint == state.get("corpus")
+        if not is_own and not asked.data.name:
+            raise UserError(
+                f"{file} was trained on other data than data={config.data.name} is on this machine; bring back the "
+                f"data that it was trained on, or name the text to score with data=NAME"
+            )
+        if process.is_main:
+            for warning in corpus.warnings(config.data):
+                say(f"warning: {warning}")
         block_size = asked.block_size or config.model.block_size
         with autocast(asked.hardware, process.device):
             result = score(model, corpus, asked.protocol, asked.batch_size, block_size, process)
         if process.is_main:
-            write(result | {"checkpoint": str(file), "step": state["step"]}, directory, config.model)
-            print_tables(result, config, corpus.level)
-            list_places(
-                {
-                    "checkpoint": f"{file} (step {state['step']})",
-                    "scores": directory / SCORES,
-                    "figure": directory / "figures" / "spans.png",
-                }
-            )
+            result |= {"checkpoint": str(file), "step": state["step"]}
+            figure, place = draw(result, directory, config.model), str(directory / SCORES)
+            if is_own and asked.protocol == "exact":
+                scores.write(result, directory)
+            else:
+                name = scores.write_other(result | _text(config.data, corpus), _name(config.data, asked), directory)
+                place += f" (others: {name})"
+            print_tables(result, config, corpus.level, None if is_own else described(config.data))
+            list_places({"checkpoint": f"{file} (step {state['step']})", "scores": place, "figure": figure})
+
+
+def _text(data: DataConfig, corpus: Corpus) -> dict[str, Any]:
+    """Return what tells the text of a score from others."""
+    return {"data": described(data), "split": data.split, "level": data.level, "corpus": corpus.fingerprint}
+
+
+def _name(data: DataConfig, asked: EvaluateConfig) -> str:
+    """Return the name of a text, and of the protocol where it is not the exact one."""
+    return (data.path or data.file or data.name) + ("" if asked.protocol == "exact" else f", {asked.protocol}")
 
 
 def _data(asked: DataConfig, trained: DataConfig, file: Path) -> DataConfig:
@@ -103,19 +127,6 @@ def _data(asked: DataConfig, trained: DataConfig, file: Path) -> DataConfig:
     default = DataConfig()
     moved = {key: value for key, value in vars(asked).items() if key != "name" and value != getattr(default, key)}
     return replace(trained, **moved)
-
-
-def _check_corpus(corpus: Corpus, state: checkpoint.State, data: DataConfig, file: Path) -> None:
-    if corpus.vocab_size != state["vocab_size"]:
-        raise UserError(
-            f"{file} has a vocabulary of {state['vocab_size']:,} tokens, but data={data.name} with "
-            f"data.split={data.split} numbers {corpus.vocab_size:,}; give the data that it was trained on"
-        )
-    if state["corpus"] is not None and corpus.fingerprint != state["corpus"]:
-        raise UserError(
-            f"{file} was trained on other data than data={data.name} is on this machine: its scores would not be "
-            f"comparable; bring the data that it was trained on"
-        )
 
 
 def _check_writable(directory: Path) -> None:

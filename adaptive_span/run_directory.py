@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
+from adaptive_span import scores
 from adaptive_span.config import Config
 from adaptive_span.console import say
 from adaptive_span.errors import UserError
@@ -43,7 +44,7 @@ def last_step(directory: Path) -> int:
 
 def is_finished(directory: Path, step: int, total_steps: int) -> bool:
     """Return whether a run that has reached `step` has all its steps and its scores."""
-    return step >= total_steps and (directory / SCORES).exists()
+    return step >= total_steps and scores.own(directory) is not None
 
 
 def is_done(config: Config) -> bool:

@@ -38,6 +38,7 @@ def config_of(state: checkpoint.State, source: Path) -> ModelConfig:
 
 def model_of(state: checkpoint.State, source: Path, device: torch.device) -> Transformer:
     """Return that model, with its weights, on a machine that may be another one."""
+    checkpoint.check_finite(state["model"], source)
     model = Transformer(replace(config_of(state, source), attention="auto"), state["vocab_size"])
     model.load_state_dict(state["model"])
     return model.to(device)

@@ -14,13 +14,14 @@ from typing import Any
 
 from rich.table import Table
 
+from adaptive_span import scores
 from adaptive_span.config import Config
 from adaptive_span.console import say, show
 from adaptive_span.errors import UserError
 from adaptive_span.identity import flatten
 from adaptive_span.program import exit_codes
 from adaptive_span.run_directory import CONFIG, FAILURE, has_begun, reason
-from adaptive_span.stored import from_dict, lookup, read_json, read_yaml
+from adaptive_span.stored import from_dict, lookup, read_yaml
 from adaptive_span.tracking import METRICS, SCORES, logged
 
 Row = dict[str, Any]
@@ -75,15 +76,13 @@ def _row(directory: Path) -> Row:
         tokens = (line["step"] - row["step"]) * config.train.batch_size * config.model.block_size
         row["seconds"] += tokens / (measured.pop("tokens_per_second") or math.inf)
         row |= measured | {"step": line["step"], "valid": line.get(f"valid/{unit}", row["valid"])}
-    return row | (_scores(directory / SCORES, unit) if (directory / SCORES).exists() else {})
+    return row | _scores(directory, unit)
 
 
-def _scores(path: Path, unit: str) -> dict[str, float]:
-    """Return the exact scores of a run's splits; nothing of another protocol, which would not compare."""
-    scores = read_json(path, dict)
-    if lookup(scores, "protocol", str, path) != "exact":
-        return {}
-    splits = lookup(scores, "splits", dict[str, dict[str, float]], path)
+def _scores(directory: Path, unit: str) -> dict[str, float]:
+    """Return the exact scores of a run's splits on its own data."""
+    own, path = scores.own(directory), directory / SCORES
+    splits = lookup(own, "splits", dict[str, dict[str, float]], path) if own else {}
     return {split: lookup(splits[split], unit, float, path) for split in SPLITS if split in splits}
 
 

@@ -1,11 +1,10 @@
 """Where the numbers of a run go: `metrics.jsonl` beside it, and Weights & Biases."""
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adaptive_span import stored
+from adaptive_span import stored, strict_json
 from adaptive_span.config import Config
 from adaptive_span.console import say
 from adaptive_span.errors import UserError, first_line
@@ -45,7 +44,7 @@ class Tracker:
 
     def log(self, step: int, metrics: Metrics, spans: list[list[float]]) -> None:
         """`spans`: the effective span of every head, in tokens, layer by layer."""
-        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.file.write(strict_json.dumps({"step": step, **metrics}) + "\n")
         self.file.flush()
         if self.wandb:
             heads = {
@@ -63,7 +62,7 @@ class Tracker:
     def _forget_after(self, step: int) -> None:
         if not self.path.exists():
             return
-        kept = "".join(json.dumps(line) + "\n" for line in logged(self.path) if line["step"] <= step)
+        kept = "".join(strict_json.dumps(line) + "\n" for line in logged(self.path) if line["step"] <= step)
         if kept.encode() != self.path.read_bytes():
             temporary = self.path.with_name(self.path.name + ".writing")
             temporary.write_text(kept, encoding="utf-8")

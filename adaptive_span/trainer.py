@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 from filelock import FileLock, Timeout
 
-from adaptive_span import checkpoint, evaluation, flops, out_of_memory, published, report, stream
+from adaptive_span import checkpoint, evaluation, flops, out_of_memory, published, report, scores, stream
 from adaptive_span.attention import chosen
 from adaptive_span.config import Config
 from adaptive_span.console import TrainingProgress, list_places, say
@@ -19,6 +19,7 @@ from adaptive_span.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, process_group
 from adaptive_span.errors import UserError, check_batch
 from adaptive_span.interruption import Interruption, tidy_end
+from adaptive_span.matching import corpus_for
 from adaptive_span.optimizer import learning_rate
 from adaptive_span.run_directory import (
     CHECKPOINTS,
@@ -31,7 +32,7 @@ from adaptive_span.run_directory import (
     write_config,
 )
 from adaptive_span.stored_model import model_of
-from adaptive_span.tracking import METRICS, SCORES, Tracker
+from adaptive_span.tracking import METRICS, Tracker
 from adaptive_span.training import Training
 
 
@@ -56,7 +57,7 @@ def _attention(config: Config, process: Process) -> str:
 
 
 def _train(config: Config, process: Process, directory: Path) -> None:
-    run = Run(config, prepare(config.data, config.model.reads_by_frequency), process, directory)
+    run = _begun(config, process, directory)
     if run.training.step < config.train.total_steps:
         if process.is_main:
             say(_attention(config, process))
@@ -67,6 +68,28 @@ def _train(config: Config, process: Process, directory: Path) -> None:
             report_finished(directory, run.training.step)
         return
     run.score()
+
+
+def _begun(config: Config, process: Process, directory: Path) -> "Run":
+    """Return the run with its newest training state, or with the weights of another one, or with fresh ones."""
+    saved, problems = checkpoint.newest(directory / CHECKPOINTS)
+    source, by_frequency = config.train.init_from or config.train.continue_from, config.model.reads_by_frequency
+    weights = published.load(Path(source)) if source and saved is None else None
+    if weights is not None and source:
+        corpus = corpus_for(weights, source, config.data, by_frequency, config.numbering)
+    elif source and saved is not None and "vocabulary" in saved:  # that of the weights that it began with
+        corpus = corpus_for(saved, str(directory), config.data, by_frequency, None)
+    else:
+        corpus = prepare(config.data, by_frequency)
+    if process.is_main:
+        for warning in corpus.warnings(config.data):
+            say(f"warning: {warning}")
+    run = Run(config, corpus, process, directory)
+    if saved is not None:
+        run.resume(saved, problems)
+    elif weights is not None and source:
+        run.training.begin_with(weights, Path(source))
+    return run
 
 
 @contextmanager
@@ -104,7 +127,6 @@ class Run:
         valid = corpus.tokens("valid")
         self.validation_rows = stream.rows(valid, config.train.batch_size, config.model.block_size, "valid")
         self.training = Training(config, corpus, process)
-        self._restore()
 
     def go_on(self, interruption: Interruption) -> None:
         """The loop. A signal ends it after the step at hand, with everything saved."""
@@ -192,6 +214,7 @@ class Run:
             "config": self.config.as_dict(),
             "corpus": self.corpus.fingerprint,
             "vocab_size": self.corpus.vocab_size,
+            "vocabulary": self.corpus.numbering.pack(),
             "best": self.best,
             "run_id": self.run_id,
         }
@@ -207,21 +230,17 @@ class Run:
 
     def _forget_scores(self) -> None:
         """Of weights that are not the last any more: what has scores and all its steps is finished."""
-        (self.directory / SCORES).unlink(missing_ok=True)
+        scores.forget(self.directory)
 
-    def _restore(self) -> None:
-        """Take up the newest training state of the directory, or the weights that `train.init_from` names."""
-        state, problems = checkpoint.newest(self.checkpoints)
-        if state is not None:
-            self._refuse_changes(state)
-            self.training.load_state_dict(state)
-            self.best, self.run_id = state["best"], state["run_id"]
-            if self.process.is_main and self.training.step < self.config.train.total_steps:
-                for problem in problems:
-                    say(f"warning: {problem}")
-                say(f"going on with {self.directory} after step {self.training.step}")
-        elif source := self.config.train.init_from or self.config.train.continue_from:
-            self.training.begin_with(published.load(Path(source)), Path(source))
+    def resume(self, state: checkpoint.State, problems: list[str]) -> None:
+        """Take up the newest training state of the directory; `problems` are those of newer ones."""
+        self._refuse_changes(state)
+        self.training.load_state_dict(state)
+        self.best, self.run_id = state["best"], state["run_id"]
+        if self.process.is_main and self.training.step < self.config.train.total_steps:
+            for problem in problems:
+                say(f"warning: {problem}")
+            say(f"going on with {self.directory} after step {self.training.step}")
 
     def _refuse_changes(self, state: checkpoint.State) -> None:
         refuse_changes(state["config"], self.config)
@@ -241,7 +260,8 @@ class Run:
         result |= {"checkpoint": str(best), "step": state["step"]}
         if not process.is_main:
             return
-        report.write(result, self.directory, config.model)
+        figure = report.draw(result, self.directory, config.model)
+        scores.write(result, self.directory)
         report.print_tables(result, config, self.corpus.level)
         launch, evaluate = Path(sys.argv[0]), Path(sys.argv[0]).with_name("evaluate.py")
         settings = [word for word in sys.argv[1:] if not word.startswith("train.steps=")]
@@ -250,7 +270,7 @@ class Run:
                 "run": self.directory,
                 "weights": f"{best} (step {state['step']})",
                 "metrics": self.directory / METRICS,
-                "figure": self.directory / "figures" / "spans.png",
+                "figure": figure,
                 "wandb": self.place,
                 "train on": shlex.join(["python", str(launch), *settings, f"train.steps={2 * config.train.steps}"]),
                 "evaluate": shlex.join(["python", str(evaluate), f"run={self.directory}"]),

@@ -132,6 +132,7 @@ class Training:
     def begin_with(self, state: checkpoint.State, source: Path) -> None:
         """With the weights of another training; for `train.continue_from` also with its optimizer's state and step."""
         checkpoint.check_fits(self.model, state["model"], source)
+        checkpoint.check_finite(state["model"], source)
         self.model.load_state_dict(state["model"])
         self.read_spans()
         if not self.config.train.continue_from:

@@ -62,8 +62,11 @@ def test_a_real_checkpoint_of_the_original_scores_what_it_did_there(tmp_path):
     about = json.loads(CHECKPOINT.with_suffix(".json").read_text())["full_evaluation"]
     data = ["data=enwik8", f"data.file={SHARED}/data/enwik8_first_4154399.xz", "data.split=[3600000,200000,200000]"]
     settings = [f"checkpoint={CHECKPOINT}", "protocol=published", "batch_size=8", "block_size=128"]
-    finish([sys.executable, str(ROOT / "evaluate.py"), *settings, *data], tmp_path)
-    scores = json.loads((tmp_path / "evaluation.json").read_text())["splits"]
+    words = [sys.executable, str(ROOT / "evaluate.py"), *settings, *data]
+    assert "numbering=same if you know that they are" in sentence(finish(words, tmp_path, ok=False))
+    finish([*words, "numbering=same"], tmp_path)
+    (score,) = json.loads((tmp_path / "evaluation.json").read_text())["others"].values()
+    scores = score["splits"]
     for split in ("valid", "test"):
         assert scores[split]["bpc"] == pytest.approx(about[f"{split}_bpc"], abs=2e-5)
 
@@ -95,8 +98,9 @@ def test_a_published_number_stands_beside_ours_and_words_are_scored_in_perplexit
     out = finish([*words, "batch_size=2"], tmp_path).stdout
     assert "published evaluation" in out
     assert "12.25" in out
-    scores = json.loads((tmp_path / "evaluation.json").read_text())
-    valid = scores["splits"]["valid"]
+    ((name, score),) = json.loads((tmp_path / "evaluation.json").read_text())["others"].items()
+    assert name.endswith(", published")
+    valid = score["splits"]["valid"]
     assert valid["ppl"] == pytest.approx(math.exp(valid["nats"] / valid["tokens"]))
 
 

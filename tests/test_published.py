@@ -116,8 +116,12 @@ def test_conversion_and_evaluation_from_the_command_line(tmp_path):
         told = sentence(finish(words, tmp_path, ok=False))
         assert told.startswith(f"{name} has a vocabulary of 40 tokens, but data=files")
         assert "numbers 256" in told
-        assert "exact evaluation" in finish([*words, "data.level=word", f"output={name}.d"], tmp_path).stdout
+        assert (
+            "exact evaluation"
+            in finish([*words, "data.level=word", "numbering=same", f"output={name}.d"], tmp_path).stdout
+        )
     scores = [(tmp_path / f"{name}.d" / "evaluation.json").read_text() for name in ("x.pt", "ours.pt")]
+    assert "bpc" in scores[0]
     assert scores[0].split("tokens_per_second")[0] == scores[1].split("tokens_per_second")[0]
 
 
@@ -127,6 +131,7 @@ def test_a_training_goes_on_from_a_real_one(tmp_path):
     data = f"data=enwik8 data.file={SHARED}/data/enwik8_first_4154399.xz data.split=[3600000,200000,200000]"
     settings = "train.steps=2010 train.warmup_steps=200 train.batch_size=16 validation.blocks=1 log.every=2 "
     settings += "model.max_span=1024 model.block_size=128 tracking=none hardware=cpu run.dir=run"
+    settings += " numbering=same"
     words = [sys.executable, str(ROOT / "launch.py"), *data.split(), *settings.split()]
     out = finish([*words, f"train.continue_from={REAL}"], tmp_path).stdout
     lines = [line for line in out.splitlines() if line.startswith("step 20")]

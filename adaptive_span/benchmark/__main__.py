@@ -13,12 +13,12 @@ of its own. The first four need torch, numpy and PyYAML alone, and triton for fu
 """
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from adaptive_span import strict_json
 from adaptive_span.attention import why_not_fused
 from adaptive_span.benchmark import costs, profiles
 from adaptive_span.benchmark.costs import Row, Settings
@@ -42,7 +42,7 @@ def main() -> None:
     _print_table(rows)
     if arguments.json:
         asked = asdict(settings) | {"device": settings.device.type, "what": arguments.what, "machine": machine}
-        arguments.json.write_text(json.dumps(asked | {"rows": rows}, indent=1) + "\n")
+        strict_json.write(asked | {"rows": rows}, arguments.json)
     if arguments.figure:
         from adaptive_span.figures import draw_growth  # matplotlib, which the figures themselves need not wait for
 

@@ -1,6 +1,5 @@
 """How submitted jobs are doing: what was written down at submission, what SLURM says, and what the runs have logged."""
 
-import json
 import os
 import shlex
 import time
@@ -12,6 +11,7 @@ from typing import Any, get_type_hints
 from rich.live import Live
 from rich.table import Table
 
+from adaptive_span import strict_json
 from adaptive_span.config import HardwareConfig
 from adaptive_span.console import console, list_places, readable, say
 from adaptive_span.errors import UserError
@@ -57,7 +57,7 @@ class Job:
 def write(home: Path, jobs: list[Job]) -> None:
     """Keep these jobs, each in the place of an earlier one of the same directory."""
     jobs = list({job.directory: job for job in (*read(home), *jobs)}.values())
-    (home / "slurm" / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs], indent=1), encoding="utf-8")
+    strict_json.write([asdict(job) for job in jobs], home / "slurm" / "jobs.json")
 
 
 def read(home: Path) -> list[Job]:

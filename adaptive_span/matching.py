@@ -1,0 +1,40 @@
+"""Which numbering of a text fits the weights of a checkpoint: the one that they were trained with, or none."""
+
+from adaptive_span.checkpoint import State
+from adaptive_span.config import DataConfig
+from adaptive_span.corpus import Corpus, prepare
+from adaptive_span.errors import UserError
+from adaptive_span.source import described
+from adaptive_span.vocabulary import unpack
+
+
+def corpus_for(state: State, source: str, data: DataConfig, by_frequency: bool, numbering: str | None) -> Corpus:
+    """Return the text, numbered as the weights of `state`, which were read from `source`, know its symbols.
+
+    A checkpoint without its vocabulary (an old one, or one of the original project) fits where it was trained on this
+    very corpus; or this is the whole published text, and has as many symbols; or the user says `numbering=same`.
+    """
+    size = state["vocab_size"]
+    if "vocabulary" in state:
+        vocabulary = unpack(state["vocabulary"], size, source)
+        if vocabulary.level != data.level:
+            raise UserError(
+                f"{source} reads {vocabulary.level}s, but data.level={data.level}; give data.level={vocabulary.level}"
+            )
+        return prepare(data, by_frequency, vocabulary)
+    corpus = prepare(data, by_frequency)
+    if corpus.vocab_size != size:
+        raise UserError(
+            f"{source} has a vocabulary of {size:,} tokens, but {described(data)} with data.split={data.split} numbers "
+            f"{corpus.vocab_size:,}; give the data that it was trained on"
+        )
+    # Of a published text, numbered by first appearance, the size proves the order: that of a shorter train part begins
+    # that of a longer one.
+    whole = state.get("corpus") is None and corpus.is_published(data)
+    if numbering == "same" or state.get("corpus") == corpus.fingerprint or whole:
+        return corpus
+    raise UserError(
+        f"{source} does not hold its vocabulary, and nothing proves that its {size:,} symbols are numbered as those of "
+        f"{described(data)}; give the text that it was trained on (of a published checkpoint, the whole published "
+        f"text), or numbering=same if you know that they are"
+    )
