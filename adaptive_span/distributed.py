@@ -17,7 +17,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from adaptive_span.config import HardwareConfig
+from adaptive_span.console import say
 from adaptive_span.errors import UserError
+from adaptive_span.precision import EMULATED, is_emulated
 
 CORES = "ADAPTIVE_SPAN_CORES"  # an environment variable; where nothing confines a job to its cores, it says how many
 GRACE = 5  # seconds in which one that has lost its peers leaves it to the peer that failed to say why, and is ended
@@ -107,6 +109,8 @@ def process_group(hardware: HardwareConfig) -> Iterator[Process]:
     device = pick_device(hardware, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if int(os.environ.get("RANK", 0)) == 0 and is_emulated(hardware.precision, device):
+        say(EMULATED)
     if world_size == 1:
         yield Process(0, 1, device)
         return

@@ -21,6 +21,7 @@ runpy.run_module("adaptive_span.benchmark", run_name="__main__")
     [
         ("attention", ["dense", "banded"]),
         ("attention --layer 4 --dropout 0.1", ["dense", "banded"]),
+        ("attention --layer 4 --dtype bf16", ["dense", "banded"]),
         ("step", ["dense", "banded", "none"]),
         ("step --dtype bf16", ["dense", "banded", "none", "dense fp32"]),
         ("evaluate", ["dense", "banded", "dense training"]),

@@ -23,6 +23,7 @@ from adaptive_span.attention import why_not_fused
 from adaptive_span.benchmark import costs, profiles
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.config import ATTENTIONS, PRECISIONS
+from adaptive_span.precision import EMULATED, is_emulated
 from adaptive_span.program import exit_codes
 
 PROJECT = ("loop", "processes", "data")
@@ -35,6 +36,8 @@ def main() -> None:
         dropout=arguments.dropout, precision=arguments.dtype,
         device=torch.device("cpu" if arguments.cpu or not torch.cuda.is_available() else "cuda"),
     )  # fmt: skip
+    if is_emulated(settings.precision, settings.device):
+        print(EMULATED, flush=True)
     rows = _measure(arguments, settings)
     cpu = settings.device.type == "cpu"
     machine = f"CPU with {torch.get_num_threads()} threads" if cpu else torch.cuda.get_device_name()

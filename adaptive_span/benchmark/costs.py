@@ -55,7 +55,8 @@ def attention(settings: Settings, name: str) -> Way:
     limits, cache = profiles.limits_in_training(model), settings.cache(model)
     shape = (settings.batch_size, config.block_size, config.hidden_size)
     hidden = torch.randn(shape, device=settings.device, requires_grad=True)
-    query = torch.randn(shape, device=settings.device).unflatten(2, (config.num_heads, -1)).transpose(1, 2)
+    query = torch.randn(shape, device=settings.device, dtype=settings.dtype)
+    query = query.unflatten(2, (config.num_heads, -1)).transpose(1, 2)
     query.requires_grad_()
 
     def way() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 Way = Callable[[], object]
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def in_turns(repeats: int, **ways: Way) -> dict[str, float]:
@@ -34,13 +35,17 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / in_turns(10, product=lambda: left @ right)["product"]
 
 
-def memory(device: torch.device, way: Way, make: Callable[..., Way], *arguments: Any) -> float:
-    """MiB that one run adds at its height: on a GPU of this process, on a CPU of a fresh one, which makes its own."""
+def memory(device: torch.device, way: Way, make: Callable[..., Way], *arguments: Any) -> float | None:
+    """MiB that one run adds at its height: on a GPU of this process, on a CPU of a fresh one, which makes its own.
+
+    None on a CPU whose system does not count it: only Linux does, in /proc."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         way()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if not CLEAR_REFS.exists():
+        return None
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         return fresh.submit(_height, make, *arguments).result()
 
@@ -48,7 +53,7 @@ def memory(device: torch.device, way: Way, make: Callable[..., Way], *arguments:
 def _height(make: Callable[..., Way], *arguments: Any) -> float:
     way = make(*arguments)
     before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the height is counted from here on
+    CLEAR_REFS.write_text("5")  # the height is counted from here on
     way()
     return status("VmHWM") - before
 

@@ -1,0 +1,27 @@
+"""Machines that lack something say so, and do what they can."""
+
+import sys
+
+from tests.conftest import ROOT, finish
+
+# A program, on a processor without instructions for bf16.
+WITHOUT_BF16 = """
+import runpy, sys, torch
+torch.cpu.get_capabilities = lambda: {"avx2": True, "avx512_f": True, "avx512_bf16": False}
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+EMULATED = "warning: this processor has no instructions for bf16: it is emulated, and slower than fp32\n"
+
+
+def test_bf16_that_is_emulated_is_told_at_the_start(launch, tmp_path):
+    program = (sys.executable, "-c", WITHOUT_BF16)
+    launched = launch("run.dir=run", "train.steps=2", "hardware.precision=bf16", program=program).stdout
+    assert launched.startswith(EMULATED)
+    words = ["evaluate.py", "run=run", "hardware=cpu", "hardware.precision=bf16"]
+    evaluated = finish([*program, str(ROOT / words[0]), *words[1:]], tmp_path).stdout
+    assert evaluated.startswith(EMULATED)
+    benchmark = str(ROOT / "adaptive_span" / "benchmark" / "__main__.py")
+    words = "attention --model tiny --repeats 1 --cpu --attention banded --no-memory --dtype".split()
+    assert finish([*program, benchmark, *words, "bf16"], ROOT).stdout.startswith(EMULATED)
+    assert EMULATED not in finish([*program, benchmark, *words, "fp32"], ROOT).stdout
