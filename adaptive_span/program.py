@@ -19,6 +19,7 @@ BUG, MISTAKE = 1, 2
 def exit_codes() -> Iterator[None]:
     """End the process with the code that says what has happened."""
     try:
+        _refuse_windows()
         yield
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
@@ -28,3 +29,8 @@ def exit_codes() -> Iterator[None]:
     except Exception as error:
         traceback.print_exception(error)
         raise SystemExit(BUG) from None
+
+
+def _refuse_windows() -> None:
+    if sys.platform == "win32":
+        raise UserError("this does not run on Windows itself; run it in WSL, the Linux within Windows: wsl --install")

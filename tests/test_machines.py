@@ -2,7 +2,9 @@
 
 import sys
 
-from tests.conftest import ROOT, finish
+import pytest
+
+from tests.conftest import ROOT, finish, sentence
 
 # A program, on a processor without instructions for bf16.
 WITHOUT_BF16 = """
@@ -25,3 +27,24 @@ def test_bf16_that_is_emulated_is_told_at_the_start(launch, tmp_path):
     words = "attention --model tiny --repeats 1 --cpu --attention banded --no-memory --dtype".split()
     assert finish([*program, benchmark, *words, "bf16"], ROOT).stdout.startswith(EMULATED)
     assert EMULATED not in finish([*program, benchmark, *words, "fp32"], ROOT).stdout
+
+
+# A program, on a Python without what that of Windows lacks; it says that it is one once everything is imported, since
+# Python's own modules would then look for parts of Windows.
+ON_WINDOWS = """
+import importlib, runpy, signal, sys
+sys.modules |= dict.fromkeys(("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"))
+for name in "SIGALRM SIGHUP SIGKILL SIGUSR1 SIGUSR2 pthread_sigmask sigpending sigwait".split():
+    delattr(signal, name)
+importlib.import_module(sys.argv[1])
+sys.platform = "win32"
+runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
+"""
+PROGRAMS = "launch evaluate adaptive_span.benchmark.__main__ adaptive_span.export adaptive_span.published".split()
+PROGRAMS += "adaptive_span.slurm.__main__ adaptive_span.sweep".split()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_windows_is_refused_in_one_sentence(program):
+    result = finish([sys.executable, "-W", "ignore", "-c", ON_WINDOWS, program], ROOT, ok=False)
+    assert sentence(result).startswith("this does not run on Windows itself; run it in WSL")
