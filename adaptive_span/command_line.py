@@ -25,21 +25,13 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from adaptive_span.allowed import kind, without_value
 from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.identity import flatten
 
 T = TypeVar("T")
 
 OPEN = ("published.", "sweep.", "hardware.sbatch.")  # whose keys are no field's names
-KINDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    list[int]: "a list of whole numbers, like [8,1,1]",
-    list[str]: "a list, like [a,b]",
-    dict[str, Any]: "names with values, like {exclude: n1}",
-}
 
 
 def register(name: str, schema: type, launcher: ModuleType, *others: ModuleType) -> None:
@@ -74,6 +66,8 @@ def typed(composed: DictConfig, schema: type[T]) -> T:
     for key in flatten(OmegaConf.to_container(composed)):  # type: ignore[arg-type]
         if key not in known and not key.startswith(OPEN):  # +key=value passes Hydra's own check
             raise UserError(_unknown(key, schema))
+    if missing := sorted(OmegaConf.missing_keys(composed)):
+        raise UserError(without_value(missing))
     config = OmegaConf.to_object(composed)
     assert isinstance(config, schema)
     return config
@@ -104,7 +98,7 @@ def keys(schema: type) -> dict[str, Any]:
     for field in fields(schema):
         hint = hints[field.name]
         if is_dataclass(hint):
-            found |= {f"{field.name}.{key}": kind for key, kind in keys(hint).items()}  # type: ignore[arg-type]
+            found |= {f"{field.name}.{key}": inner for key, inner in keys(hint).items()}  # type: ignore[arg-type]
         else:
             found[field.name] = hint
     return found
@@ -151,7 +145,7 @@ def _explain(error: Exception, schema: type) -> str:
         known = keys(schema)
         if key not in known:
             return f"{key}={value} is not a value: it is a group that holds {_inside(key, schema)}"
-        return f"{key}={value} must be {_kind(known[key])}"
+        return f"{key}={value} must be {kind(known[key])}"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and key:
         return _unknown(key, schema)
     if isinstance(cause, ConfigTypeError) and key:
@@ -172,11 +166,3 @@ def _unknown(key: str, schema: type) -> str:
 def _inside(group: str, schema: type) -> str:
     """The keys of a group, for people."""
     return ", ".join(key.removeprefix(f"{group}.") for key in keys(schema) if key.startswith(f"{group}."))
-
-
-def _kind(hint: Any) -> str:
-    """A type in words."""
-    allowed = [kind for kind in getattr(hint, "__args__", ()) if kind is type(None)]
-    inner = next((kind for kind in KINDS if hint == kind or hint == (kind | None)), None)
-    words = KINDS[inner] if inner is not None else str(hint)
-    return f"{words}, or null" if allowed else words

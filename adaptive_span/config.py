@@ -4,15 +4,14 @@ Plain dataclasses: nothing here imports torch, so `--help` and `--cfg job` answe
 knows Hydra, so a `ModelConfig` made by hand is as good as a composed one.
 """
 
-import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from math import isqrt
+from typing import Annotated, Any
 
 from adaptive_span import quantities
-from adaptive_span.errors import UserError, at_least, check_batch, either, one_of
+from adaptive_span.allowed import FP32_MAX, MISSING, OneOf, Pattern, Range, check, path
+from adaptive_span.errors import UserError, check_batch, either
 from adaptive_span.quantities import Gpus
-
-MISSING: Any = "???"  # the mark that Hydra fills in from conf/
 
 ATTENTIONS = ("auto", "dense", "banded", "fused")
 DATA_NAMES = ("stdlib", "enwik8", "text8", "wikitext103", "files")
@@ -24,45 +23,50 @@ PROTOCOLS = ("exact", "published")
 TRACKERS = ("wandb", "none")
 WANDB_MODES = ("auto", "online", "offline")
 
+MANY = 2**63 - 1  # what 64 bits hold: of what is only counted
+LONG = 2**31 - 1  # of a dimension of tensors, which memory limits further
+Count = Annotated[int, Range(1, MANY)]
+CountOrNone = Annotated[int, Range(0, MANY)]
+Size = Annotated[int, Range(1, LONG)]
+SizeOrNone = Annotated[int, Range(0, LONG)]
+Probability = Annotated[float, Range(0, 1, below=True)]
+Rate = Annotated[float, Range(0, 1e30, above=True)]  # beyond, what an optimizer makes of it is no number
+Path = Annotated[str, path]
+Sha256 = Annotated[str, Pattern("[0-9a-f]{64}", "64 digits of 0-9 and a-f")]
+Numbering = Annotated[str, OneOf(("same",))]
+
 
 @dataclass
 class ModelConfig:
     """Sizes of the Transformer. Published names: N, C, F, H, L, M, R of arXiv 1905.07799."""
 
-    name: str = MISSING
-    num_layers: int = MISSING
-    hidden_size: int = MISSING
-    ffn_size: int = MISSING  # 0: no feed-forward
-    num_heads: int = MISSING
-    max_span: int = MISSING  # tokens
-    block_size: int = MISSING  # tokens predicted in one step
+    name: str
+    num_layers: Annotated[int, Range(1, 10_000)]
+    hidden_size: Size
+    ffn_size: SizeOrNone  # 0: no feed-forward
+    num_heads: Size
+    max_span: Size  # tokens
+    block_size: Size  # tokens predicted in one step
     adaptive_span: bool = True  # False: every head always looks at max_span tokens
-    ramp: int = 32  # tokens over which the soft mask falls from 1 to 0
-    span_init: float = 0.0  # fraction of max_span
+    ramp: Size = 32  # tokens over which the soft mask falls from 1 to 0
+    span_init: Annotated[float, Range(0, 1)] = 0.0  # fraction of max_span
     trim_cache: bool = True  # keep as many past hidden states as the longest head of a layer looks at
-    memory_size: int = 0  # persistent vectors of each head, in place of the feed-forward
+    memory_size: SizeOrNone = 0  # persistent vectors of each head, in place of the feed-forward
     layer_order: str | None = None  # a: attention, f: feed-forward, like aaafff; sandwich; null: they alternate
-    dropout: float = 0.0  # of attention weights and inside the feed-forward
-    attention_dropout: float | None = None  # of attention weights alone; null: as dropout
-    ffn_dropout: float | None = None  # inside the feed-forward alone; null: as dropout
-    embedding_dropout: float = 0.0  # after the embedding and before the output layer
-    cutoffs: list[int] = field(default_factory=list)  # adaptive input and output: where clusters of words begin
-    division: int = 4  # each cluster's vectors are so many times smaller than those of the one before
+    dropout: Probability = 0.0  # of attention weights and inside the feed-forward
+    attention_dropout: Probability | None = None  # of attention weights alone; null: as dropout
+    ffn_dropout: Probability | None = None  # inside the feed-forward alone; null: as dropout
+    embedding_dropout: Probability = 0.0  # after the embedding and before the output layer
+    cutoffs: list[Count] = field(default_factory=list)  # adaptive input and output: where clusters of words begin
+    division: Size = 4  # each cluster's vectors are so many times smaller than those of the one before
     tied: bool = True  # adaptive input and output share their vectors
-    attention: str = "auto"
+    attention: Annotated[str, OneOf(ATTENTIONS)] = "auto"
 
     def validate(self) -> None:
-        for key in ("num_layers", "hidden_size", "num_heads", "max_span", "block_size", "ramp"):
-            at_least(f"model.{key}", getattr(self, key), 1)
-        at_least("model.ffn_size", self.ffn_size, 0)
-        at_least("model.memory_size", self.memory_size, 0)
-        for key in ("dropout", "attention_dropout", "ffn_dropout", "embedding_dropout"):
-            if not 0 <= (getattr(self, key) or 0) < 1:
-                raise UserError(f"model.{key}={getattr(self, key)} must be at least 0 and below 1")
-        if not 0 <= self.span_init <= 1:
-            raise UserError(f"model.span_init={self.span_init} is a fraction of max_span and must lie in [0, 1]")
+        check(self, "model.")
         if self.hidden_size % self.num_heads:
-            allowed = [h for h in range(1, self.hidden_size + 1) if self.hidden_size % h == 0]
+            low = [h for h in range(1, isqrt(self.hidden_size) + 1) if self.hidden_size % h == 0]
+            allowed = {*low, *(self.hidden_size // h for h in low)}
             near = sorted(sorted(allowed, key=lambda h: abs(h - self.num_heads))[:3])
             raise UserError(
                 f"model.num_heads={self.num_heads} does not divide model.hidden_size={self.hidden_size}; "
@@ -75,12 +79,10 @@ class ModelConfig:
             )
         self._check_adaptive_io()
         self.block_order()
-        one_of("model.attention", self.attention, ATTENTIONS)
 
     def _check_adaptive_io(self) -> None:
-        if self.cutoffs and (self.cutoffs[0] < 1 or sorted(set(self.cutoffs)) != self.cutoffs):
-            raise UserError(f"model.cutoffs={self.cutoffs} must be positive and increase")
-        at_least("model.division", self.division, 1)
+        if sorted(set(self.cutoffs)) != self.cutoffs:
+            raise UserError(f"model.cutoffs={self.cutoffs} must increase")
         if self.hidden_size < self.division ** len(self.cutoffs):
             raise UserError(
                 f"model.division={self.division} leaves nothing of model.hidden_size={self.hidden_size} for the last "
@@ -119,24 +121,23 @@ class ModelConfig:
 class DataConfig:
     """Where the text comes from and how it becomes token ids (see `corpus.py`)."""
 
-    name: str = MISSING
-    level: str = "byte"  # a token is a byte, or a word
-    file: str | None = None  # a local copy of a downloadable corpus: raw, .zip, .gz or .xz
-    path: str | None = None  # data=files: the folder that holds train.txt, valid.txt and test.txt
-    split: list[int] | None = None  # bytes of train, valid and test at the start of the file
-    directory: str = "data"  # where downloads and numbered corpora are kept
+    name: Annotated[str, OneOf(DATA_NAMES)] = MISSING
+    level: Annotated[str, OneOf(LEVELS)] = "byte"  # a token is a byte, or a word
+    file: Path | None = None  # a local copy of a downloadable corpus: raw, .zip, .gz or .xz
+    path: Path | None = None  # data=files: the folder that holds train.txt, valid.txt and test.txt
+    split: list[Count] | None = None  # bytes of train, valid and test at the start of the file
+    directory: Path = "data"  # where downloads and numbered corpora are kept
     urls: list[str] = field(default_factory=list)  # tried in this order
-    size: int | None = None  # of the download, in bytes
-    sha256: str | None = None  # of the download
-    unpacked_size: int | None = None  # of the text in the download, in bytes
-    unpacked_sha256: str | None = None  # of that text
+    size: Count | None = None  # of the download, in bytes
+    sha256: Sha256 | None = None  # of the download
+    unpacked_size: Count | None = None  # of the text in the download, in bytes
+    unpacked_sha256: Sha256 | None = None  # of that text
     symbols: str | None = None  # all that the text consists of
     holds: str | None = None  # what every piece of the text holds
 
     def validate(self) -> None:
-        one_of("data.name", self.name, DATA_NAMES)
-        one_of("data.level", self.level, LEVELS)
-        if self.split is not None and (len(self.split) != 3 or min(self.split) < 1):
+        check(self, "data.")
+        if self.split is not None and len(self.split) != 3:
             raise UserError(f"data.split={self.split} must be three positive numbers of bytes: [train, valid, test]")
         if self.split is not None and self.name == "files":
             raise UserError(f"data.split={self.split} does not go with data=files, whose files are the splits")
@@ -151,53 +152,45 @@ class DataConfig:
 
 @dataclass
 class OptimizerConfig:
-    name: str = MISSING
-    lr: float = MISSING
-    clip: float = MISSING  # adagrad: of each parameter tensor's gradient norm; adam, sgd: of the global norm
-    momentum: float = 0.0  # sgd
+    name: Annotated[str, OneOf(OPTIMIZERS)] = MISSING
+    lr: Rate = MISSING
+    clip: Annotated[float, Range(0, FP32_MAX, above=True)] = (
+        MISSING  # adagrad: of each parameter tensor's gradient norm; adam, sgd: of the global norm
+    )
+    momentum: Probability = 0.0  # sgd
 
     def validate(self) -> None:
-        one_of("optimizer.name", self.name, OPTIMIZERS)
-        for key in ("lr", "clip"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise UserError(f"optimizer.{key}={getattr(self, key)} must be a number above 0")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"optimizer.momentum={self.momentum} must be at least 0 and below 1")
+        check(self, "optimizer.")
         if self.momentum and self.name != "sgd":
             raise UserError(f"optimizer.momentum={self.momentum} goes with optimizer=sgd, not with {self.name}")
 
 
 @dataclass
 class HardwareConfig:
-    device: str = "auto"
-    processes: int = 1  # on each machine, each with one GPU or its share of the CPU cores; 0: one for each GPU
-    precision: str = "fp32"  # bf16: matrix products under autocast
+    device: Annotated[str, OneOf(DEVICES)] = "auto"
+    processes: CountOrNone = 1  # on each machine, each with one GPU or its share of the CPU cores; 0: one for each GPU
+    precision: Annotated[str, OneOf(PRECISIONS)] = "fp32"  # bf16: matrix products under autocast
     compile: bool = False
     activation_checkpointing: bool = False  # recompute each layer in the backward pass
 
     # What to ask SLURM for; conf/hardware/slurm.yaml says more of each.
-    nodes: int = 1
+    nodes: Size = 1
     gpus: str | None = None  # of each node, like 2 or a100:2; null: all of them
-    cpus: int | None = None  # cores of each node; null: the share that goes with its GPUs
+    cpus: Size | None = None  # cores of each node; null: the share that goes with its GPUs
     memory: str | None = None  # of each node, like 16GB; null: what the cluster gives by default
     partition: str | None = None  # null: the cluster's default
     account: str | None = None
     qos: str | None = None  # quality of service
     constraint: str | None = None  # a feature that the nodes must have
     time: str = "1440"  # minutes, or as SLURM writes it
-    requeues: int = 100  # how often a job that has reached its time limit goes on
-    parallel_jobs: int = 8  # of a sweep
+    requeues: SizeOrNone = 100  # how often a job that has reached its time limit goes on
+    parallel_jobs: Size = 8  # of a sweep
     wait: bool = False  # until the jobs have ended
     setup: list[str] = field(default_factory=list)  # lines of shell that a job runs before Python
     sbatch: dict[str, Any] = field(default_factory=dict)  # every other option of sbatch
 
     def validate(self) -> None:
-        one_of("hardware.device", self.device, DEVICES)
-        one_of("hardware.precision", self.precision, PRECISIONS)
-        for key, least in (("processes", 0), ("nodes", 1), ("requeues", 0), ("parallel_jobs", 1)):
-            at_least(f"hardware.{key}", getattr(self, key), least)
-        if self.cpus is not None:
-            at_least("hardware.cpus", self.cpus, 1)
+        check(self, "hardware.")
         _ = self.minutes, self.megabytes, self.wanted_gpus
         if self.device == "cpu" and self.processes == 0:
             raise UserError("hardware.processes=0 starts one for each GPU, but hardware.device=cpu; give their number")
@@ -222,88 +215,68 @@ class HardwareConfig:
 
 @dataclass
 class TrackingConfig:
-    name: str = MISSING
-    mode: str = "auto"  # auto: online where somebody is logged in, else offline
+    name: Annotated[str, OneOf(TRACKERS)] = MISSING
+    mode: Annotated[str, OneOf(WANDB_MODES)] = "auto"  # auto: online where somebody is logged in, else offline
     project: str = "adaptive-span"
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
 
-    def validate(self) -> None:
-        one_of("tracking.name", self.name, TRACKERS)
-        one_of("tracking.mode", self.mode, WANDB_MODES)
-
 
 @dataclass
 class TrainConfig:
-    steps: int = MISSING  # updates at the full rate
-    finetune_steps: int = 0  # updates at a tenth of the rate, after those
-    warmup_steps: int = MISSING
-    batch_size: int = MISSING  # rows over all processes
-    batch_split: int = 1  # slices of a process's rows, one after the other, for one update
-    span_penalty: float = MISSING  # times the mean span of each layer, in nats a token of span
-    seed: int = 1
-    init_from: str | None = None  # a checkpoint whose weights to begin with
-    continue_from: str | None = None  # a checkpoint whose weights, optimizer state and step to go on from
+    steps: Count = MISSING  # updates at the full rate
+    finetune_steps: CountOrNone = 0  # updates at a tenth of the rate, after those
+    warmup_steps: CountOrNone = MISSING
+    batch_size: Size = MISSING  # rows over all processes
+    batch_split: Size = 1  # slices of a process's rows, one after the other, for one update
+    span_penalty: Annotated[float, Range(0, FP32_MAX)] = (
+        MISSING  # times the mean span of each layer, in nats a token of span
+    )
+    seed: CountOrNone = 1
+    init_from: Path | None = None  # a checkpoint whose weights to begin with
+    continue_from: Path | None = None  # a checkpoint whose weights, optimizer state and step to go on from
 
     @property
     def total_steps(self) -> int:
         return self.steps + self.finetune_steps
 
     def validate(self) -> None:
-        for key, least in (("steps", 1), ("finetune_steps", 0), ("warmup_steps", 0), ("seed", 0)):
-            at_least(f"train.{key}", getattr(self, key), least)
-        at_least("train.batch_size", self.batch_size, 1)
-        at_least("train.batch_split", self.batch_split, 1)
+        check(self, "train.")
         if self.init_from and self.continue_from:
             raise UserError(
                 f"train.init_from={self.init_from} begins with weights alone and train.continue_from="
                 f"{self.continue_from} goes on with a training; give one of them"
             )
-        if not 0 <= self.span_penalty < math.inf:
-            raise UserError(f"train.span_penalty={self.span_penalty} must be a number, and not negative")
-        if self.seed >= 2**63:
-            raise UserError(f"train.seed={self.seed} must be below 2^63 = {2**63}")
 
 
 @dataclass
 class ValidationConfig:
-    every: int = MISSING  # steps
-    blocks: int = MISSING  # of the start of valid's rows, always the same ones
-
-    def validate(self) -> None:
-        at_least("validation.every", self.every, 1)
-        at_least("validation.blocks", self.blocks, 1)
+    every: Count = MISSING  # steps
+    blocks: Count = MISSING  # of the start of valid's rows, always the same ones
 
 
 @dataclass
 class CheckpointConfig:
-    every: int = MISSING  # steps
-    keep: int = 2  # the newest ones; the best one by validation is kept beside them
-
-    def validate(self) -> None:
-        at_least("checkpoint.every", self.every, 1)
-        at_least("checkpoint.keep", self.keep, 1)
+    every: Count = MISSING  # steps
+    keep: Count = 2  # the newest ones; the best one by validation is kept beside them
 
 
 @dataclass
 class LogConfig:
-    every: int = MISSING  # steps
-
-    def validate(self) -> None:
-        at_least("log.every", self.every, 1)
+    every: Count = MISSING  # steps
 
 
 @dataclass
 class RunConfig:
-    dir: str | None = None  # runs/<data>-<model>-<hash of the configuration>
+    dir: Path | None = None  # runs/<data>-<model>-<hash of the configuration>
 
 
 @dataclass
 class Config:
     """One training run."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
@@ -313,16 +286,15 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    numbering: str | None = None  # same: the ids of a checkpoint without its vocabulary are taken for those of the data
+    numbering: Numbering | None = None  # same: take the ids of a checkpoint without a vocabulary for the data's
     published: dict[str, float] = field(default_factory=dict)  # what the papers report: valid, test
     sweep: dict[str, Any] = field(default_factory=dict)  # a file of sweeps/: values of keys
 
     def validate(self) -> None:
         """Raise `UserError` at the first value, or combination of values, that can't be honoured."""
-        for part in vars(self).values():
-            if hasattr(part, "validate"):
-                part.validate()
-        check_numbering(self.numbering)
+        check(self)
+        for part in (self.model, self.data, self.optimizer, self.hardware, self.train):
+            part.validate()
         check_batch("train.batch_size", self.train.batch_size, self.hardware.world_size, self.train.batch_split)
         if self.model.cutoffs and self.data.level != "word":
             raise UserError(
@@ -338,28 +310,21 @@ class Config:
 class EvaluateConfig:
     """One scoring of a checkpoint."""
 
-    run: str | None = None  # a run directory: its best checkpoint is scored
-    checkpoint: str | None = None  # or one file, which may be one of the original project's
+    run: Path | None = None  # a run directory: its best checkpoint is scored
+    checkpoint: Path | None = None  # or one file, which may be one of the original project's
     data: DataConfig = field(default_factory=DataConfig)  # that of the training where its name is ""
-    numbering: str | None = None  # same: the ids of a checkpoint without its vocabulary are taken for those of the data
-    protocol: str = "exact"
-    batch_size: int = 8  # rows
-    block_size: int | None = None  # tokens; that of the training where not given
-    output: str | None = None  # folder of evaluation.json; null: the run's, or this one for a checkpoint
+    numbering: Numbering | None = None  # same: take the ids of a checkpoint without a vocabulary for the data's
+    protocol: Annotated[str, OneOf(PROTOCOLS)] = "exact"
+    batch_size: Size = 8  # rows
+    block_size: Size | None = None  # tokens; that of the training where not given
+    output: Path | None = None  # folder of evaluation.json; null: the run's, or this one for a checkpoint
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
 
     def validate(self) -> None:
         if (self.run is None) == (self.checkpoint is None):
             raise UserError("evaluate.py needs one of run=DIR (its best checkpoint is scored) and checkpoint=FILE")
-        check_numbering(self.numbering)
-        one_of("protocol", self.protocol, PROTOCOLS)
-        at_least("batch_size", self.batch_size, 1)
-        if self.block_size is not None:
-            at_least("block_size", self.block_size, 1)
+        check(replace(self, data=replace(self.data, name=self.data.name or "files")))
+        if self.data.name:
+            self.data.validate()
         self.hardware.validate()
         check_batch("batch_size", self.batch_size, self.hardware.processes)
-
-
-def check_numbering(value: str | None) -> None:
-    if value not in (None, "same"):
-        raise UserError(f"numbering={value} must be same, or null")

@@ -1,26 +1,41 @@
 """What a user can cause: one sentence that names the thing, its value, what is allowed and what to do."""
 
+import unicodedata
 from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Shown as its sentence alone, without a traceback. Everything else that is raised is a bug."""
+    """Shown as its sentence alone, without a traceback. Everything else that is raised is a bug.
+
+    It is one line, and moves no cursor, whatever the names and values that it repeats.
+    """
+
+    def __init__(self, sentence: str):
+        super().__init__("".join(_escaped(each) if is_control(each) else each for each in sentence))
+
+
+def is_control(character: str) -> bool:
+    """Return whether a character ends a line, moves the cursor, or is half of one (as a byte that is not UTF-8 is)."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def shown(value: object, most: int = 100) -> str:
+    """Return a value as a sentence repeats it, however long it is."""
+    try:
+        text = str(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a number without end"
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def did_you_mean(word: str, allowed: list[str] | tuple[str, ...]) -> str:
     """`; did you mean 'steps'?` for the nearest of `allowed`, or nothing where none is near."""
     near = get_close_matches(word, allowed, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
-
-
-def at_least(key: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"{key}={value} must be at least {least}")
-
-
-def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{key}={value} must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
 
 
 def either(numbers: list[int]) -> str:

@@ -6,6 +6,7 @@ Every error is a `UserError` that names the file.
 
 import json
 from collections.abc import Iterator
+from dataclasses import MISSING as REQUIRED
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -14,7 +15,7 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type
 import yaml
 
 from adaptive_span.config import MISSING
-from adaptive_span.errors import UserError, did_you_mean, first_line
+from adaptive_span.errors import UserError, did_you_mean, first_line, shown
 
 T = TypeVar("T")
 LARGEST = 64 << 20  # bytes: far more than any of these files has
@@ -77,7 +78,7 @@ def from_dict(values: Any, schema: type[T], where: object, prefix: str = "") -> 
     hints = get_type_hints(schema)
     if not isinstance(values, dict):
         raise UserError(f"{where} has no {prefix.rstrip('.') or 'configuration'} with keys and values; {_ADVICE}")
-    made: dict[str, Any] = {}
+    made = {own.name: MISSING for own in fields(schema) if _default(schema, own.name) is REQUIRED}  # type: ignore[arg-type]
     for key, value in values.items():
         if key not in hints:
             alike = did_you_mean(str(key), list(hints))
@@ -88,7 +89,7 @@ def from_dict(values: Any, schema: type[T], where: object, prefix: str = "") -> 
         hint = hints[key]
         if isinstance(hint, type) and is_dataclass(hint):
             made[key] = from_dict(value, hint, where, f"{prefix}{key}.")
-        elif is_a(value, hint) or value == MISSING == _default(schema, key):
+        elif is_a(value, hint) or (value == MISSING and _default(schema, key) in (MISSING, REQUIRED)):
             made[key] = value
         elif type(value) is int and abs(value) < 2**63 and is_a("", hint):  # text by now, a number in older files
             made[key] = str(value)
@@ -117,11 +118,7 @@ def is_a(value: Any, hint: Any, depth: int = 0) -> bool:
 
 def shortened(value: object) -> str:
     """Return a value as a sentence can hold it."""
-    try:
-        text = str(value)
-    except ValueError:  # an integer of thousands of digits
-        return "a number without end"
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    return shown(value, 60)
 
 
 _ADVICE = "it has been changed or damaged; restore it, or delete it"

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from adaptive_span import command_line, launcher
-from adaptive_span.config import Config, EvaluateConfig
+from adaptive_span.config import Config, EvaluateConfig, ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.identity import default_run_dir
 from adaptive_span.slurm import launcher as slurm_launcher
@@ -153,19 +153,19 @@ WRONG = {
     "train.steps": "cannot read 'train.steps': settings are written key=value",
     "model.num_heads=3": "model.num_heads=3 does not divide model.hidden_size=128; take 1, 2 or 4",
     "model.dropout=1": "model.dropout=1.0 must be at least 0 and below 1",
-    "model.span_init=2": "model.span_init=2.0 is a fraction of max_span and must lie in [0, 1]",
+    "model.span_init=2": "model.span_init=2.0 must be at least 0 and at most 1",
     "optimizer.name=adma": "optimizer.name=adma must be one of adagrad, adam, sgd; did you mean 'adam'?",
     "optimizer.momentum=0.9": "optimizer.momentum=0.9 goes with optimizer=sgd, not with adagrad",
     "train.batch_size=15 hardware.processes=2": "train.batch_size=15 must be divisible by processes × slices = 2 × 1",
-    "model.cutoffs=[4,2]": "model.cutoffs=[4, 2] must be positive and increase",
+    "model.cutoffs=[4,2]": "model.cutoffs=[4, 2] must increase",
     "model.cutoffs=[8]": "model.cutoffs=[8] cut a vocabulary of words, but data.level=byte",
     "model.cutoffs=[8,9,10,11,12]": "model.division=4 leaves nothing of model.hidden_size=128 for the last of 6",
     "model.memory_size=8": "model.memory_size=8 takes the place of the feed-forward, but model.ffn_size=512",
     "model.ffn_size=0 model.layer_order=sandwich": "model.layer_order=sandwich orders attention and feed-forward",
     "model.layer_order=aaf": "model.layer_order=aaf must be sandwich, or hold model.num_layers=4 times a",
-    "train.span_penalty=nan": "train.span_penalty=nan must be a number, and not negative",
-    "train.seed=9223372036854775808": "train.seed=9223372036854775808 must be below 2^63",
-    "optimizer.lr=inf": "optimizer.lr=inf must be a number above 0",
+    "train.span_penalty=nan": "train.span_penalty=nan must be a number that is finite",
+    "train.seed=9223372036854775808": "train.seed=9223372036854775808 must be at most 9223372036854775807",
+    "optimizer.lr=inf": "optimizer.lr=inf must be a number that is finite",
     "train.init_from=a train.continue_from=b": "train.init_from=a begins with weights alone and train.continue_from=b",
     "data=files": "data=files needs data.path=DIR",
     "data.path=x": "data.path=x goes with data=files; for data=stdlib leave it out",
@@ -221,3 +221,8 @@ def test_a_configuration_made_by_hand_is_checked_the_same_way():
         config.validate()
     with pytest.raises(UserError, match="evaluate"):
         EvaluateConfig().validate()
+
+
+def test_a_model_made_by_hand_misses_its_sizes_at_once():
+    with pytest.raises(TypeError, match="'name', 'ffn_size', 'num_heads', 'max_span', and 'block_size'"):
+        ModelConfig(num_layers=4, hidden_size=128)

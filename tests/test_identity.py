@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span.config import Config, ModelConfig
+from adaptive_span.config import MISSING, Config, ModelConfig
 from adaptive_span.identity import changes, default_run_dir
 from tests.conftest import ROOT, finish, sentence
 from tests.test_config import composed
@@ -71,7 +71,7 @@ class LaterModel(ModelConfig):
 class Later(Config):
     """The configuration after two keys have been added."""
 
-    model: LaterModel = field(default_factory=LaterModel)
+    model: LaterModel = MISSING
     letters: list[str] = field(default_factory=list)
 
 
