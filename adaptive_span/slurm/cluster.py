@@ -5,8 +5,10 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from adaptive_span.config import HardwareConfig
 from adaptive_span.console import say
@@ -19,17 +21,58 @@ LOCAL = (
 )  # kinds of file systems that are often one machine's
 
 
-def ask(*words: str) -> str:
-    """The answer of one of SLURM's commands."""
+PATIENCE = 60.0  # seconds for which a controller may be away
+AWAY = ("Unable to contact slurm controller", "Connection refused", "Socket timed out", "standby mode")
+
+T = TypeVar("T")
+
+
+class Unsure(UserError):
+    """A job may be in the queue, or may not be."""
+
+
+class Away(UserError):
+    """SLURM's controller does not answer."""
+
+    def __init__(self, told: str):
+        super().__init__(
+            f"SLURM's controller does not answer ({told}); `scontrol ping` says when it is up again, then repeat this"
+        )
+
+
+def patiently(call: Callable[[], T], patience: float = PATIENCE) -> T:
+    """Return what `call` does. While the controller is away, say so once and call again."""
+    end, is_first = time.monotonic() + patience, True
+    while True:
+        try:
+            return call()
+        except Away:
+            if time.monotonic() >= end:
+                raise
+        if is_first:
+            say(f"waiting up to {patience:.0f} seconds for SLURM's controller, which does not answer")
+        is_first = False
+        time.sleep(1)
+
+
+def ask(*words: str, patience: float = PATIENCE) -> str:
+    """Return the answer of one of SLURM's commands."""
     if shutil.which(words[0]) is None:
         raise UserError(
             f"there is no {words[0]} on the path: hardware=slurm needs the commands of a SLURM cluster; log in to one "
             f"of its machines, or take hardware=auto"
         )
+    return patiently(lambda: _answer(words), patience)
+
+
+def _answer(words: tuple[str, ...]) -> str:
     told = subprocess.run(words, capture_output=True, text=True)
-    if told.returncode:
-        raise UserError(f"{words[0]} failed: {' '.join(told.stderr.split()) or f'exit code {told.returncode}'}")
-    return told.stdout
+    if told.returncode == 0:
+        return told.stdout
+    error = " ".join(told.stderr.split()) or f"exit code {told.returncode}"
+    if any(sign in error for sign in AWAY):
+        raise Away(error)
+    raise UserError(f"{words[0]} failed: {error}")
 
 
 def forget_allocation() -> None:
@@ -74,7 +117,7 @@ def _filesystem(directory: Path) -> str:
     return subprocess.run(words, capture_output=True, text=True).stdout.strip()
 
 
-def states(ids: Iterable[str]) -> dict[str, str]:
+def states(ids: Iterable[str], patience: float = PATIENCE) -> dict[str, str]:
     """The state of each job, like PENDING or COMPLETED; nothing of those that SLURM has forgotten.
 
     The queue knows what is in it and, for some minutes, what was; sacct knows the rest, where a cluster keeps accounts.
@@ -83,7 +126,7 @@ def states(ids: Iterable[str]) -> dict[str, str]:
     arrays = f"--jobs={','.join(sorted({name.split('_')[0] for name in ids}))}"
     found: dict[str, str] = {}
     try:
-        queue = ask("squeue", "--noheader", "--array", "--states=all", arrays, "--format=%i|%T")
+        queue = ask("squeue", "--noheader", "--array", "--states=all", arrays, "--format=%i|%T", patience=patience)
         found |= dict(line.split("|") for line in queue.splitlines())
     except UserError as error:
         if "Invalid job id" not in str(error):

@@ -116,12 +116,23 @@ class Launcher(SlurmLauncher):
         for config in configs:
             forget_failure(Path(str(config.run.dir)))
         trainings = [Job(config, sys.argv, self.params["signal_delay_s"]) for config in configs]
-        try:
-            with redirect_stderr(io.StringIO()):  # where sbatch's words would be shown twice
-                submitted = executor.submit_array(trainings)
-        except submitit.core.utils.FailedJobError as error:
-            told, given = " ".join(str(error).split()), f"; see hardware.sbatch={sbatch}" if sbatch else ""
-            raise UserError(f"SLURM has refused the job: {told}{given}") from None
+
+        def submit() -> Sequence[submitit.Job[None]]:
+            try:
+                with redirect_stderr(io.StringIO()):  # where sbatch's words would be shown twice
+                    return executor.submit_array(trainings)
+            except submitit.core.utils.FailedJobError as error:
+                told, given = " ".join(str(error).split()), f"; see hardware.sbatch={sbatch}" if sbatch else ""
+                if "timed out" in told:  # to try again might queue it twice
+                    raise cluster.Unsure(
+                        f"sbatch had no answer in time ({told}), and the job may be in the queue all the same; look "
+                        f"with squeue --name={shlex.quote(settings['job_name'])} before giving the command again"
+                    ) from None
+                if any(sign in told for sign in cluster.AWAY):
+                    raise cluster.Away(told) from None
+                raise UserError(f"SLURM has refused the job: {told}{given}") from None
+
+        submitted = cluster.patiently(submit)
         return [
             status.Job(job.job_id, str(config.run.dir), str(folder), config.train.total_steps)
             for job, config in zip(submitted, configs, strict=True)
@@ -151,8 +162,8 @@ def _nothing_left(home: Path) -> Iterator[None]:
     made = [each for each in (home, *home.parents) if not each.exists()]
     try:
         yield
-    except UserError:
-        if made:
+    except UserError as error:
+        if made and not isinstance(error, cluster.Unsure):
             shutil.rmtree(home, ignore_errors=True)
             for parent in made[1:]:
                 with suppress(OSError):  # another submission is there

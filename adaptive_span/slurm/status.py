@@ -3,7 +3,6 @@
 import os
 import shlex
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -108,9 +107,9 @@ def announce(home: Path, jobs: list[Job], hardware: HardwareConfig) -> None:
     )
 
 
-def states_of(jobs: list[Job]) -> dict[str, str]:
+def states_of(jobs: list[Job], patience: float = cluster.PATIENCE) -> dict[str, str]:
     """Return the state of each job, also of one that SLURM has forgotten."""
-    known = cluster.states(job.id for job in jobs)
+    known = cluster.states((job.id for job in jobs), patience)
     return {job.id: job.outcome(known.get(job.id)) for job in jobs}
 
 
@@ -149,13 +148,17 @@ def _last_line(log: Path) -> str:
 def watch(home: Path, seconds: float = 2) -> bool:
     """Show a live table until all jobs have ended, then what made those that failed do so; whether none did."""
     jobs = read(home)
-    states = states_of(jobs)
+    states, is_away = states_of(jobs), False
     try:
         with Live(table(jobs, states), console=console, auto_refresh=False, transient=True) as live:
             while not all(state in ENDED for state in states.values()):
                 time.sleep(seconds)
-                with suppress(UserError):  # a controller that is busy answers later
-                    states = states_of(jobs)
+                try:
+                    states, is_away = states_of(jobs, patience=0), False
+                except cluster.Away:  # for as long as it may be: the jobs run on without it
+                    if not is_away:
+                        say("waiting for SLURM's controller, which does not answer; the jobs go on")
+                    is_away = True
                 live.update(table(jobs, states), refresh=True)
     except KeyboardInterrupt:
         say(f"the jobs go on without being watched; python -m adaptive_span.slurm status {home} shows them again")

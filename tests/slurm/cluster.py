@@ -1,7 +1,9 @@
 """A private SLURM cluster of two nodes on this machine, with accounting, in one fresh directory.
 
-    with cluster(Path(tempfile.mkdtemp())) as environment:
+    with cluster(Path(tempfile.mkdtemp())) as (environment, away):
         subprocess.run(["sinfo"], env=environment)
+        with away():
+            …  # without the controller
 
 Real daemons: munged, mariadbd, slurmdbd, slurmctld and a slurmd for each node. Whatever it has started, it stops.
 """
@@ -13,7 +15,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 PROGRAMS = "sbatch srun sinfo squeue sacct scancel scontrol slurmctld slurmd slurmdbd sacctmgr munged mariadbd".split()
@@ -34,8 +36,9 @@ def missing() -> str | None:
 
 
 @contextmanager
-def cluster(root: Path) -> Iterator[dict[str, str]]:
-    """The environment variables with which SLURM's commands, and all that calls them, reach the cluster."""
+def cluster(root: Path) -> Iterator[tuple[dict[str, str], Callable[[], AbstractContextManager[None]]]]:
+    """The environment variables with which SLURM's commands, and all that calls them, reach the cluster; and a context
+    in which its controller is away."""
     environment = os.environ | {"SLURM_CONF": str(root / "slurm.conf"), "PATH": PATH}
     daemons: list[subprocess.Popen[bytes]] = []
 
@@ -44,6 +47,18 @@ def cluster(root: Path) -> Iterator[dict[str, str]]:
         tied = ["setpriv", "--pdeathsig", "TERM", *map(str, words)]  # should this process be killed, it ends too
         daemons.append(subprocess.Popen(tied, env=environment, stdout=output, stderr=output, start_new_session=True))
         output.close()
+
+    @contextmanager
+    def away() -> Iterator[None]:
+        """Stop the controller, and start it again as it was."""
+        [controller] = [daemon for daemon in daemons if "slurmctld" in list(daemon.args)]  # type: ignore[arg-type]
+        daemons.remove(controller)
+        controller.terminate()
+        controller.wait(30)
+        try:
+            yield
+        finally:
+            start("slurmctld", "-D")
 
     def ready(what: str, *words: str, holds: Callable[[str], bool] = lambda out: True) -> None:
         """Wait until a command succeeds, and its output says what it should."""
@@ -75,7 +90,7 @@ def cluster(root: Path) -> Iterator[dict[str, str]]:
         ready(
             "slurmctld", "sinfo", "-h", "-o", "%T", holds=lambda out: out.split() == ["idle"] * len(out.split()) != []
         )
-        yield environment
+        yield environment, away
     finally:
         _stop(environment, daemons)
 

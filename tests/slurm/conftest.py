@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ HARDWARE = "hardware=slurm hardware.device=cpu hardware.precision=fp32 hardware.
 class Cluster:
     """What the tests do with it: submit, look, wait."""
 
-    def __init__(self, environment: dict[str, str], text: Path, directory: Path):
-        self.environment, self.text, self.directory = environment, text, directory
+    def __init__(
+        self, environment: dict[str, str], away: Callable[[], AbstractContextManager[None]], text: Path, directory: Path
+    ):
+        self.environment, self.away, self.text, self.directory = environment, away, text, directory
 
     def words(self, *settings: str, tree: Path = ROOT) -> list[str]:
         """Of `launch.py` for a short training on that text, on one core of one node."""
@@ -82,5 +85,5 @@ def slurm(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clus
     reason = cluster.missing()
     if reason:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{reason}; then python -m pytest tests/slurm")
-    with tempfile.TemporaryDirectory(prefix="slurm") as root, cluster.cluster(Path(root)) as environment:
-        yield Cluster(ENVIRONMENT | environment, text, tmp_path_factory.mktemp("slurm"))
+    with tempfile.TemporaryDirectory(prefix="slurm") as root, cluster.cluster(Path(root)) as (environment, away):
+        yield Cluster(ENVIRONMENT | environment, away, text, tmp_path_factory.mktemp("slurm"))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from adaptive_span.slurm.cluster import members
+from adaptive_span.errors import UserError
+from adaptive_span.slurm.cluster import ask, members
 from tests.conftest import ENVIRONMENT, ROOT, sentence
 from tests.slurm.conftest import Cluster, job_of
 from tests.test_sweep import TWO_JOBS, table
@@ -301,6 +302,49 @@ def test_lines_of_shell_come_before_python_and_one_that_fails_is_the_reason(slur
     told = slurm.ask(sys.executable, "-m", "adaptive_span.slurm", "status", "no-setup")
     assert f"job {job_of(failed)} FAILED: error: hardware.setup failed at: ls nowhere" in told
     assert "error: hardware.setup failed at: ls nowhere" in failed.stdout
+
+
+def test_a_controller_that_is_away_is_waited_for(stories, slurm, monkeypatch):
+    for story in stories.values():  # which could not do without it
+        story.result()
+    hold = "hardware.sbatch.hold=true"
+    status = [sys.executable, "-m", "adaptive_span.slurm", "status", "watched"]
+    commands = {
+        "watched": slurm.words("run.dir=watched", "train.steps=6", "hardware.wait=true", hold),
+        "queued": slurm.words("run.dir=queued", "train.steps=6", hold),
+        "status": status,
+    }
+    logs = {name: slurm.directory / f"{name}.log" for name in commands}
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        with open(logs[name], "wb") as log:
+            return subprocess.Popen(
+                commands[name], cwd=slurm.directory, env=slurm.environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def says(name: str, text: str) -> None:
+        slurm.until(lambda: text in logs[name].read_text(), lambda: logs[name].read_text())
+
+    running = {"watched": start("watched")}
+    says("watched", "stop    scancel")
+    with slurm.away():
+        running |= {name: start(name) for name in ("queued", "status")}
+        says("watched", "waiting for SLURM's controller, which does not answer; the jobs go on")
+        for name in ("queued", "status"):
+            says(name, "waiting up to 60 seconds for SLURM's controller, which does not answer")
+        for key, value in slurm.environment.items():
+            monkeypatch.setenv(key, value)
+        with pytest.raises(
+            UserError, match=r"^SLURM's controller does not answer .*connect failure.*; `scontrol ping`"
+        ):
+            ask("squeue", patience=0)  # as it ends after a minute
+    assert running["status"].wait(120) == running["queued"].wait(120) == 0, logs["queued"].read_text()
+    assert " PENDING " in logs["status"].read_text()
+    jobs = [re.search(r"scancel (\d+)", logs[name].read_text())[1] for name in ("watched", "queued")]
+    slurm.run("scancel", jobs[1])
+    slurm.run("scontrol", "release", jobs[0])
+    assert running["watched"].wait(120) == 0, logs["watched"].read_text()
+    assert re.search(r"COMPLETED +6/6", logs["watched"].read_text())
 
 
 def test_a_run_directory_that_the_nodes_cannot_see(slurm, tmp_path):
