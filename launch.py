@@ -24,7 +24,10 @@ def main(composed: DictConfig) -> None:
         from adaptive_span import distributed, trainer  # torch, which --help need not wait for
 
         run_directory.forget_failure(Path(config.run.dir))
-        with run_directory.failure_kept(config, among_others=HydraConfig.get().mode == RunMode.MULTIRUN):
+        with (
+            run_directory.failure_kept(config, among_others=HydraConfig.get().mode == RunMode.MULTIRUN),
+            run_directory.resumable(Path(config.run.dir)),
+        ):
             distributed.launch(trainer.train, config, config.hardware)
 
 

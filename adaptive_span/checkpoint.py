@@ -4,7 +4,6 @@ A run's `checkpoints/` holds `step_00001000.pt` (the newest `checkpoint.keep` of
 `best.pt` (the weights that scored best on the validation part, without what only a training needs).
 """
 
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from adaptive_span.config import Config
 from adaptive_span.errors import UserError
 from adaptive_span.run_directory import step_path, steps
 from adaptive_span.stored import from_dict, lookup
+from adaptive_span.writing import WRITING, explained, whole
 
 State = dict[str, Any]
 FORMAT = 1  # of what is written; files without the key are older and are still read
@@ -38,22 +38,14 @@ class NewerFormat(UserError):
 
 
 def save(state: State, path: Path) -> None:
-    """Atomically: a reader, or a crash, finds the old file or the new one, never a part of one."""
-    temporary = path.with_name(path.name + ".writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+    """Write a checkpoint whole. Raises `UserError` where the disk does not take it; an older one stays as it is."""
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        try:
             torch.save({"format": FORMAT} | state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch reports what this has led to
+                raise error.__context__ from None
             raise
-        raise UserError(
-            f"the checkpoint {path} cannot be written ({error}); free some space, or take another run.dir"
-        ) from error
 
 
 def load(path: Path) -> State:
@@ -117,8 +109,9 @@ def newest(directory: Path) -> tuple[State | None, list[str]]:
 def prune(directory: Path, keep: int, step: int) -> None:
     """Leave the newest ones up to `step`; what is later could not be read, and what is half written never will be."""
     good = [path for path in steps(directory) if path <= step_path(directory, step)]
-    for path in {*steps(directory), *directory.glob("*.writing")}.difference(good[:keep]):
-        path.unlink()
+    with explained(directory):
+        for path in {*steps(directory), *directory.glob(f"*{WRITING}")}.difference(good[:keep]):
+            path.unlink()
 
 
 def seed(number: int) -> None:

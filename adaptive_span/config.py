@@ -24,6 +24,7 @@ TRACKERS = ("wandb", "none")
 WANDB_MODES = ("auto", "online", "offline")
 
 MANY = 2**63 - 1  # what 64 bits hold: of what is only counted
+YEAR = 525_600  # minutes
 LONG = 2**31 - 1  # of a dimension of tensors, which memory limits further
 Count = Annotated[int, Range(1, MANY)]
 CountOrNone = Annotated[int, Range(0, MANY)]
@@ -172,6 +173,10 @@ class HardwareConfig:
     precision: Annotated[str, OneOf(PRECISIONS)] = "fp32"  # bf16: matrix products under autocast
     compile: bool = False
     activation_checkpointing: bool = False  # recompute each layer in the backward pass
+    timeout: Annotated[float, Range(0, YEAR, above=True)] = (
+        10.0  # minutes that one process waits for another before all end
+    )
+    max_restarts: CountOrNone = 0  # of the processes, after one of them was lost or failed; they resume what was saved
 
     # What to ask SLURM for; conf/hardware/slurm.yaml says more of each.
     nodes: Size = 1
@@ -192,6 +197,11 @@ class HardwareConfig:
     def validate(self) -> None:
         check(self, "hardware.")
         _ = self.minutes, self.megabytes, self.wanted_gpus
+        if self.max_restarts and self.nodes > 1:
+            raise UserError(
+                f"hardware.max_restarts={self.max_restarts} is for the processes of one machine, not of "
+                f"hardware.nodes={self.nodes}; leave it out"
+            )
         if self.device == "cpu" and self.processes == 0:
             raise UserError("hardware.processes=0 starts one for each GPU, but hardware.device=cpu; give their number")
 

@@ -3,10 +3,14 @@
 import gc
 import logging
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -18,10 +22,12 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from adaptive_span.config import HardwareConfig
 from adaptive_span.console import say
-from adaptive_span.errors import UserError
+from adaptive_span.errors import ProcessLost, UserError
+from adaptive_span.output import outlived
 from adaptive_span.precision import EMULATED, is_emulated
 
 CORES = "ADAPTIVE_SPAN_CORES"  # an environment variable; where nothing confines a job to its cores, it says how many
+STACKS = 1  # seconds that processes get to print where they are, before the first of them ends all
 GRACE = 5  # seconds in which one that has lost its peers leaves it to the peer that failed to say why, and is ended
 
 
@@ -32,6 +38,7 @@ class Process:
     rank: int
     world_size: int
     device: torch.device
+    patient: Any = None  # a group whose processes may wait for one another as long as it takes
 
     @property
     def is_main(self) -> bool:
@@ -77,6 +84,11 @@ class Process:
     def barrier(self) -> None:
         self.max(0)
 
+    def wait_for_all(self) -> None:
+        """Wait after what may take one process much longer than another, whatever `hardware.timeout` says."""
+        if self.world_size > 1:
+            dist.barrier(self.patient)
+
 
 def pick_device(hardware: HardwareConfig, local_rank: int = 0) -> torch.device:
     wanted = hardware.device
@@ -116,9 +128,18 @@ def process_group(hardware: HardwareConfig) -> Iterator[Process]:
         return
     # Each process would start a thread a core: N processes would share each core among N threads.
     torch.set_num_threads(max(1, _cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    timeout = timedelta(minutes=hardware.timeout, seconds=STACKS)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=365))
     try:
-        yield Process(dist.get_rank(), world_size, device)
+        yield Process(dist.get_rank(), world_size, device, patient)
+    except RuntimeError as error:
+        if "Timed out" not in str(error):
+            raise
+        raise ProcessLost(
+            f"rank {dist.get_rank()} has waited for another one for hardware.timeout={hardware.timeout:g} minutes: it "
+            f"hangs (each rank that can has printed where it is)"
+        ) from error
     finally:
         gc.collect()  # DDP's cycles hold the group, whose threads must end before the interpreter does
         dist.destroy_process_group()
@@ -151,7 +172,13 @@ class Node:
             run_id=self.run_id,
             max_restarts=0,
             shutdown_timeout=20,  # seconds to save in; schedulers kill after 30
+            signals_to_handle=",".join(s.name for s in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, *hang_up())),
         )
+
+
+def hang_up() -> tuple[signal.Signals, ...]:
+    """Return SIGHUP, which a terminal sends when it is closed; or nothing where it is ignored, as `nohup` asks."""
+    return () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
 
 
 def launch(function: Callable[[Any], None], config: Any, hardware: HardwareConfig) -> None:
@@ -175,10 +202,25 @@ def processes_of(hardware: HardwareConfig) -> int:
 
 
 def start(function: Callable[[Any], None], config: Any, processes: int, node: Node) -> None:
-    """Run `function(config)` in so many processes of their own on each node; called once on each node."""
+    """Run `function(config)` in so many processes of their own on each node. Called once on each node.
+
+    What a process failed of is raised. Before that all are started again up to `hardware.max_restarts` times, unless a
+    user's mistake is the reason, which would be made again.
+    """
+    for left in reversed(range(config.hardware.max_restarts + 1)):
+        try:
+            return _start_once(function, config, processes, node)
+        except (ProcessLost, RuntimeError) as failure:
+            if not left:
+                raise
+            print(f"warning: {failure}; all processes are started again ({left - 1} more restarts)", file=sys.stderr)
+
+
+def _start_once(function: Callable[[Any], None], config: Any, processes: int, node: Node) -> None:
     agent = "torch.distributed.elastic"
     for name in (agent, f"{agent}.agent.server.api", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is told below
+    _shield_resource_tracker()
     try:
         elastic_launch(node.launch_config(processes), _work)(function, config)
     except SignalException as stop:
@@ -187,24 +229,45 @@ def start(function: Callable[[Any], None], config: Any, processes: int, node: No
         raise _cause(*failures.get_first_failure()) from None
 
 
+def _shield_resource_tracker() -> None:
+    """Start multiprocessing's tracker with SIGHUP blocked: a closed terminal would end it, and it would be missed."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
 def _work(function: Callable[[Any], None], config: Any) -> None:
-    """In a worker: leave what goes wrong where the parent looks for it, which then tells it once."""
+    """Run in a worker. Leave what goes wrong where the parent looks for it, which then reports it once."""
     try:
-        function(config)
+        with outlived():
+            function(config)
     except Exception as error:
         if isinstance(error, dist.DistError) or "remote worker" in str(error):  # of nccl; of gloo, a RuntimeError
             time.sleep(GRACE)
         get_error_handler().record_exception(error)
-        raise SystemExit(2 if isinstance(error, UserError) else 1) from None
+        raise SystemExit(error.exit_code if isinstance(error, UserError) else 1) from None
 
 
 def _cause(rank: int, failure: ProcessFailure) -> BaseException:
-    """What the parent raises for the first worker that failed."""
+    """Return what the parent raises for the first worker that failed.
+
+    The exit code of a run that has lost a process to a signal is 128 + the signal, as if it had itself been killed.
+    """
     report = failure.error_file_data.get("message") if isinstance(failure.error_file_data, dict) else None
     if not isinstance(report, dict):
         if failure.exitcode > 128:  # it was told to stop, has saved and said so
             return SystemExit(failure.exitcode)
+        if failure.exitcode < 0:
+            number = -failure.exitcode
+            often = ", often the kernel's when memory runs out" if number == signal.SIGKILL else ""
+            return ProcessLost(
+                f"the process of rank {rank} was ended by signal {number} ({failure.signal_name()}{often})",
+                128 + number,
+            )
         return RuntimeError(f"the process of rank {rank} died: {failure.message}")
-    if failure.exitcode == 2:
-        return UserError(report["message"].removeprefix("UserError: "))
+    kind, _, sentence = report["message"].partition(": ")
+    if kind == ProcessLost.__name__:
+        return ProcessLost(sentence)
+    if failure.exitcode == UserError.exit_code:
+        return UserError(sentence)
     return RuntimeError(f"the process of rank {rank} failed with\n{report['extraInfo']['py_callstack']}")

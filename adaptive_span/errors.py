@@ -10,6 +10,8 @@ class UserError(Exception):
     It is one line, and moves no cursor, whatever the names and values that it repeats.
     """
 
+    exit_code = 2
+
     def __init__(self, sentence: str):
         super().__init__("".join(_escaped(each) if is_control(each) else each for each in sentence))
 
@@ -30,6 +32,14 @@ def shown(value: object, most: int = 100) -> str:
     except ValueError:  # an integer of thousands of digits
         return "a number without end"
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+class ProcessLost(UserError):
+    """One of a run's processes was killed or hangs. It is nobody's mistake and no bug: the same command resumes."""
+
+    def __init__(self, sentence: str, exit_code: int = 1):
+        super().__init__(sentence)
+        self.exit_code = exit_code
 
 
 def did_you_mean(word: str, allowed: list[str] | tuple[str, ...]) -> str:

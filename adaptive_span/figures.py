@@ -6,6 +6,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
+from adaptive_span.writing import explained, whole
+
 
 def draw_spans(spans: list[list[float]], max_span: int, path: Path) -> None:
     """`spans`: the effective span of every head, in tokens, layer by layer."""
@@ -25,8 +27,7 @@ def draw_spans(spans: list[list[float]], max_span: int, path: Path) -> None:
     axes.set_ylabel("span (tokens)")
     axes.legend(loc="upper left", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def draw_growth(rows: dict[str, dict[str, float | None]], path: Path) -> None:
@@ -43,5 +44,11 @@ def draw_growth(rows: dict[str, dict[str, float | None]], path: Path) -> None:
         axes.set_ylabel(label)
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with explained(path):
+        path.parent.mkdir(exist_ok=True)
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=path.suffix.removeprefix("."))

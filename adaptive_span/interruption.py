@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a scheduler's SIGUSR2 as a request to save and stop after the step at hand."""
+"""SIGTERM, SIGHUP, Ctrl-C and a scheduler's SIGUSR2 as a request to save and stop after the step at hand."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from adaptive_span.distributed import Process
+from adaptive_span.distributed import Process, hang_up
 
 SAVED = "ADAPTIVE_SPAN_SAVED"  # an environment variable: the file that tells whoever sent SIGUSR2 that all is saved
 STOPPED = 128 + signal.SIGTERM
@@ -18,16 +18,17 @@ AGAIN = 1.0  # seconds: a Ctrl-C reaches a worker from the terminal and, at once
 
 @contextmanager
 def tidy_end() -> Iterator[None]:
-    """While it is entered, SIGTERM ends the process as an exception does, so that nothing half-made is left behind."""
+    """End the process on SIGTERM or SIGHUP as an exception does, so that nothing half-made is left behind."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, *hang_up())}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Interruption:
@@ -38,8 +39,6 @@ class Interruption:
     of which it would end. It stays pending, and is looked for.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
     def __init__(self) -> None:
         self._noted = 0
         self._noted_at = 0.0
@@ -47,7 +46,8 @@ class Interruption:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        numbers = (signal.SIGTERM, signal.SIGINT, *hang_up())
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(

@@ -15,7 +15,7 @@ from adaptive_span import command_line, sweep
 from adaptive_span.config import Config
 from adaptive_span.errors import UserError
 from adaptive_span.identity import default_run_dir, flatten
-from adaptive_span.program import BUG, MISTAKE
+from adaptive_span.program import STOPPED
 from adaptive_span.run_directory import has_begun
 
 
@@ -46,13 +46,13 @@ class Launcher(BasicLauncher):
 
     def _run_each(self, job_overrides: Sequence[Sequence[str]]) -> int:
         """Run one after the other, and return an exit code: 1 if one of them met a bug, 2 if one of them a user's
-        mistake. Either has been reported. A signal ends the sweep with the run that it has stopped."""
-        codes = set()
+        mistake, or that of a lost process. Each has been reported. A signal that stops a run ends the sweep."""
+        codes: set[int] = set()
         for number, overrides in enumerate(job_overrides):
             try:
                 super().launch([overrides], number)
             except SystemExit as end:
-                if end.code not in (BUG, MISTAKE):
+                if not isinstance(end.code, int) or end.code in STOPPED:
                     raise
                 codes.add(end.code)
         return min(codes, default=0)

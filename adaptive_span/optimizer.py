@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import SGD, Adam, Optimizer
 
 from adaptive_span.config import OptimizerConfig, TrainConfig
@@ -29,7 +29,7 @@ class ClippedAdagrad(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> Tensor:  # type: ignore[override]
-        """One update; returns the global norm of the gradients."""
+        """Update once, and return the norm of each gradient, (P,), on the device."""
         eps, total = 1e-10, []
         for group in self.param_groups:
             for params in _at_once([p for p in group["params"] if p.grad is not None]):
@@ -43,7 +43,7 @@ class ClippedAdagrad(Optimizer):
                 torch._foreach_div_(denominators, list(rates.unbind()))
                 torch._foreach_addcdiv_(params, grads, denominators, value=-1)
                 total.append(norms)
-        return torch.linalg.vector_norm(torch.cat(total))
+        return torch.cat(total)
 
 
 def _at_once(params: list[Any]) -> Iterator[list[Any]]:
@@ -68,14 +68,16 @@ def build(config: OptimizerConfig, params: Iterable[Tensor]) -> Optimizer:
 
 
 def update(optimizer: Optimizer, config: OptimizerConfig, learning_rate: float) -> Tensor:
-    """One update from the gradients at hand; returns their global norm before clipping, (), on the device."""
+    """Update from the gradients at hand, and return the norm of each before clipping, (P,), on the device."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     if isinstance(optimizer, ClippedAdagrad):
         return optimizer.step()
-    norm = clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], config.clip)
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm([p.grad for p in params]))
+    clip_grads_with_norm_(params, config.clip, torch.linalg.vector_norm(norms))
     optimizer.step()
-    return norm
+    return norms
 
 
 def learning_rate(step: int, peak: float, train: TrainConfig) -> float:

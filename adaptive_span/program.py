@@ -1,7 +1,7 @@
 """How every program ends.
 
 0: it did what it was asked for. 1: a bug, with its traceback. 2: a user's mistake, in one sentence. 128 + the signal's
-number: it was stopped.
+number: it was stopped, or one of its processes was.
 """
 
 import signal
@@ -11,24 +11,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from adaptive_span.errors import UserError
+from adaptive_span.output import outlived
 
-BUG, MISTAKE = 1, 2
+BUG = 1
+STOPPED = [128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]  # by somebody, on purpose
 
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """End the process with the code that says what has happened."""
-    try:
-        _refuse_windows()
-        yield
-    except KeyboardInterrupt:
-        raise SystemExit(128 + signal.SIGINT) from None
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(MISTAKE) from None
-    except Exception as error:
-        traceback.print_exception(error)
-        raise SystemExit(BUG) from None
+    with outlived():
+        try:
+            _refuse_windows()
+            yield
+        except KeyboardInterrupt:
+            raise SystemExit(128 + signal.SIGINT) from None
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(error.exit_code) from None
+        except Exception as error:
+            traceback.print_exception(error)
+            raise SystemExit(BUG) from None
 
 
 def _refuse_windows() -> None:

@@ -24,6 +24,7 @@ from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.model import Transformer
 from adaptive_span.program import exit_codes
 from adaptive_span.stored import lookup
+from adaptive_span.writing import explained
 
 ADDRESS = "https://dl.fbaipublicfiles.com/adaptive-span/{name}.pt"
 NAMES = ("enwik8", "enwik8_large", "text8", "text8_large")
@@ -216,6 +217,8 @@ def main() -> None:
     if not is_original(state):
         raise UserError(f"{arguments.file} is a checkpoint of this project already")
     state = convert(state, arguments.file, arguments.ramp)
+    with explained(arguments.out):
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(state, arguments.out)
     model = state["config"]["model"]
     sizes = {

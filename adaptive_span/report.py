@@ -82,6 +82,7 @@ def evaluate(asked: EvaluateConfig) -> None:
             _check_writable(directory)
         model = model_of(state, file, process.device)
         corpus = corpus_for(state, str(file), config.data, config.model.reads_by_frequency, asked.numbering)
+        process.wait_for_all()
         is_own = corpus.fingerprint == state.get("corpus")
         if not is_own and not asked.data.name:
             raise UserError(

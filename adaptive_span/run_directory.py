@@ -15,10 +15,11 @@ from filelock import FileLock
 from adaptive_span import scores
 from adaptive_span.config import Config
 from adaptive_span.console import say
-from adaptive_span.errors import UserError
+from adaptive_span.errors import ProcessLost, UserError
 from adaptive_span.identity import changes
 from adaptive_span.stored import read_yaml
 from adaptive_span.tracking import METRICS, SCORES
+from adaptive_span.writing import whole
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
@@ -79,7 +80,8 @@ def has_begun(directory: Path) -> bool:
 
 def write_config(config: Config, directory: Path) -> None:
     text = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
-    (directory / CONFIG).write_text(text, encoding="utf-8")
+    with whole(directory / CONFIG) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -94,9 +96,22 @@ def failure_kept(config: Config, among_others: bool) -> Iterator[None]:
         yield
     except Exception as error:
         if is_free and (among_others or directory.is_dir()):
-            with suppress(OSError):  # a full disk, perhaps the very reason, which is on its way to the screen
+            with suppress(
+                OSError, UserError
+            ):  # a full disk, perhaps the very reason, which is on its way to the screen
                 _write_failure(config, directory, error)
         raise
+
+
+@contextmanager
+def resumable(directory: Path) -> Iterator[None]:
+    """Add to how a process was lost from where the run can be resumed."""
+    try:
+        yield
+    except ProcessLost as lost:
+        step = last_step(directory)
+        saved = f"step {step} is saved, and the same command resumes it" if step else "the same command starts it again"
+        raise ProcessLost(f"{lost}; {saved}", lost.exit_code) from None
 
 
 def forget_failure(directory: Path) -> None:

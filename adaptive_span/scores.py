@@ -9,6 +9,7 @@ from typing import Any
 
 from adaptive_span import stored, strict_json
 from adaptive_span.tracking import SCORES
+from adaptive_span.writing import explained
 
 OTHERS = "others"
 Scores = dict[str, Any]
@@ -52,4 +53,5 @@ def forget(directory: Path) -> None:
     if others:
         strict_json.write({OTHERS: others}, directory / SCORES)
     else:
-        (directory / SCORES).unlink(missing_ok=True)
+        with explained(directory / SCORES):
+            (directory / SCORES).unlink(missing_ok=True)

@@ -1,11 +1,10 @@
 """JSON that every reader takes: no NaN, no infinity; a file appears whole or not at all."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from adaptive_span.errors import UserError
+from adaptive_span.writing import whole
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
@@ -14,15 +13,7 @@ def dumps(value: Any, indent: int | None = None) -> str:
 
 
 def write(value: Any, path: Path) -> None:
-    """Write `value` to `path` atomically: a reader, or a crash, finds the old file or the new one."""
+    """Write `value` to `path` whole. Raises `UserError` where the disk does not take it."""
     text = dumps(value, indent=1) + "\n"
-    temporary = path.with_name(path.name + ".writing")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({error.strerror}); free some space, or write elsewhere") from error
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -23,6 +23,7 @@ from adaptive_span.program import exit_codes
 from adaptive_span.run_directory import CONFIG, FAILURE, has_begun, reason
 from adaptive_span.stored import from_dict, lookup, read_yaml
 from adaptive_span.tracking import METRICS, SCORES, logged
+from adaptive_span.writing import whole
 
 Row = dict[str, Any]
 SPLITS = ("valid", "test")
@@ -48,7 +49,7 @@ def summarize(directories: Sequence[Path], home: Path) -> None:
     table = Table(title=f"{len(rows)} runs, the best on valid first", title_justify="left", box=None, pad_edge=False)
     for heading in ("run", *names, unit, *list(RESULTS)[1:]):
         table.add_column(heading, justify="left" if heading == "run" else "right", overflow="fold")
-    with open(home / "sweep.csv", "w", newline="", encoding="utf-8") as file:
+    with whole(home / "sweep.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         results = [f"{key}/{unit}" if key in SPLITS else key for key in RESULTS]
         out.writerow(["run", "step", *names, *results, "reason"])

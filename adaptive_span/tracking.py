@@ -8,6 +8,7 @@ from adaptive_span import stored, strict_json
 from adaptive_span.config import Config
 from adaptive_span.console import say
 from adaptive_span.errors import UserError, first_line
+from adaptive_span.writing import explained, whole
 
 if TYPE_CHECKING:
     import wandb
@@ -25,8 +26,9 @@ class Tracker:
 
     def __init__(self, directory: Path, config: Config, step: int, run_id: str | None):
         self.path = directory / METRICS
+        with explained(self.path):
+            self.path.touch()
         self._forget_after(step)
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in finish)
         self.wandb: wandb.Run | None = None
         if config.tracking.name == "wandb":
             self.wandb = _start_wandb(directory, config, run_id)
@@ -44,8 +46,9 @@ class Tracker:
 
     def log(self, step: int, metrics: Metrics, spans: list[list[float]]) -> None:
         """`spans`: the effective span of every head, in tokens, layer by layer."""
-        self.file.write(strict_json.dumps({"step": step, **metrics}) + "\n")
-        self.file.flush()
+        with explained(self.path), open(self.path, "r+", encoding="utf-8") as file:  # not made anew where it is missing
+            file.seek(0, os.SEEK_END)
+            file.write(strict_json.dumps({"step": step, **metrics}) + "\n")
         if self.wandb:
             heads = {
                 f"span/layer_{layer:02d}/head_{head}": span
@@ -55,18 +58,14 @@ class Tracker:
             self.wandb.log({"step": step, **metrics, **heads}, step=step)
 
     def finish(self, exit_code: int = 0) -> None:
-        self.file.close()
         if self.wandb:
             self.wandb.finish(exit_code=exit_code)
 
     def _forget_after(self, step: int) -> None:
-        if not self.path.exists():
-            return
         kept = "".join(strict_json.dumps(line) + "\n" for line in logged(self.path) if line["step"] <= step)
         if kept.encode() != self.path.read_bytes():
-            temporary = self.path.with_name(self.path.name + ".writing")
-            temporary.write_text(kept, encoding="utf-8")
-            os.replace(temporary, self.path)
+            with whole(self.path) as temporary:
+                temporary.write_text(kept, encoding="utf-8")
 
 
 def logged(path: Path) -> list[Metrics]:

@@ -1,5 +1,6 @@
 """The training loop: update, look at the validation text, write numbers, save; and go on from where a run stopped."""
 
+import math
 import shlex
 import sys
 import time
@@ -21,6 +22,7 @@ from adaptive_span.errors import UserError, check_batch
 from adaptive_span.interruption import Interruption, tidy_end
 from adaptive_span.matching import corpus_for
 from adaptive_span.optimizer import learning_rate
+from adaptive_span.output import Output
 from adaptive_span.run_directory import (
     CHECKPOINTS,
     LOCK,
@@ -34,6 +36,8 @@ from adaptive_span.run_directory import (
 from adaptive_span.stored_model import model_of
 from adaptive_span.tracking import METRICS, Tracker
 from adaptive_span.training import Training
+from adaptive_span.watchdog import Watchdog
+from adaptive_span.writing import discard_unfinished, explained
 
 
 def train(config: Config) -> None:
@@ -44,6 +48,7 @@ def train(config: Config) -> None:
         _attention(config, process)
         if process.is_main:
             stack.enter_context(_claimed(directory))
+            Output.notice = f"the training continues, and its numbers are in {directory / METRICS}"
         process.barrier()
         _train(config, process, directory)
 
@@ -81,6 +86,7 @@ def _begun(config: Config, process: Process, directory: Path) -> "Run":
         corpus = corpus_for(saved, str(directory), config.data, by_frequency, None)
     else:
         corpus = prepare(config.data, by_frequency)
+    process.wait_for_all()
     if process.is_main:
         for warning in corpus.warnings(config.data):
             say(f"warning: {warning}")
@@ -100,6 +106,7 @@ def _claimed(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
         forget_failure(directory)
+        discard_unfinished(directory)
     except Timeout:
         raise UserError(
             f"another process is training in run.dir={directory}; wait for it, or give another run.dir"
@@ -110,7 +117,7 @@ def _claimed(directory: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if [path.name for path in directory.iterdir()] in ([LOCK], []):
+        if directory.exists() and [path.name for path in directory.iterdir()] in ([LOCK], []):
             (directory / LOCK).unlink(missing_ok=True)
             directory.rmdir()
 
@@ -138,8 +145,12 @@ class Run:
             progress = stack.enter_context(TrainingProgress(training.step, total)) if process.is_main else None
             parameters = sum(p.numel() for p in training.model.parameters())
             stack.enter_context(out_of_memory.explained(config, process, parameters, lambda: training.limits))
+            watchdog = Watchdog(process.rank, 60 * config.hardware.timeout)
+            if process.world_size > 1:
+                stack.enter_context(watchdog)
             clock, since = time.perf_counter(), training.step
             while training.step < total:
+                watchdog.step()
                 training.update()
                 step, signal = training.step, interruption.agreed(process)
                 validating = step % config.validation.every == 0 or step == total
@@ -169,6 +180,8 @@ class Run:
     @contextmanager
     def _tracker(self) -> Iterator[Tracker]:
         write_config(self.config, self.directory)
+        with explained(self.checkpoints):
+            self.checkpoints.mkdir(exist_ok=True)
         tracker = Tracker(self.directory, self.config, self.training.step, self.run_id)
         self.run_id, self.place = tracker.run_id or self.run_id, tracker.place
         try:
@@ -202,10 +215,12 @@ class Run:
                 config.train.batch_split, training.limits, self.process,
             )  # fmt: skip
         nats = score.nats / score.tokens
+        if not math.isfinite(nats):
+            raise training.diverged(f"the loss on the validation part is {nats} after step {training.step}")
         if nats < self.best:
             self.best = nats
             if self.process.is_main:
-                weights = {"step": training.step, "model": training.model.state_dict()}
+                weights = {"step": training.step, "model": training.weights()}
                 checkpoint.save(self._identity() | weights, self.checkpoints / "best.pt")
         return nats
 
@@ -237,6 +252,8 @@ class Run:
         self._refuse_changes(state)
         self.training.load_state_dict(state)
         self.best, self.run_id = state["best"], state["run_id"]
+        if self.process.is_main:  # what was killed may have had no time to
+            checkpoint.prune(self.checkpoints, self.config.checkpoint.keep, self.training.step)
         if self.process.is_main and self.training.step < self.config.train.total_steps:
             for problem in problems:
                 say(f"warning: {problem}")

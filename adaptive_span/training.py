@@ -60,6 +60,7 @@ class Training:
         self.updates = 0
         self.grad_norm = 0.0
         self._report: Report | None = None  # of the last update, on its way to the host
+        self._grad_norms = torch.zeros(0)  # (P,) of the last update, on the device
         self.read_spans()
 
     def _parallel(self) -> nn.Module:
@@ -91,12 +92,13 @@ class Training:
         nats = self._backward(tokens, targets)
         self.step += 1
         rate = optimizer.learning_rate(self.step, self.config.optimizer.lr, train)
-        grad_norm = optimizer.update(self.optimizer, self.config.optimizer, rate)
+        grad_norms = optimizer.update(self.optimizer, self.config.optimizer, rate)
         self.read()
         self.limits = self.model.limits(self.spans, SLACK)
         self.model.clamp_spans_(self.limits)
         self.optimizer.zero_grad()
-        self._report = Report(self.step, torch.stack([nats, grad_norm]), self.model.spans())
+        figures = torch.stack([nats, torch.linalg.vector_norm(grad_norms)])
+        self._report, self._grad_norms = Report(self.step, figures, self.model.spans()), grad_norms
 
     def _backward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Gradients of the mean over the batch, slice by slice; returns that mean of the nats, on the device."""
@@ -120,14 +122,32 @@ class Training:
             return
         step, (mean, self.grad_norm), self.spans = self._report.read()
         self._report = None
-        if not math.isfinite(mean + self.grad_norm):
-            raise UserError(
-                f"the loss is {mean} and its gradient's norm {self.grad_norm} at step {step}: the training has "
-                f"diverged; lower optimizer.lr={self.config.optimizer.lr} or lengthen "
-                f"train.warmup_steps={self.config.train.warmup_steps}"
-            )
+        if not math.isfinite(mean):
+            raise self.diverged(f"the loss is {mean} at step {step}, before any gradient")
+        if not math.isfinite(self.grad_norm):
+            raise self.diverged(f"the gradient of {self._first_bad_gradient()} is not finite at step {step}")
         self.nats += mean
         self.updates += 1
+
+    def _first_bad_gradient(self) -> str:
+        """Return the name of the first parameter whose gradient was not finite in the last update that was read."""
+        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        finite = self._grad_norms.isfinite().tolist()
+        return names[finite.index(False)] if False in finite else "all parameters together"
+
+    def diverged(self, what: str) -> UserError:
+        return UserError(
+            f"the training has diverged: {what}; lower optimizer.lr={self.config.optimizer.lr}, or lengthen "
+            f"train.warmup_steps={self.config.train.warmup_steps}; the checkpoints are from before it"
+        )
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights as a checkpoint may hold them. Raises `UserError` where one is not finite."""
+        weights = self.model.state_dict()
+        for name, tensor in weights.items():
+            if not tensor.isfinite().all():
+                raise self.diverged(f"{name} is not finite after step {self.step}")
+        return weights
 
     def begin_with(self, state: checkpoint.State, source: Path) -> None:
         """With the weights of another training; for `train.continue_from` also with its optimizer's state and step."""
@@ -176,7 +196,7 @@ class Training:
         own = {"random": checkpoint.random_state(self.process.device), "nats": self.nats}
         return {
             "step": self.step,
-            "model": self.model.state_dict(),
+            "model": self.weights(),
             "optimizer": self.optimizer.state_dict(),
             "stream": self.stream.state_dict(),
             "cache": cache,

@@ -1,23 +1,30 @@
 """What one update changes, without processes and files around it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from adaptive_span import optimizer
 from adaptive_span.corpus import prepare
 from adaptive_span.distributed import Process
+from adaptive_span.errors import UserError
 from adaptive_span.training import Training
 from tests.conftest import SMALL
 from tests.test_config import composed
 
 
+def small(text: Path, directory: Path, *settings: str) -> Training:
+    config = composed("data=files", f"data.path={text}", f"data.directory={directory}", *SMALL, *settings)
+    return Training(config, prepare(config.data), Process(0, 1, torch.device("cpu")))
+
+
 def test_no_span_outgrows_what_the_next_step_looks_at(text, tmp_path):
     """However fast spans would grow: what the host knows of them is one update old."""
-    config = composed(
-        "data=files", f"data.path={text}", f"data.directory={tmp_path}", *SMALL, "model.max_span=300", "optimizer.lr=3",
-        "optimizer.clip=100", "train.warmup_steps=0", "train.span_penalty=0", "hardware=cpu",
+    training = small(
+        text, tmp_path, "model.max_span=300", "optimizer.lr=3", "optimizer.clip=100", "train.warmup_steps=0",
+        "train.span_penalty=0",
     )  # fmt: skip
-    training = Training(config, prepare(config.data), Process(0, 1, torch.device("cpu")))
     grown, held = [], 0
     for _ in range(8):
         before = training.model.spans()
@@ -45,3 +52,19 @@ def test_adagrad_is_the_same_however_many_tensors_it_updates_at_once(at_once, mo
     expected = updated()
     monkeypatch.setitem(optimizer.AT_ONCE, "cpu", at_once)
     assert all(map(torch.equal, updated(), expected))
+
+
+@pytest.mark.parametrize("name", ["adagrad", "adam", "sgd"])
+def test_a_gradient_that_is_not_finite_is_named_with_its_step(name, text, tmp_path):
+    """Whatever the update then made of it."""
+    training = small(text, tmp_path, f"optimizer={name}")
+    training.update()
+    weight = dict(training.model.named_parameters())["feed_forward_blocks.1.expand.weight"]
+    weight.register_hook(lambda gradient: gradient / 0)
+    training.update()
+    with pytest.raises(
+        UserError, match=r"the gradient of feed_forward_blocks.1.expand.weight is not finite at step 2; "
+    ):
+        training.read()
+    with pytest.raises(UserError, match="is not finite after step 2"):
+        training.weights()

@@ -24,7 +24,7 @@ import submitit
 
 from adaptive_span.config import Config
 from adaptive_span.errors import UserError
-from adaptive_span.run_directory import failure_kept
+from adaptive_span.run_directory import failure_kept, resumable
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -55,6 +55,7 @@ class Job:
             agent = Agent(directory / "saved", self.signal_delay, is_main)
             agent.listen()
             stack.enter_context(failure_kept(self.config, among_others=True))
+            stack.enter_context(resumable(Path(self.config.run.dir or "")))
             try:
                 self._train(environment.num_nodes, environment.node, environment.hostnames[0])
             except SystemExit:
