@@ -25,6 +25,7 @@ import submitit
 from adaptive_span.config import Config
 from adaptive_span.errors import UserError
 from adaptive_span.run_directory import failure_kept, resumable
+from adaptive_span.slurm import cluster
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -107,23 +108,41 @@ class Agent:
         threading.Thread(target=_let_in, args=(signal.SIGUSR2,), daemon=True).start()
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        told_at = time.monotonic()
         workers = multiprocessing.active_children()
         for worker in workers:
             if worker.pid:
                 os.kill(worker.pid, number)
         if self.is_main:  # the one whose worker writes
-            until = time.monotonic() + 0.8 * self.signal_delay
+            until = told_at + 0.8 * self.signal_delay
             while not self.saved.exists() and time.monotonic() < until and any(w.is_alive() for w in workers):
                 time.sleep(0.05)
         try:
-            self.requeue(number, frame)
+            self._requeue(number, frame, told_at + 0.9 * self.signal_delay)
         except submitit.core.utils.UncompletedJobError as refusal:
             self.refusal = UserError(
                 f"the job has reached its time limit once more than it may ({refusal}); what it has trained is saved, "
                 f"and the same command goes on with it; hardware.requeues says how often a job may"
             )
-            for worker in workers:  # to raise it here could interrupt anything; the workers' end is waited for
-                worker.terminate()
+        except subprocess.SubprocessError as error:
+            self.refusal = UserError(
+                f"the job cannot be queued again, as SLURM's controller does not answer ({error}); what it has trained "
+                f"is saved, and the same command resumes it"
+            )
+        else:
+            return
+        for worker in workers:  # to raise it here could interrupt anything; the workers' end is waited for
+            worker.terminate()
+
+    def _requeue(self, number: int, frame: FrameType | None, until: float) -> None:
+        """Have the job queued again; a controller that is away is asked until the time is over."""
+        while True:
+            try:
+                return self.requeue(number, frame)
+            except subprocess.SubprocessError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(1)
 
 
 @contextmanager
@@ -156,5 +175,5 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _address(node: str) -> str:
     """Where a node is reached; its name alone need not be known to the others."""
-    told = subprocess.run(["scontrol", "-o", "show", "node", node], capture_output=True, text=True, check=True).stdout
+    told = cluster.ask("scontrol", "-o", "show", "node", node)
     return next(word.removeprefix("NodeAddr=") for word in told.split() if word.startswith("NodeAddr="))
