@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from adaptive_span import quantities
 from adaptive_span.allowed import FP32_MAX, MISSING, OneOf, Pattern, Range, check, path
 from adaptive_span.errors import UserError, check_batch, either
+from adaptive_span.plain_text import without_secrets
 from adaptive_span.quantities import Gpus
 
 ATTENTIONS = ("auto", "dense", "banded", "fused")
@@ -313,7 +314,8 @@ class Config:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return it as it is written down: plain values, without passwords and tokens."""
+        return {key: without_secrets(value) for key, value in asdict(self).items()}
 
 
 @dataclass

@@ -3,15 +3,25 @@
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from adaptive_span.flops import TRAINING
+from adaptive_span.plain_text import shown
 
-console = Console(highlight=False, soft_wrap=True)
+
+class PlainConsole(Console):
+    """Show every text as it is written: what names and values hold is neither markup nor a command to a terminal."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(shown(text), **how)
+
+
+console = PlainConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class TrainingProgress:
@@ -103,12 +113,12 @@ def flops_table(flops: dict[str, float]) -> Table:
 
 
 def say(text: str) -> None:
-    console.print(text, markup=False)
+    console.print(text)
 
 
 def show(table: Table) -> None:
     console.print()
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def list_places(places: dict[str, str | Path | None]) -> None:

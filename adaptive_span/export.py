@@ -13,6 +13,7 @@ from huggingface_hub import PyTorchModelHubMixin
 
 from adaptive_span import checkpoint, published
 from adaptive_span.config import ModelConfig
+from adaptive_span.console import say
 from adaptive_span.errors import UserError
 from adaptive_span.model import Transformer
 from adaptive_span.program import exit_codes
@@ -49,7 +50,7 @@ def main() -> None:
     if arguments.directory.is_file():
         raise UserError(f"{arguments.directory} is a file; give a folder")
     from_checkpoint(arguments.checkpoint).save_pretrained(arguments.directory)
-    print(f"{arguments.directory}: PretrainedTransformer.from_pretrained('{arguments.directory}') reads it")
+    say(f"{arguments.directory}: PretrainedTransformer.from_pretrained('{arguments.directory}') reads it")
 
 
 if __name__ == "__main__":

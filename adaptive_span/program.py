@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from adaptive_span.errors import UserError
 from adaptive_span.output import outlived
+from adaptive_span.plain_text import one_line, shown
 
 BUG = 1
 STOPPED = [128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]  # by somebody, on purpose
@@ -27,10 +28,10 @@ def exit_codes() -> Iterator[None]:
         except KeyboardInterrupt:
             raise SystemExit(128 + signal.SIGINT) from None
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
             raise SystemExit(error.exit_code) from None
         except Exception as error:
-            traceback.print_exception(error)
+            print(shown("".join(traceback.format_exception(error))), file=sys.stderr, end="")
             raise SystemExit(BUG) from None
 
 

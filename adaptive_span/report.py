@@ -15,6 +15,7 @@ from adaptive_span.distributed import Process, autocast, process_group
 from adaptive_span.errors import UserError, check_batch
 from adaptive_span.matching import corpus_for
 from adaptive_span.model import Transformer
+from adaptive_span.run_directory import refuse_links
 from adaptive_span.source import described
 from adaptive_span.stored import from_dict
 from adaptive_span.stored_model import model_of
@@ -73,6 +74,8 @@ def evaluate(asked: EvaluateConfig) -> None:
     """What `evaluate.py` does. Called in every process."""
     file = Path(asked.checkpoint or Path(asked.run or "") / "checkpoints" / "best.pt")
     directory = Path(asked.output or asked.run or ".")
+    if asked.run:
+        refuse_links(Path(asked.run))
     with process_group(asked.hardware) as process:
         check_batch("batch_size", asked.batch_size, process.world_size)
         state = published.load(file)

@@ -3,6 +3,7 @@
 Nothing here imports torch, so that a table of many runs is shown at once, and a login node need not have it ready.
 """
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from adaptive_span.config import Config
 from adaptive_span.console import say
 from adaptive_span.errors import ProcessLost, UserError
 from adaptive_span.identity import changes
+from adaptive_span.plain_text import masked
 from adaptive_span.stored import read_yaml
 from adaptive_span.tracking import METRICS, SCORES
 from adaptive_span.writing import whole
@@ -25,6 +27,17 @@ CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 FAILURE = "failure.txt"  # one sentence, or the traceback of a bug; gone once the run is taken up again
 LOCK = ".lock"
+
+
+def refuse_links(directory: Path) -> None:
+    """Raise `UserError` at a link that leads out of a run's directory: what a run writes or deletes would be there."""
+    for name in ("*", "checkpoints/*", "figures/*", "slurm/*"):
+        for path in directory.glob(name):
+            if path.is_symlink() and not path.resolve().is_relative_to(directory.resolve()):
+                raise UserError(
+                    f"{path} is a link that leads out of the run's directory, to {os.readlink(path)}; remove it, or "
+                    f"make the run's directory itself the link"
+                )
 
 
 def step_path(checkpoints: Path, step: int) -> Path:
@@ -134,7 +147,7 @@ def _write_failure(config: Config, directory: Path, error: Exception) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if not (directory / CONFIG).exists():
         write_config(config, directory)
-    text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+    text = masked(str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)))
     with suppress(FileExistsError), open(directory / FAILURE, "x", encoding="utf-8") as file:
         file.write(text + "\n")
 

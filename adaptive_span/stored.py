@@ -23,7 +23,7 @@ LONGEST = 1 << 20  # bytes of a line
 BROKEN = (ValueError, OverflowError, RecursionError, yaml.YAMLError)  # of bytes that are no text, no JSON, no YAML
 
 
-class _Plain(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
+class _Plain(yaml.SafeLoader):
     """YAML without references, of which a short file can make an endless value."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

@@ -20,7 +20,7 @@ from adaptive_span.console import say, show
 from adaptive_span.errors import UserError
 from adaptive_span.identity import flatten
 from adaptive_span.program import exit_codes
-from adaptive_span.run_directory import CONFIG, FAILURE, has_begun, reason
+from adaptive_span.run_directory import CONFIG, FAILURE, has_begun, reason, refuse_links
 from adaptive_span.stored import from_dict, lookup, read_yaml
 from adaptive_span.tracking import METRICS, SCORES, logged
 from adaptive_span.writing import whole
@@ -39,6 +39,7 @@ RESULTS: dict[str, Callable[[float], str]] = {  # columns, and how their numbers
 
 def summarize(directories: Sequence[Path], home: Path) -> None:
     """Write the runs, the best first, to `sweep.csv` in `home` and to the screen; say why others have failed."""
+    refuse_links(home)
     rows = [_row(directory) for directory in directories if has_begun(directory)]
     if not rows:
         raise UserError(f"no run below {home} has begun")

@@ -1,6 +1,7 @@
 """Where the numbers of a run go: `metrics.jsonl` beside it, and Weights & Biases."""
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from adaptive_span import stored, strict_json
 from adaptive_span.config import Config
 from adaptive_span.console import say
 from adaptive_span.errors import UserError, first_line
+from adaptive_span.plain_text import masked
 from adaptive_span.writing import explained, whole
 
 if TYPE_CHECKING:
@@ -78,6 +80,11 @@ def logged(path: Path) -> list[Metrics]:
     return lines
 
 
+def _has_secret(words: list[str]) -> bool:
+    """Return whether a command line must not be recorded, which wandb would do together with the machine and commit."""
+    return any(masked(word) != word for word in words)
+
+
 def _start_wandb(directory: Path, config: Config, run_id: str | None) -> "wandb.Run":
     import wandb
 
@@ -100,7 +107,7 @@ def _start_wandb(directory: Path, config: Config, run_id: str | None) -> "wandb.
             resume="allow" if run_id else None,
             mode=mode,  # type: ignore[arg-type]
             config=config.as_dict(),
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(silent=True, console="off", x_disable_meta=_has_secret(sys.argv)),
         )
     except wandb.Error as error:
         raise UserError(

@@ -29,6 +29,7 @@ from adaptive_span.run_directory import (
     forget_failure,
     is_finished,
     refuse_changes,
+    refuse_links,
     report_finished,
     step_path,
     write_config,
@@ -101,6 +102,7 @@ def _begun(config: Config, process: Process, directory: Path) -> "Run":
 @contextmanager
 def _claimed(directory: Path) -> Iterator[None]:
     """The run directory, for one training at a time; gone again if nothing came of it."""
+    refuse_links(directory)
     lock = FileLock(directory / LOCK)
     try:
         directory.mkdir(parents=True, exist_ok=True)

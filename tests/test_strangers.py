@@ -1,15 +1,25 @@
 """What strangers hand over is data: read, or refused in one sentence; never run, never larger than it is."""
 
 import copy
+import json
+import pickle
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from adaptive_span import checkpoint, published, stored_model
-from adaptive_span.config import Config, ModelConfig, OptimizerConfig
+from adaptive_span.config import Config, ModelConfig, OptimizerConfig, RunConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model import Transformer
+from adaptive_span.slurm import snapshot
+from adaptive_span.stored import from_dict, read_yaml
+from adaptive_span.tracking import logged
+from tests.conftest import ENVIRONMENT, ROOT, finish, sentence
 
 TINY = ModelConfig(name="tiny", num_layers=2, hidden_size=8, ffn_size=16, num_heads=2, max_span=8, block_size=4)
 
@@ -82,3 +92,98 @@ def test_a_checkpoint_that_is_no_checkpoint_is_told(path, value, told, tmp_path)
         load(tmp_path / "x.pt")
     assert str(refused.value).startswith(f"{tmp_path / 'x.pt'} ") or "holds a tensor" in str(refused.value)
     assert told in str(refused.value)
+
+
+def repacked(source: Path, target: Path, pack=lambda name, content: (name, content), compression=0) -> None:
+    """Write the members of a zip file again, each as `pack` changes it."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(*pack(name, old.read(name)))
+
+
+def test_a_zip_that_torch_would_not_write_is_refused(tmp_path):
+    checkpoint.save(state(), tmp_path / "x.pt")
+    repacked(tmp_path / "x.pt", tmp_path / "packed.pt", compression=zipfile.ZIP_DEFLATED)
+    bomb = pickle.dumps(bytearray, 2).replace(b".", b"") + pickle.dumps((10**11,), 2)[2:-1] + b"R."
+    repacked(tmp_path / "x.pt", tmp_path / "bomb.pt", lambda n, c: (n, bomb if n.endswith("data.pkl") else c))
+    repacked(tmp_path / "x.pt", tmp_path / "dots.pt", lambda n, c: (f"../../{n}", c))
+    for name, told in (("packed", "compressed members"), ("bomb", "which was refused"), ("dots", "is damaged")):
+        with pytest.raises(UserError, match=told):
+            published.load(tmp_path / f"{name}.pt")
+
+
+def test_interpolations_and_aliases_of_a_configuration_are_text_or_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hidden")
+    made = Config(run=RunConfig("${oc.env:SECRET}")).as_dict()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(made))
+    assert from_dict(read_yaml(tmp_path / "config.yaml"), Config, "x").run.dir == "${oc.env:SECRET}"
+    for text in (
+        "a: !!python/object/apply:os.mkdir [run]",
+        "a: &a [1]\nb: *a",
+        "a: &a {a: *a}",
+        "[" * 10**5,
+        "a: \x1b",
+    ):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(UserError, match="is damaged"):
+            read_yaml(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "checkpoints/best.pt", "config.yaml"])
+def test_a_link_out_of_a_run_is_refused_and_what_it_leads_to_left_alone(name, launch, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("mine\n")
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside if name == "checkpoints" else outside / "file")
+    refused = [launch("run.dir=run", ok=False)]
+    refused += [finish([sys.executable, str(ROOT / "evaluate.py"), "run=run"], tmp_path, ok=False)]
+    assert all(
+        sentence(result).startswith(f"run/{name} is a link that leads out of the run's dir") for result in refused
+    )
+    assert [path.read_text() for path in outside.iterdir()] == ["mine\n"]
+
+
+def test_nothing_that_is_printed_steers_a_terminal(tmp_path):
+    """Names, settings and numbers of a run of a stranger, in a table, a sentence, and on a terminal."""
+    name = "[red]x[/red] \x1b[2J\x07\r\u202e:smile:"
+    for number in range(2):
+        run = tmp_path / f"run {number}"
+        run.mkdir()
+        config = Config(model=ModelConfig(**vars(TINY) | {"name": f"{name}{number}"})).as_dict()
+        config["train"]["batch_size"] = 8
+        (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        (run / "failure.txt").write_text(f"because {name}\n", encoding="utf-8", newline="")
+        line = {"step": 1, "tokens_per_second": 2.0, "span/mean": 3.0, "flops_per_token": 4.0, "valid/bpc": 5.0}
+        (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    code = "import pty, sys; pty.spawn([sys.executable, '-m', 'adaptive_span.sweep', '.'])"
+    environment = ENVIRONMENT | {"COLUMNS": "300", "TERM": "dumb", "PYTHONPATH": str(ROOT)}
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, env=environment).stdout
+    assert b"[red]x[/red] \\x1b[2J\\x07\\r\\u202e:smile:" in shown
+    assert not any(raw in shown for raw in (b"\x1b[2J", b"\x07", "\u202e".encode()))
+    words = [sys.executable, "-m", "adaptive_span.export", f"a\x1b[2J{name}\nb", "out"]
+    assert not set(sentence(finish(words, tmp_path, ok=False))) & {"\x1b", "\x07", "\r", "\u202e", "\n"}
+
+
+def test_a_metrics_line_without_a_key_is_told(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"train/bpc": 2.0}\n')
+    with pytest.raises(UserError, match=r"line 2 of .*metrics.jsonl lacks the key 'step'"):
+        logged(tmp_path / "metrics.jsonl")
+
+
+def test_secrets_reach_nothing_that_a_run_leaves(launch, tmp_path, monkeypatch):
+    secrets = ["5ecretOfWandb0123456789", "5ecretOfUser", "5ecretOfQuery", "5ecretOfSetup"]
+    monkeypatch.setitem(ENVIRONMENT, "WANDB_API_KEY", secrets[0])
+    urls = f"'https://me:{secrets[1]}@example.org/x.zip','https://example.org/y.zip?token={secrets[2]}&a=1'"
+    setup = f"hardware.setup=['export HF_TOKEN={secrets[3]}']"
+    done = launch("run.dir=run", f"data.urls=[{urls}]", setup, "tracking=offline", "train.steps=2")
+    left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] + [done.stdout.encode()]
+    assert any(b"example.org" in content for content in left)
+    assert not [secret for secret in secrets for content in left if secret.encode() in content]
+
+
+def test_a_snapshot_keeps_no_secret_of_the_tree(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "_git", lambda directory, *words: b"+url: https://me:5ecret@example.org/x\n")
+    snapshot.take(tmp_path)
+    assert (tmp_path / "code" / "changes.diff").read_text() == "+url: https://***@example.org/x\n"

@@ -19,7 +19,7 @@ from adaptive_span.config import Config, HardwareConfig
 from adaptive_span.console import say
 from adaptive_span.errors import UserError
 from adaptive_span.launcher import compose, give_directories, remove_record
-from adaptive_span.run_directory import forget_failure, is_done, last_step, report_finished
+from adaptive_span.run_directory import forget_failure, is_done, last_step, refuse_links, report_finished
 from adaptive_span.slurm import cluster, options, resources, snapshot, status
 
 OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node", "name": "job_name"}
@@ -88,6 +88,7 @@ class Launcher(SlurmLauncher):
 
         hardware, folder = configs[0].hardware, home / "slurm"
         try:
+            refuse_links(home)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run.dir={home} cannot be written to ({error.strerror}); give another run.dir") from None

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import adaptive_span
+from adaptive_span.plain_text import masked
 
 LEFT_OUT = shutil.ignore_patterns("__pycache__")
 
@@ -26,7 +27,8 @@ def take(directory: Path) -> Path:
     commit = _git(package, "rev-parse", "HEAD")
     if commit:
         (fresh / "commit").write_bytes(commit)
-        (fresh / "changes.diff").write_bytes(_git(package, "diff", "HEAD") or b"")
+        changes = (_git(package, "diff", "HEAD") or b"").decode(errors="surrogateescape")
+        (fresh / "changes.diff").write_bytes(masked(changes).encode(errors="surrogateescape"))
     shutil.rmtree(code, ignore_errors=True)
     fresh.rename(code)
     return code

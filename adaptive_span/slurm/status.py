@@ -164,7 +164,7 @@ def watch(home: Path, seconds: float = 2) -> bool:
         say(f"the jobs go on without being watched; python -m adaptive_span.slurm status {home} shows them again")
         raise SystemExit(130) from None
     console.print()
-    console.print(table(jobs, states), markup=False)
+    console.print(table(jobs, states))
     failed = [job for job in jobs if states[job.id] != "COMPLETED"]
     for job in failed:
         say(f"\njob {job.id} ended as {states[job.id]}; its log is {job.log}")
