@@ -13,7 +13,7 @@ def dumps(value: Any, indent: int | None = None) -> str:
 
 
 def write(value: Any, path: Path) -> None:
-    """Write `value` to `path` whole. Raises `UserError` where the disk does not take it."""
+    """Write `value` to `path` atomically. Raises `UserError` where the disk does not take it."""
     text = dumps(value, indent=1) + "\n"
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
