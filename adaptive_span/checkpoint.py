@@ -27,7 +27,7 @@ TRAINING = WEIGHTS | {
     "stream": dict,
     "cache": list[Tensor],
     "limits": list[list[int]],
-    "processes": list[dict[str, Any]],
+    "processes": list[dict],
     "updates": int,
 }
 UNTIL_NOW = {"corpus": str | None, "best": float, "run_id": str | None}

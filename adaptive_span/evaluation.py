@@ -48,9 +48,7 @@ def validate(
     `rows` (B, length) are those of all processes; each takes its own in `slices` parts, as training does.
     """
     own = rows[process.share(len(rows)), : blocks * block_size + 1]
-    return _total(
-        [_score_rows(model, part, block_size, limits, process) for part in np.split(own, slices)], process, "valid"
-    )
+    return _total([_score_rows(model, part, block_size, limits, process) for part in np.split(own, slices)], process)
 
 
 @torch.inference_mode()
@@ -59,7 +57,7 @@ def published(
 ) -> Score:
     """As the published numbers were made: rows started cold, whole blocks only, the rest of the text left out."""
     rows = stream.rows(tokens, batch_size, block_size, split)[process.share(batch_size)]
-    return _total([_score_rows(model, rows, block_size, model.limits(), process)], process, split)
+    return _total([_score_rows(model, rows, block_size, model.limits(), process)], process)
 
 
 @torch.inference_mode()
@@ -97,7 +95,7 @@ def exact(
         if block >= 0:
             nats.append(nll.double().where(_tensor(inside, process), 0.0).sum())
             count += int(inside.sum())
-    return _total([Score(float(torch.stack(nats).sum()), count)], process, split)
+    return _total([Score(float(torch.stack(nats).sum()), count)], process)
 
 
 def _score_rows(model: Transformer, rows: np.ndarray, block_size: int, limits: Limits, process: Process) -> Score:
@@ -117,12 +115,7 @@ def _tensor(array: np.ndarray, process: Process) -> Tensor:
     return tensor.pin_memory().to(process.device, non_blocking=True) if process.device.type == "cuda" else tensor
 
 
-def _total(scores: list[Score], process: Process, split: str) -> Score:
-    """Add up over these parts and over all processes. Raises `UserError` for a sum that is not finite."""
+def _total(scores: list[Score], process: Process) -> Score:
+    """Over these parts and over all processes."""
     nats, tokens = process.sum([sum(score.nats for score in scores), sum(score.tokens for score in scores)])
-    if not math.isfinite(nats):
-        raise UserError(
-            f"the score of {split} is {nats}: what these weights compute is not finite; take earlier ones, or train "
-            f"with a lower optimizer.lr"
-        )
     return Score(nats, int(tokens))

@@ -1,5 +1,6 @@
 """A scored model, for people (tables, a figure) and for programs (`evaluation.json`)."""
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,10 @@ def score(
         say(f"scoring {' and '.join(f'{split} ({len(corpus.tokens(split)):,} tokens)' for split in SPLITS)}")
     for split in SPLITS:
         result = measure(model, corpus.tokens(split), batch_size, block_size, process, split)
+        if not math.isfinite(result.nats):
+            raise UserError(
+                f"the score of {split} is {result.nats}: the weights are finite, but what they compute is not"
+            )
         splits[split] = {"bpc": result.bpc, "nats": result.nats, "tokens": result.tokens}
         if corpus.level == "word":
             splits[split]["ppl"] = result.perplexity
