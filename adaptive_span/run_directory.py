@@ -109,9 +109,8 @@ def failure_kept(config: Config, among_others: bool) -> Iterator[None]:
         yield
     except Exception as error:
         if is_free and (among_others or directory.is_dir()):
-            with suppress(
-                OSError, UserError
-            ):  # a full disk, perhaps the very reason, which is on its way to the screen
+            # A full disk may be the very reason, which is on its way to the screen.
+            with suppress(OSError, UserError):
                 _write_failure(config, directory, error)
         raise
 

@@ -22,6 +22,7 @@ from adaptive_span.launcher import compose, give_directories, remove_record
 from adaptive_span.run_directory import forget_failure, is_done, last_step, refuse_links, report_finished
 from adaptive_span.slurm import cluster, options, resources, snapshot, status
 
+INSTEAD = {"timeout_min": "time", "mem_gb": "memory", "cpus_per_task": "cpus", "gpus_per_node": "gpus"}
 OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node", "name": "job_name"}
 
 
@@ -38,6 +39,9 @@ class Launcher(SlurmLauncher):
         remove_record(self.config)
         if self.config.hydra.job.config_name != "launch":
             raise UserError("hardware=slurm is for launch.py; evaluate on a machine of the cluster with hardware=node")
+        for key, instead in INSTEAD.items():
+            if self.params[key]:
+                raise UserError(f"hydra.launcher.{key}={self.params[key]} is not read; give hardware.{instead}")
         cluster.forget_allocation()
         cluster.ask("sbatch", "--version")
         configs = compose(self.config, self.hydra_context, job_overrides)

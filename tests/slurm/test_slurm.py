@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from adaptive_span.errors import UserError
+from adaptive_span.slurm import resources
 from adaptive_span.slurm.cluster import ask, members
 from tests.conftest import ENVIRONMENT, ROOT, sentence
-from tests.slurm.conftest import Cluster, job_of
+from tests.slurm.conftest import HARDWARE, Cluster, job_of
+from tests.test_config import composed
 from tests.test_sweep import TWO_JOBS, table
 from tests.test_train import assert_same_run, losses, metrics, newest, of_type, wandb_records
 
@@ -104,7 +106,7 @@ def test_two_nodes_train_as_one_process_and_save_at_the_same_step(stories, slurm
 
 
 def time_limit(slurm: Cluster) -> str:
-    settings = ["hardware.time=1", "hydra.launcher.signal_delay_s=20", "hardware.requeues=1", "train.steps=100000"]
+    settings = ["hardware.time=1:00", "hydra.launcher.signal_delay_s=20", "hardware.requeues=1", "train.steps=100000"]
     job = job_of(slurm.launch("run.dir=limit", *settings))
     slurm.until_ended("limit", job, "FAILED")
     return job
@@ -247,49 +249,53 @@ def test_a_job_asks_for_all_gpus_of_a_node_and_their_share_of_its_cores(slurm):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
+        ("partition=mian", "hardware.partition=mian must be one of main, spare, urgent; did you mean 'main'?"),
+        ("gpus=3", "hardware.gpus=3 is more than a node of partition main has: 2"),
+        ("gpus=h100:1", "hardware.gpus=h100:1: no node of partition main has GPUs of type h100; take a100 or v100"),
+        ("gpus=a100:1 nodes=2", "hardware.gpus=a100:1 is more than each of 2 nodes of partition main has: 0"),
+        ("memory=63G", "hardware.memory=63G is more than a node of partition main has: 64000M"),
+        ("qos=nromal", "hardware.qos=nromal must be one of normal; did you mean 'normal'?"),
+        ("account=rot", "hardware.account=rot must be one of root; did you mean 'root'?"),
+        ("nodes=3", "hardware.nodes=3 is more than partition main has: 2"),
+        ("cpus=33", "hardware.cpus=33 is more than a node of partition main has: 32"),
+        ("time=5000", "hardware.time=5000 is longer than partition main allows: 2880 minutes"),
+        ("time=2-00:01:00", "hardware.time=2-00:01:00 is longer than partition main allows: 2880 minutes"),
+        ("constraint=a100", "hardware.constraint=a100 is no feature of a node of partition main"),
         (
-            ["hardware.partition=mian"],
-            "hardware.partition=mian must be one of main, spare, urgent; did you mean 'main'?",
+            "device=cuda gpus=1 processes=2",
+            "hardware.processes=2 are more than the hardware.gpus=1 that each node gives them",
         ),
-        (["hardware.gpus=3"], "hardware.gpus=3 is more than a node of partition main has: 2"),
-        (
-            ["hardware.gpus=h100:1"],
-            "hardware.gpus=h100:1: no node of partition main has GPUs of type h100; take a100 or",
-        ),
-        (
-            ["hardware.gpus=a100:1", "hardware.nodes=2"],
-            "hardware.gpus=a100:1 is more than each of 2 nodes of partition",
-        ),
-        (["hardware.memory=63G"], "hardware.memory=63G is more than a node of partition main has: 64000M"),
-        (["hardware.qos=nromal"], "hardware.qos=nromal must be one of normal; did you mean 'normal'?"),
-        (["hardware.account=rot"], "hardware.account=rot must be one of root; did you mean 'root'?"),
-        (["hardware.nodes=3", "train.batch_size=12"], "hardware.nodes=3 is more than partition main has: 2"),
-        (["hardware.cpus=33"], "hardware.cpus=33 is more than a node of partition main has: 32"),
-        (["hardware.time=5000"], "hardware.time=5000 is longer than partition main allows: 2880 minutes"),
-        (["hardware.constraint=a100"], "hardware.constraint=a100 is no feature of a node of partition main"),
+    ],
+)
+def test_what_the_cluster_cannot_give_is_told(settings, told, slurm, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    hardware = composed(*HARDWARE, *(f"hardware.{word}" for word in settings.split()), "train.batch_size=12").hardware
+    with pytest.raises(UserError, match=f"^{re.escape(told)}"):
+        resources.refuse_unknown_accounts(resources.fitted(hardware, resources.nodes()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["hardware.partition=mian"], "hardware.partition=mian must be one of main, spare, urgent"),
         (
             ["hardware.nodes=2", "hardware.processes=3"],
             "train.batch_size=8 must be divisible by processes × slices = 6",
         ),
-        (["hardware.time=2-00:01:00"], "hardware.time=2-00:01:00 is longer than partition main allows: 2880 minutes"),
         (["hardware.time=2:00"], "hardware.time=2:00 leaves nothing to train in"),
-        (
-            ["hardware.device=cuda", "hardware.gpus=1", "hardware.processes=2"],
-            "hardware.processes=2 are more than the hardware.gpus=1 that each node gives them",
-        ),
         (["hydra.sweeper.max_batch_size=1"], "hydra.sweeper.max_batch_size would cut a sweep into several"),
+        (["hydra.launcher.timeout_min=5"], "hydra.launcher.timeout_min=5 is not read; give hardware.time"),
         (["-m", "hardware.time=1,2"], "hardware.time=1,2 cannot be swept"),
         (["hydra.launcher.gres=fpga:1"], "SLURM has refused the job: "),
         (["hardware.sbatch.time=5"], "hardware.sbatch={time: 5} is an option that the job has already: hardware.time"),
         (["hardware.sbatch.foo=1"], "SLURM has refused the job: sbatch: unrecognized option '--foo=1'"),
     ],
 )
-def test_what_the_cluster_cannot_give_is_told_before_anything_is_queued(settings, told, slurm):
-    before = slurm.ask("sacct", "-X", "-n", "-o", "JobName")
+def test_what_is_refused_is_not_queued_and_leaves_nothing(settings, told, slurm):
     refused = slurm.launch("run.dir=refused/run", *settings, ok=False)
     assert sentence(refused).startswith(told)
     assert not (slurm.directory / "refused").exists()
-    assert "run" not in (slurm.ask("squeue", "-h", "-o", "%j") + before).split()
+    assert "run" not in slurm.ask("squeue", "-h", "-o", "%j").split()
 
 
 def test_lines_of_shell_come_before_python_and_one_that_fails_is_the_reason(slurm):
