@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from adaptive_span import command_line, launcher
+from adaptive_span import capacity, command_line, launcher
 from adaptive_span.config import EvaluateConfig
 from adaptive_span.program import exit_codes
 from adaptive_span.slurm import launcher as slurm_launcher
@@ -14,6 +14,8 @@ def main(composed: DictConfig) -> None:
     with exit_codes(), command_line.explained(EvaluateConfig):
         config = command_line.typed(composed, EvaluateConfig)
         config.validate()
+        capacity.check_processes(config.hardware)
+        capacity.warn_of_slurm_keys(config.hardware)
 
         from adaptive_span import distributed, report  # torch, which --help need not wait for
 

@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from adaptive_span import command_line, launcher, run_directory
+from adaptive_span import capacity, command_line, launcher, run_directory
 from adaptive_span.config import Config
 from adaptive_span.identity import default_run_dir
 from adaptive_span.program import exit_codes
@@ -19,6 +19,8 @@ def main(composed: DictConfig) -> None:
     with exit_codes(), command_line.explained(Config):
         config = command_line.typed(composed, Config)
         config.validate()
+        capacity.check_here(config)
+        capacity.warn_of_slurm_keys(config.hardware)
         config.run.dir = config.run.dir or default_run_dir(config)
 
         from adaptive_span import distributed, trainer  # torch, which --help need not wait for

@@ -3,9 +3,11 @@
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
@@ -110,11 +112,17 @@ def _sentence(error: Exception, schema: type) -> str | None:
         return _explain(error, schema)
     if isinstance(error, yaml.YAMLError):  # in a file of conf/
         return " ".join(str(error).split())
-    if "Config group override must be a string" in str(error):  # a ValueError of Hydra's
-        return "null names no file of a group; write group=name, or leave that setting out"
+    if isinstance(error, TypeError | ValueError) and _is_of_group(error):
+        return "null, numbers and lists of them name no file of a group; write group=name, or leave that setting out"
     if re.match("Only one of --|The --resolve flag", str(error)):  # ValueErrors of Hydra's
         return str(error)
     return None
+
+
+def _is_of_group(error: Exception) -> bool:
+    """Return whether Hydra has failed where it reads the values of groups, which it takes for text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return Path(frames[-1].filename).name in ("defaults_list.py", "default_element.py")
 
 
 def _explain(error: Exception, schema: type) -> str:

@@ -20,13 +20,13 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from adaptive_span import capacity, machine
 from adaptive_span.config import HardwareConfig
 from adaptive_span.console import say
 from adaptive_span.errors import ProcessLost, UserError
 from adaptive_span.output import outlived
 from adaptive_span.precision import EMULATED, is_emulated
 
-CORES = "ADAPTIVE_SPAN_CORES"  # an environment variable; where nothing confines a job to its cores, it says how many
 STACKS = 1  # seconds that processes get to print where they are, before the first of them ends all
 GRACE = 5  # seconds in which one that has lost its peers leaves it to the peer that failed to say why, and is ended
 
@@ -127,7 +127,7 @@ def process_group(hardware: HardwareConfig) -> Iterator[Process]:
         yield Process(0, 1, device)
         return
     # Each process would start a thread a core: N processes would share each core among N threads.
-    torch.set_num_threads(max(1, _cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    torch.set_num_threads(max(1, machine.cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
     timeout = timedelta(minutes=hardware.timeout, seconds=STACKS)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     patient = dist.new_group(backend="gloo", timeout=timedelta(days=365))
@@ -143,12 +143,6 @@ def process_group(hardware: HardwareConfig) -> Iterator[Process]:
     finally:
         gc.collect()  # DDP's cycles hold the group, whose threads must end before the interpreter does
         dist.destroy_process_group()
-
-
-def _cores() -> int:
-    """That this machine's processes may use: as many as a scheduler gave them, or all that they may run on."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, int(os.environ.get(CORES, allowed)))
 
 
 @dataclass(frozen=True)
@@ -197,6 +191,7 @@ def launch(function: Callable[[Any], None], config: Any, hardware: HardwareConfi
 
 def processes_of(hardware: HardwareConfig) -> int:
     """On this machine; says so where it has not so many GPUs."""
+    capacity.check_processes(hardware)
     pick_device(hardware, max(0, hardware.processes - 1))
     return hardware.processes or max(1, torch.cuda.device_count())
 

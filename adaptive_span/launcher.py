@@ -11,7 +11,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from adaptive_span import command_line, sweep
+from adaptive_span import capacity, command_line, sweep
 from adaptive_span.config import Config
 from adaptive_span.errors import UserError
 from adaptive_span.identity import default_run_dir, flatten
@@ -33,6 +33,8 @@ class Launcher(BasicLauncher):
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise UserError("torchrun starts the processes of one run; for a sweep take hardware.processes=N instead")
         configs = compose(self.config, self.hydra_context, job_overrides)
+        for config in configs:
+            capacity.check_here(config)
         home = give_directories(configs, self.config)
         own = [
             [*overrides, f"run.dir={command_line.quoted(str(config.run.dir))}"]

@@ -1,6 +1,11 @@
 """Find out what the machine has. Nothing here fails where the system does not say."""
 
+import os
+from pathlib import Path
+
 import psutil
+
+CORES = "ADAPTIVE_SPAN_CORES"  # an environment variable; where nothing confines a job to its cores, it says how many
 
 
 def memory(processes: int = 1) -> int | None:
@@ -14,6 +19,18 @@ def memory(processes: int = 1) -> int | None:
     except (OSError, psutil.Error):  # a Linux without /proc, say
         return None
     return share if left is None else min(share, left)
+
+
+def cores() -> int:
+    """Return the cores that processes here may use: as many as a scheduler gave them, or all that they may run on."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, int(os.environ.get(CORES, allowed)))
+
+
+def may_have_gpu() -> bool:
+    """Return whether a driver of GPUs shows itself; torch, which knows, takes seconds to be imported."""
+    drivers = ("nvidiactl", "kfd", "dxg")  # of NVIDIA, of AMD, of WSL
+    return any(Path("/dev", name).exists() for name in drivers)
 
 
 def _address_space_left() -> int | None:

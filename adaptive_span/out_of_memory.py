@@ -22,7 +22,7 @@ GIB = 2**30
 @contextmanager
 def explained(config: Config, process: Process, parameters: int, limits: Callable[[], Limits]) -> Iterator[None]:
     """Turn running out of memory into one sentence with a way out."""
-    available = _available(process)
+    available = available_memory(process)
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -103,7 +103,7 @@ def _advice(config: Config, processes: int, parameters: int, limits: Limits, ava
     return f"even one row at a time would not fit; take a smaller model than model={config.model.name}"
 
 
-def _available(process: Process) -> int | None:
+def available_memory(process: Process) -> int | None:
     """Return the bytes that this process may hope for, asked before the first step; None where nobody knows."""
     if process.device.type == "cuda":
         return torch.cuda.get_device_properties(process.device).total_memory

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from adaptive_span import evaluation, figures, flops, published, scores
+from adaptive_span import capacity, evaluation, figures, flops, out_of_memory, published, scores
 from adaptive_span.config import MISSING, Config, DataConfig, EvaluateConfig, ModelConfig
 from adaptive_span.console import flops_table, list_places, say, score_table, show, span_table
 from adaptive_span.corpus import Corpus
@@ -96,6 +96,8 @@ def evaluate(asked: EvaluateConfig) -> None:
             for warning in corpus.warnings(config.data):
                 say(f"warning: {warning}")
         block_size = asked.block_size or config.model.block_size
+        rows, memory = asked.batch_size // process.world_size, out_of_memory.available_memory(process)
+        capacity.check_scoring(config.model, model.vocab_size, rows, block_size, memory)
         with autocast(asked.hardware, process.device):
             result = score(model, corpus, asked.protocol, asked.batch_size, block_size, process)
         if process.is_main:

@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 from filelock import FileLock, Timeout
 
-from adaptive_span import checkpoint, evaluation, flops, out_of_memory, published, report, scores, stream
+from adaptive_span import capacity, checkpoint, evaluation, flops, out_of_memory, published, report, scores, stream
 from adaptive_span.attention import chosen
 from adaptive_span.config import Config
 from adaptive_span.console import TrainingProgress, list_places, say
@@ -46,6 +46,7 @@ def train(config: Config) -> None:
     directory = Path(config.run.dir or "")
     with process_group(config.hardware) as process, tidy_end(), ExitStack() as stack:
         check_batch("train.batch_size", config.train.batch_size, process.world_size, config.train.batch_split)
+        capacity.check_memory(config, 0, process.world_size, out_of_memory.available_memory(process))
         _attention(config, process)
         if process.is_main:
             stack.enter_context(_claimed(directory))
@@ -91,6 +92,8 @@ def _begun(config: Config, process: Process, directory: Path) -> "Run":
     if process.is_main:
         for warning in corpus.warnings(config.data):
             say(f"warning: {warning}")
+    memory = out_of_memory.available_memory(process)
+    capacity.check_memory(config, corpus.vocab_size, process.world_size, memory)
     run = Run(config, corpus, process, directory)
     if saved is not None:
         run.resume(saved, problems)

@@ -140,7 +140,7 @@ WRONG = {
     "+train.stepps=3": "there is no key 'train.stepps'; did you mean 'train.steps'?",
     "modle=large": "there is no key 'modle'; did you mean 'model'?",
     "model=larg": "model=larg must be one of all_attention, all_attention_small, all_attention_words, base, large,",
-    "sweep=null": "null names no file of a group; write group=name, or leave that setting out",
+    "sweep=null": "null, numbers and lists of them name no file of a group",
     "model=small,base": "model=small,base gives several values; begin with -m for a run with each",
     "model=[small,base]": "data and model take one name each, like data=enwik8 model=base",
     "train.steps=many": "train.steps=many must be a whole number",

@@ -22,6 +22,7 @@ from typing import Any
 
 import submitit
 
+from adaptive_span import machine
 from adaptive_span.config import Config
 from adaptive_span.errors import UserError
 from adaptive_span.run_directory import failure_kept, resumable
@@ -69,7 +70,7 @@ class Job:
 
         hardware = self.config.hardware
         processes, cores = distributed.processes_of(hardware), int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-        os.environ[distributed.CORES] = str(cores)
+        os.environ[machine.CORES] = str(cores)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
         job_id, attempt = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
         node = distributed.Node(run_id=f"{job_id}-{attempt}")

@@ -1,0 +1,109 @@
+"""Refuse what a machine cannot do, from sizes alone: nothing is allocated, and torch need not be imported."""
+
+import os
+import sys
+from dataclasses import fields
+from itertools import pairwise
+
+from adaptive_span import machine
+from adaptive_span.config import Config, HardwareConfig, ModelConfig, OptimizerConfig
+from adaptive_span.errors import UserError
+
+GB = 10**9
+PROCESSES_PER_CORE = 4
+SLURM_KEYS = (
+    "gpus cpus memory partition account qos constraint time requeues parallel_jobs wait setup sbatch"
+).split()  # of `hardware`; without hardware=slurm nobody reads them
+
+
+def check_here(config: Config) -> None:
+    """Raise `UserError` for a training that this machine cannot hold, as far as can be known before torch is asked
+    for a GPU: weights are made in main memory; the rest may be a GPU's."""
+    hardware, memory = config.hardware, machine.memory(max(1, config.hardware.processes))
+    check_processes(hardware)
+    if hardware.device == "cpu" or not machine.may_have_gpu():
+        check_memory(config, 0, hardware.world_size, memory)
+    else:
+        _refuse(_weights(config.model, 0), 4, memory)
+
+
+def check_processes(hardware: HardwareConfig) -> None:
+    most = PROCESSES_PER_CORE * machine.cores()
+    if hardware.processes > most:
+        raise UserError(
+            f"hardware.processes={hardware.processes} is more than {PROCESSES_PER_CORE} for each of the "
+            f"{machine.cores()} cores here; take hardware.processes={most} or fewer"
+        )
+
+
+def check_memory(config: Config, vocab_size: int, processes: int, memory: int | None) -> None:
+    """Raise `UserError` where a step of one process needs more than `memory` bytes at the very least: weights,
+    gradients, the optimizer's state, and what every layer keeps of its input. 0: a vocabulary not known yet."""
+    rows = max(1, config.train.batch_size // processes // config.train.batch_split)
+    copies = 2 + _optimizer_copies(config.optimizer)
+    parts = {key: copies * count for key, count in _weights(config.model, vocab_size).items()}
+    tokens = rows * config.model.block_size
+    kept = tokens * (config.model.num_layers * config.model.hidden_size + vocab_size) // 2  # of 2 bytes in bf16
+    key = "train.batch_size" if rows >= config.model.block_size else "model.block_size"
+    value = config.train.batch_size if rows >= config.model.block_size else config.model.block_size
+    _refuse(parts | {f"{key}={value}": kept}, 4, memory)
+
+
+def check_scoring(model: ModelConfig, vocab_size: int, rows: int, block_size: int, memory: int | None) -> None:
+    """Raise `UserError` where scoring so many rows at a time needs more than `memory` bytes at the very least."""
+    words = 2 * rows * block_size  # where each token stands, as 64 bits
+    _refuse(_weights(model, vocab_size) | {f"batch_size={rows} with block_size={block_size}": words}, 4, memory)
+
+
+def parameters(model: ModelConfig, vocab_size: int) -> int:
+    """Return how many numbers the weights of a model are."""
+    return sum(_weights(model, vocab_size).values())
+
+
+def warn_of_slurm_keys(hardware: HardwareConfig) -> None:
+    """Print one line if keys are set that mean something to SLURM alone."""
+    default = {field.name: getattr(HardwareConfig(), field.name) for field in fields(hardware)}
+    given = [f"hardware.{key}" for key in SLURM_KEYS if getattr(hardware, key) != default[key]]
+    if given and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {', '.join(given)} ask SLURM for something, without hardware=slurm nobody", file=sys.stderr)
+
+
+def _optimizer_copies(optimizer: OptimizerConfig) -> int:
+    """Return how many numbers an optimizer keeps for each weight."""
+    return {"adam": 2, "adagrad": 1}.get(optimizer.name, 1 if optimizer.momentum else 0)
+
+
+def _weights(model: ModelConfig, vocab_size: int) -> dict[str, int]:
+    """Return the numbers of a model's weights, by the setting that makes most of them."""
+    size, order = model.hidden_size, model.block_order()
+    attention, feed_forward = order.count("a"), order.count("f")
+    return {
+        f"model.hidden_size={size}": attention * (4 * size * size + 2 * size + model.num_heads * model.adaptive_span),
+        f"model.memory_size={model.memory_size}": attention * 2 * size * model.memory_size,
+        f"model.ffn_size={model.ffn_size}": feed_forward * (2 * size * model.ffn_size + model.ffn_size + 3 * size),
+        f"model.max_span={model.max_span}": size // model.num_heads * model.max_span,
+        f"a vocabulary of {vocab_size:,}": _input_and_output(model, vocab_size),
+    }
+
+
+def _input_and_output(model: ModelConfig, vocab_size: int) -> int:
+    size, clusters = model.hidden_size, len(model.cutoffs)
+    if not vocab_size:
+        return 0
+    if not clusters:
+        return 2 * vocab_size * size + vocab_size
+    sizes = [size // model.division**index for index in range(clusters + 1)]
+    counts = [high - low for low, high in pairwise([0, *model.cutoffs, vocab_size])]
+    embedding = sum((count + size) * own for count, own in zip(counts, sizes, strict=True))
+    return embedding * (1 if model.tied else 2) + vocab_size + clusters * (size + 1)
+
+
+def _refuse(parts: dict[str, int], width: int, memory: int | None) -> None:
+    """`parts`: numbers of `width` bytes, by the setting that asks for them."""
+    need = width * sum(parts.values())
+    if memory is not None and need > memory:
+        most = max(parts, key=parts.__getitem__)
+        raise UserError(
+            f"this needs at least {need / GB:,.1f} GB in each process, {width * parts[most] / GB:,.1f} of them for "
+            f"{most}, but a process has {memory / GB:,.1f} GB here; make that smaller"
+        )
