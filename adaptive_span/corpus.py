@@ -177,14 +177,10 @@ def _build(config: DataConfig, by_frequency: bool, vocabulary: Vocabulary | None
     building.mkdir()
     try:
         texts = source.splits(config, paths)
-        try:
-            if config.level == "word":
-                symbols, unknown = number_words(config, by_frequency, vocabulary, texts, building)
-            else:
-                symbols, unknown = number_bytes(config, vocabulary, texts, building)
-        except source.DAMAGED as error:
-            texts.throw(error)  # to where the name of the file is known
-            raise
+        if config.level == "word":
+            symbols, unknown = number_words(config, by_frequency, vocabulary, texts, building)
+        else:
+            symbols, unknown = number_bytes(config, vocabulary, texts, building)
         _describe(config, paths, building, symbols, unknown)
         if directory.exists():
             shutil.rmtree(directory)

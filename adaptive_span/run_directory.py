@@ -139,7 +139,7 @@ def failure(directory: Path) -> str | None:
 def reason(directory: Path) -> str | None:
     """Return that in one line: the sentence, or the last line of the traceback."""
     known = failure(directory)
-    return known.splitlines()[-1].strip() if known else known
+    return known.split("\n")[-1].strip() if known else known
 
 
 def _write_failure(config: Config, directory: Path, error: Exception) -> None:

@@ -5,20 +5,26 @@ import hashlib
 import io
 import lzma
 import os
+import struct
 import sysconfig
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from adaptive_span.config import DataConfig
 from adaptive_span.download import fetch, is_html
 from adaptive_span.errors import UserError
 
 SPLITS = ("train", "valid", "test")
-DAMAGED = (zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
+# All that zipfile, gzip and lzma raise for bytes that somebody has changed.
+DAMAGED = (
+    zipfile.BadZipFile, lzma.LZMAError, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError,
+    OverflowError, MemoryError, LookupError,
+)  # fmt: skip
+MOST = 200  # times its packed size: more than any text unpacks to
 PACKED = (".gz", ".xz", ".zip")
 
 
@@ -90,24 +96,53 @@ def not_utf8(name: str, split: str, offset: int, start: bytes) -> UserError:
 
 @contextmanager
 def opened(path: Path, member: str = "") -> Iterator[IO[bytes]]:
-    """The unpacked bytes of a raw, .zip, .gz or .xz file; of a zip the one file, or the one named `member`."""
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as text:
-                yield text  # type: ignore[misc]
-        elif path.suffix == ".xz":
-            with lzma.open(path) as text:
-                yield text
-        elif path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
+    """Give the unpacked bytes of a raw, .zip, .gz or .xz file; of a zip the one file, or the one named `member`."""
+    with ExitStack() as stack:
+        text: IO[bytes] = stack.enter_context(open(path, "rb"))
+        if path.suffix not in PACKED:
+            yield text
+            return
+        with _damage_named(path):
+            if path.suffix == ".gz":
+                text = stack.enter_context(gzip.GzipFile(fileobj=text))  # type: ignore[arg-type]
+            elif path.suffix == ".xz":
+                text = stack.enter_context(lzma.LZMAFile(text))
+            else:
+                archive = stack.enter_context(zipfile.ZipFile(text))
                 names = [n for n in archive.namelist() if not n.endswith("/") and n.endswith(member)]
                 if len(names) != 1:
                     raise UserError(f"{path} holds {len(names)} files {member or ''} where one was expected: {names}")
-                with archive.open(names[0]) as text:
-                    yield text
-        else:
-            with open(path, "rb") as text:
-                yield text
+                text = stack.enter_context(archive.open(names[0]))
+        yield io.BufferedReader(_Unpacked(text, path), 1 << 20)
+
+
+class _Unpacked(io.RawIOBase):
+    """Unpack as much as is read. Raises `UserError` for damage, and for a small file that becomes a huge text."""
+
+    def __init__(self, packed: IO[bytes], path: Path):
+        self.packed, self.path = packed, path
+        self.left = MOST * path.stat().st_size + (16 << 20)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _damage_named(self.path):
+            block = self.packed.read(len(buffer))
+        self.left -= len(block)
+        if self.left < 0:
+            raise UserError(
+                f"{self.path} unpacks to more than {MOST} times its size, as no text does; unpack it yourself if you "
+                f"trust it, and give the raw file"
+            )
+        buffer[: len(block)] = block
+        return len(block)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
     except DAMAGED as error:
         raise UserError(f"{path} is {_what_is_wrong(path, error)}; fetch it again") from None
 

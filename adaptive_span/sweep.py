@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from adaptive_span import scores
-from adaptive_span.config import Config
+from adaptive_span.config import MISSING, Config
 from adaptive_span.console import say, show
 from adaptive_span.errors import UserError
 from adaptive_span.identity import flatten
@@ -69,8 +69,11 @@ def summarize(directories: Sequence[Path], home: Path) -> None:
 def _row(directory: Path) -> Row:
     """Return one run: its scores if it has ended, else the last ones on the validation part; None where it has none."""
     config = from_dict(read_yaml(directory / CONFIG), Config, directory / CONFIG)
+    values = flatten(config.as_dict())
+    if MISSING in values.values():
+        raise UserError(f"{directory / CONFIG} lacks a value for {next(k for k in values if values[k] == MISSING)}")
     unit = "ppl" if config.data.level == "word" else "bpc"
-    row: Row = {"run": directory, "config": flatten(config.as_dict()), "unit": unit, "step": 0}
+    row: Row = {"run": directory, "config": values, "unit": unit, "step": 0}
     row |= dict.fromkeys(RESULTS) | {"seconds": 0.0, "reason": reason(directory)}
     path = directory / METRICS
     for number, line in enumerate(logged(path) if path.exists() else [], 1):

@@ -10,6 +10,7 @@ import io
 import os
 import pickletools
 import struct
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -42,14 +43,14 @@ def read(path: Path) -> Any:
     if not os.access(path, os.R_OK):
         raise UserError(f"the checkpoint {path} may not be read (permission denied)")
     try:
-        with open(path, "rb") as file:
+        with warnings.catch_warnings(action="ignore"), open(path, "rb") as file:  # of old or strange escapes
             start = file.read(2)
             if start != b"PK" and start[:1] != b"\x80":  # a zip file or, long ago, a pickle
                 raise UserError(f"{path} is no checkpoint")
             file.seek(0)
             wanted = _names_in_zip(file) if start == b"PK" else _names(file, LEGACY_PICKLES)
-        strange = wanted - NAMES - STORAGES
-        state = None if strange else torch.load(path, map_location="cpu", weights_only=True)
+            strange = wanted - NAMES - STORAGES
+            state = None if strange else torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGED as error:
         raise UserError(f"the checkpoint {path} is damaged: {first_line(error)}") from None
     if strange:

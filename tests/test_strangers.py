@@ -1,11 +1,14 @@
 """What strangers hand over is data: read, or refused in one sentence; never run, never larger than it is."""
 
 import copy
+import gzip
 import json
+import lzma
 import pickle
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,28 +16,14 @@ import torch
 import yaml
 
 from adaptive_span import checkpoint, published, stored_model
-from adaptive_span.config import Config, ModelConfig, OptimizerConfig, RunConfig
+from adaptive_span.config import Config, RunConfig
 from adaptive_span.errors import UserError
-from adaptive_span.model import Transformer
 from adaptive_span.slurm import snapshot
 from adaptive_span.stored import from_dict, read_yaml
 from adaptive_span.tracking import logged
+from tests import fuzz
 from tests.conftest import ENVIRONMENT, ROOT, finish, sentence
-
-TINY = ModelConfig(name="tiny", num_layers=2, hidden_size=8, ffn_size=16, num_heads=2, max_span=8, block_size=4)
-
-
-def state() -> checkpoint.State:
-    """Return what `best.pt` of a small model holds."""
-    return {
-        "config": Config(model=TINY, optimizer=OptimizerConfig("sgd", 0.1, 1.0)).as_dict(),
-        "corpus": "0" * 64,
-        "vocab_size": 5,
-        "step": 3,
-        "best": 1.0,
-        "run_id": None,
-        "model": Transformer(TINY, 5).state_dict(),
-    }
+from tests.strangers import CONFIG, TINY, state
 
 
 def changed(path: str, value: object) -> checkpoint.State:
@@ -114,7 +103,7 @@ def test_a_zip_that_torch_would_not_write_is_refused(tmp_path):
 
 def test_interpolations_and_aliases_of_a_configuration_are_text_or_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "hidden")
-    made = Config(run=RunConfig("${oc.env:SECRET}")).as_dict()
+    made = replace(CONFIG, run=RunConfig("${oc.env:SECRET}")).as_dict()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(made))
     assert from_dict(read_yaml(tmp_path / "config.yaml"), Config, "x").run.dir == "${oc.env:SECRET}"
     for text in (
@@ -151,14 +140,13 @@ def test_nothing_that_is_printed_steers_a_terminal(tmp_path):
     for number in range(2):
         run = tmp_path / f"run {number}"
         run.mkdir()
-        config = Config(model=ModelConfig(**vars(TINY) | {"name": f"{name}{number}"})).as_dict()
-        config["train"]["batch_size"] = 8
+        config = replace(CONFIG, model=replace(TINY, name=f"{name}{number}")).as_dict()
         (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         (run / "failure.txt").write_text(f"because {name}\n", encoding="utf-8", newline="")
         line = {"step": 1, "tokens_per_second": 2.0, "span/mean": 3.0, "flops_per_token": 4.0, "valid/bpc": 5.0}
         (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     code = "import pty, sys; pty.spawn([sys.executable, '-m', 'adaptive_span.sweep', '.'])"
-    environment = ENVIRONMENT | {"COLUMNS": "300", "TERM": "dumb", "PYTHONPATH": str(ROOT)}
+    environment = ENVIRONMENT | {"COLUMNS": "300", "TERM": "xterm", "PYTHONPATH": str(ROOT)}
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, env=environment).stdout
     assert b"[red]x[/red] \\x1b[2J\\x07\\r\\u202e:smile:" in shown
     assert not any(raw in shown for raw in (b"\x1b[2J", b"\x07", "\u202e".encode()))
@@ -187,3 +175,19 @@ def test_a_snapshot_keeps_no_secret_of_the_tree(tmp_path, monkeypatch):
     monkeypatch.setattr(snapshot, "_git", lambda directory, *words: b"+url: https://me:5ecret@example.org/x\n")
     snapshot.take(tmp_path)
     assert (tmp_path / "code" / "changes.diff").read_text() == "+url: https://***@example.org/x\n"
+
+
+@pytest.mark.parametrize("name", fuzz.TARGETS)
+def test_changed_files_are_read_or_refused_in_a_sentence(name, tmp_path):
+    assert fuzz.fuzz(name, 150, seed=1, directory=tmp_path) == []
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz", ".zip"])
+def test_a_text_that_unpacks_without_end_is_refused(ending, tmp_path):
+    content = bytes(64 << 20)
+    packed = {".gz": gzip.compress, ".xz": lzma.compress, ".zip": lambda text: fuzz.zipped("text", text)}[ending](
+        content
+    )
+    (tmp_path / f"x{ending}").write_bytes(packed)
+    with pytest.raises(UserError, match="unpacks to more than 200 times its size"):
+        fuzz.unpack(tmp_path / f"x{ending}")
