@@ -1,15 +1,12 @@
 """Score a checkpoint: bpc on each split, spans, figures."""
 
-import hydra
 from omegaconf import DictConfig
 
-from adaptive_span import capacity, command_line, launcher
+from adaptive_span import capacity, command_line, composition
 from adaptive_span.config import EvaluateConfig
 from adaptive_span.program import exit_codes
-from adaptive_span.slurm import launcher as slurm_launcher
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(composed: DictConfig) -> None:
     with exit_codes(), command_line.explained(EvaluateConfig):
         config = command_line.typed(composed, EvaluateConfig)
@@ -23,6 +20,5 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command_line.register("evaluate", EvaluateConfig, launcher, slurm_launcher)
-    with exit_codes(), command_line.explained(EvaluateConfig):
-        main()
+    with exit_codes():
+        composition.run(main, "evaluate", EvaluateConfig)

@@ -1,19 +1,31 @@
 """Transformers whose attention heads each learn how far to look (arXiv 1905.07799).
 
-The names below are imported when they are first used, so that `python launch.py --help` need not wait for torch.
+The names below are imported when they are first used, so that `python launch.py --help` need not wait for torch, nor a
+model for Hydra, which `compose` alone needs.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adaptive_span.composition import compose as compose
+    from adaptive_span.config import Config as Config
     from adaptive_span.config import ModelConfig as ModelConfig
     from adaptive_span.model import AdaptiveSpanAttention as AdaptiveSpanAttention
     from adaptive_span.model import Transformer as Transformer
+    from adaptive_span.running import train as train
     from adaptive_span.span import AdaptiveSpan as AdaptiveSpan
 
-_HOME = {"ModelConfig": "config", "AdaptiveSpanAttention": "model", "Transformer": "model", "AdaptiveSpan": "span"}
-__all__ = ["AdaptiveSpan", "AdaptiveSpanAttention", "ModelConfig", "Transformer"]
+_HOME = {
+    "AdaptiveSpan": "span",
+    "AdaptiveSpanAttention": "model",
+    "Config": "config",
+    "ModelConfig": "config",
+    "Transformer": "model",
+    "compose": "composition",
+    "train": "running",
+}
+__all__ = ["AdaptiveSpan", "AdaptiveSpanAttention", "Config", "ModelConfig", "Transformer", "compose", "train"]
 
 
 def __getattr__(name: str) -> Any:

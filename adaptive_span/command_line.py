@@ -6,14 +6,12 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, get_type_hints
+from typing import TypeVar
 
 import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -30,28 +28,34 @@ from omegaconf.errors import (
 from adaptive_span.allowed import kind, without_value
 from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.identity import flatten
+from adaptive_span.overrides import PATHS, keys
 
 T = TypeVar("T")
 
 OPEN = ("published.", "sweep.", "hardware.sbatch.")  # whose keys are no field's names
 
 
-def register(name: str, schema: type, launcher: ModuleType, *others: ModuleType) -> None:
+def register(name: str, schema: type, launcher: ModuleType, sweeper: ModuleType, other: ModuleType) -> None:
     """Put the types behind `conf/<name>.yaml`, the function that its `hydra.mode` calls (a sweep is a multirun), and
-    the launchers: the first takes the place of Hydra's own."""
+    the plugins: the first launcher and the sweeper take the place of Hydra's own."""
     _read_numbers_as_people_do()
-    for module in (launcher, *others):
+    for plugin in (launcher.Launcher, sweeper.Sweeper, other.Launcher):
         # Hydra takes plugins from its own namespace alone. A package there would have to be installed, beside this one,
         # before a checkout could be used; so a module there stands for it.
-        sys.modules[module.Launcher.__module__] = module
-        Plugins.instance().register(module.Launcher)
+        sys.modules[plugin.__module__] = next(m for m in (launcher, sweeper, other) if plugin in vars(m).values())
+        Plugins.instance().register(plugin)
     store = ConfigStore.instance()
     node = OmegaConf.structured(schema)
     OmegaConf.set_struct(node.hardware.sbatch, False)  # its keys are sbatch's, of which Hydra knows none
     store.store(name=f"{name}_schema", node=node)
-    target = f"{launcher.Launcher.__module__}.{launcher.Launcher.__name__}"
-    store.store(group="hydra/launcher", name="basic", node={"_target_": target})
+    store.store(group="hydra/launcher", name="basic", node={"_target_": _target(launcher.Launcher)})
+    basic = {"_target_": _target(sweeper.Sweeper), "max_batch_size": None, "params": None}
+    store.store(group="hydra/sweeper", name="basic", node=basic)
     OmegaConf.register_new_resolver("mode", lambda sweep: RunMode.MULTIRUN if sweep else None, replace=True)
+
+
+def _target(plugin: type) -> str:
+    return f"{plugin.__module__}.{plugin.__name__}"
 
 
 def _read_numbers_as_people_do() -> None:
@@ -70,14 +74,13 @@ def typed(composed: DictConfig, schema: type[T]) -> T:
             raise UserError(_unknown(key, schema))
     if missing := sorted(OmegaConf.missing_keys(composed)):
         raise UserError(without_value(missing))
+    for key in PATHS:
+        path = OmegaConf.select(composed, key) if key in known else None
+        if isinstance(path, str) and path.startswith("~"):  # which a shell leaves where it stands after a =
+            OmegaConf.update(composed, key, os.path.expanduser(path))
     config = OmegaConf.to_object(composed)
     assert isinstance(config, schema)
     return config
-
-
-def quoted(value: str) -> str:
-    """As Hydra reads a value back, whatever is in it."""
-    return QuotedString(value, Quote.single).with_quotes()
 
 
 @contextmanager
@@ -91,19 +94,6 @@ def explained(schema: type) -> Iterator[None]:
         if sentence is None:
             raise
         raise UserError(sentence) from error
-
-
-def keys(schema: type) -> dict[str, Any]:
-    """Every key of a configuration, dotted, with its type."""
-    hints = get_type_hints(schema)
-    found: dict[str, Any] = {}
-    for field in fields(schema):
-        hint = hints[field.name]
-        if is_dataclass(hint):
-            found |= {f"{field.name}.{key}": inner for key, inner in keys(hint).items()}  # type: ignore[arg-type]
-        else:
-            found[field.name] = hint
-    return found
 
 
 def _sentence(error: Exception, schema: type) -> str | None:
@@ -128,8 +118,8 @@ def _is_of_group(error: Exception) -> bool:
 def _explain(error: Exception, schema: type) -> str:
     if isinstance(error, OverrideParseException):
         return (
-            f"cannot read '{error.override}': settings are written key=value, lists key=[a,b], and values with signs "
-            f"or accents in quotes of their own: \"key='a=b, ç'\""
+            f"cannot read '{error.override}': settings are written key=value, lists key=[a,b], and words of a list "
+            f"with signs or accents in quotes of their own: \"key=['a=b, ç']\""
         )
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")

@@ -50,7 +50,7 @@ def main() -> None:
     if arguments.directory.is_file():
         raise UserError(f"{arguments.directory} is a file; give a folder")
     from_checkpoint(arguments.checkpoint).save_pretrained(arguments.directory)
-    say(f"{arguments.directory}: PretrainedTransformer.from_pretrained('{arguments.directory}') reads it")
+    say(f"{arguments.directory}: PretrainedTransformer.from_pretrained({str(arguments.directory)!r}) reads it")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from adaptive_span import capacity, command_line, sweep
 from adaptive_span.config import Config
 from adaptive_span.errors import UserError
 from adaptive_span.identity import default_run_dir, flatten
+from adaptive_span.overrides import quoted
 from adaptive_span.program import STOPPED
 from adaptive_span.run_directory import has_begun
 
@@ -27,7 +28,6 @@ class Launcher(BasicLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         assert self.config is not None
-        remove_record(self.config)
         if self.config.hydra.job.config_name != "launch":
             return _end(self._run_each(job_overrides))
         if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -37,7 +37,7 @@ class Launcher(BasicLauncher):
             capacity.check_here(config)
         home = give_directories(configs, self.config)
         own = [
-            [*overrides, f"run.dir={command_line.quoted(str(config.run.dir))}"]
+            [*overrides, f"run.dir={quoted(str(config.run.dir))}"]
             for overrides, config in zip(job_overrides, configs, strict=True)
         ]
         code = self._run_each(own)
@@ -65,11 +65,6 @@ def _end(code: int) -> Sequence[JobReturn]:
     if code:
         raise SystemExit(code)
     return []
-
-
-def remove_record(config: DictConfig) -> None:
-    """Hydra's sweeper leaves one; `config.yaml` in each run's directory says more."""
-    Path(config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)
 
 
 def compose(config: DictConfig, hydra: HydraContext | None, job_overrides: Sequence[Sequence[str]]) -> list[Config]:

@@ -1,14 +1,16 @@
-"""How every program ends.
+"""How every program ends, and how it is called.
 
 0: it did what it was asked for. 1: a bug, with its traceback. 2: a user's mistake, in one sentence. 128 + the signal's
 number: it was stopped, or one of its processes was.
 """
 
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from adaptive_span.errors import UserError
 from adaptive_span.output import outlived
@@ -38,3 +40,9 @@ def exit_codes() -> Iterator[None]:
 def _refuse_windows() -> None:
     if sys.platform == "win32":
         raise UserError("this does not run on Windows itself; run it in WSL, the Linux within Windows: wsl --install")
+
+
+def command(program: str, *words: str) -> str:
+    """Return a command to paste into a shell, in the current directory, that runs `program`: launch.py, evaluate.py."""
+    is_here = Path("adaptive_span", Path(__file__).name).is_file()
+    return shlex.join(["python", program if is_here else str(Path(__file__).parent.parent / program), *words])

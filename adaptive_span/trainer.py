@@ -1,8 +1,6 @@
 """The training loop: update, look at the validation text, write numbers, save; and go on from where a run stopped."""
 
 import math
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from adaptive_span import capacity, checkpoint, evaluation, flops, out_of_memory, published, report, scores, stream
 from adaptive_span.attention import chosen
-from adaptive_span.config import Config
+from adaptive_span.config import Config, TrainConfig
 from adaptive_span.console import TrainingProgress, list_places, say
 from adaptive_span.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, process_group
@@ -23,8 +21,11 @@ from adaptive_span.interruption import Interruption, tidy_end
 from adaptive_span.matching import corpus_for
 from adaptive_span.optimizer import learning_rate
 from adaptive_span.output import Output
+from adaptive_span.overrides import setting
+from adaptive_span.program import command
 from adaptive_span.run_directory import (
     CHECKPOINTS,
+    CONFIG,
     LOCK,
     forget_failure,
     is_finished,
@@ -63,10 +64,25 @@ def _attention(config: Config, process: Process) -> str:
     return f"attention: {name} ({reason})"
 
 
+def _phases(train: TrainConfig) -> str:
+    """Return how many steps the whole run has, and which."""
+    told = f"training for {train.total_steps:,} steps"
+    if train.finetune_steps:
+        told += f": {train.steps:,} at the full rate, then {train.finetune_steps:,} at a tenth"
+    return told
+
+
+def _more(train: TrainConfig) -> list[str]:
+    """Return the settings that train for as many steps again, and end with the same phase."""
+    steps = [f"train.steps={train.total_steps + train.steps}"]
+    return [*steps, f"train.finetune_steps={train.finetune_steps}"] if train.finetune_steps else steps
+
+
 def _train(config: Config, process: Process, directory: Path) -> None:
     run = _begun(config, process, directory)
     if run.training.step < config.train.total_steps:
         if process.is_main:
+            say(_phases(config.train))
             say(_attention(config, process))
         with Interruption() as interruption:
             run.go_on(interruption)
@@ -285,8 +301,6 @@ class Run:
         figure = report.draw(result, self.directory, config.model)
         scores.write(result, self.directory)
         report.print_tables(result, config, self.corpus.level)
-        launch, evaluate = Path(sys.argv[0]), Path(sys.argv[0]).with_name("evaluate.py")
-        settings = [word for word in sys.argv[1:] if not word.startswith("train.steps=")]
         list_places(
             {
                 "run": self.directory,
@@ -294,7 +308,7 @@ class Run:
                 "metrics": self.directory / METRICS,
                 "figure": figure,
                 "wandb": self.place,
-                "train on": shlex.join(["python", str(launch), *settings, f"train.steps={2 * config.train.steps}"]),
-                "evaluate": shlex.join(["python", str(evaluate), f"run={self.directory}"]),
+                "train on": command("launch.py", "--config", str(self.directory / CONFIG), *_more(config.train)),
+                "evaluate": command("evaluate.py", setting("run", str(self.directory))),
             }
         )

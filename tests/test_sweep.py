@@ -10,8 +10,8 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from adaptive_span import command_line
 from adaptive_span.launcher import give_directories
+from adaptive_span.overrides import quoted
 from adaptive_span.run_directory import FAILURE
 from adaptive_span.tracking import METRICS
 from tests.conftest import ENVIRONMENT, ROOT, finish, sentence
@@ -22,6 +22,7 @@ TWO_JOBS = {
     "fixed_or_adaptive": {"model.adaptive_span": "true,false", "model.max_span": "64"},
     "rate_by_warmup": {"optimizer.lr": "0.03,0.07", "train.warmup_steps": "4"},
     "seeds": {"train.seed": "1,2"},
+    "spans_from_32_tokens": {"model.max_span": "64,128", "model.span_init": "0.5,0.25"},
 }
 
 
@@ -39,9 +40,10 @@ def test_a_sweep_runs_and_ends_with_a_table(name, launch, tmp_path):
     """As the first line of its file says, with fewer values of the same keys."""
     text = (ROOT / "sweeps" / f"{name}.yaml").read_text()
     assert text.startswith(f"# python launch.py sweep={name} ")
-    assert yaml.safe_load(text).keys() == TWO_JOBS[name].keys()
+    values = yaml.safe_load(text)
+    assert values.get("pairs", values).keys() == TWO_JOBS[name].keys()
     out = launch(f"sweep={name}", "train.steps=12", *(f"{key}={value}" for key, value in TWO_JOBS[name].items())).stdout
-    [varied] = [key for key, value in TWO_JOBS[name].items() if "," in value]
+    varied = next(key for key, value in TWO_JOBS[name].items() if "," in value)
     [home] = (tmp_path / "runs").glob(f"{name}-????????")
     rows = table(home)
     assert {row[varied].lower() for row in rows} == {
@@ -124,7 +126,8 @@ def test_a_sweep_has_a_directory_that_no_other_sweep_has():
 
 @pytest.mark.parametrize("value", ["a b", "it's", "a\\b", "\\", "a=b,c", "é", "${x}", "[1]", "'"])
 def test_a_quoted_value_is_read_back(value):
-    assert OverridesParser.create().parse_override(f"key={command_line.quoted(value)}").value() == value
+    read = OverridesParser.create().parse_override(f"key={quoted(value)}").value()
+    assert OmegaConf.create({"key": read}).key == value
 
 
 def test_all_runs_of_a_sweep_are_checked_before_the_first_begins(launch, tmp_path):

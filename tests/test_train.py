@@ -56,7 +56,7 @@ def test_a_run_leaves_what_it_promises(launch, tmp_path):
     assert f"{scores['splits']['test']['bpc']:.4f}" in out
     for line in ("train on", "evaluate", "layer", "metrics"):
         assert f"\n{line}" in out
-    assert out.startswith("attention: banded (no GPU that Triton supports)\n")
+    assert out.startswith("training for 24 steps\nattention: banded (no GPU that Triton supports)\n")
 
 
 def test_the_default_directory_is_the_same_for_the_same_run(launch, tmp_path):

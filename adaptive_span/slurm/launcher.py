@@ -18,7 +18,7 @@ from adaptive_span import sweep
 from adaptive_span.config import Config, HardwareConfig
 from adaptive_span.console import say
 from adaptive_span.errors import UserError
-from adaptive_span.launcher import compose, give_directories, remove_record
+from adaptive_span.launcher import compose, give_directories
 from adaptive_span.run_directory import forget_failure, is_done, last_step, refuse_links, report_finished
 from adaptive_span.slurm import cluster, options, resources, snapshot, status
 
@@ -36,7 +36,6 @@ class Launcher(SlurmLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         assert self.config is not None
-        remove_record(self.config)
         if self.config.hydra.job.config_name != "launch":
             raise UserError("hardware=slurm is for launch.py; evaluate on a machine of the cluster with hardware=node")
         for key, instead in INSTEAD.items():

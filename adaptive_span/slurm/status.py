@@ -161,7 +161,8 @@ def watch(home: Path, seconds: float = 2) -> bool:
                     is_away = True
                 live.update(table(jobs, states), refresh=True)
     except KeyboardInterrupt:
-        say(f"the jobs go on without being watched; python -m adaptive_span.slurm status {home} shows them again")
+        shown = shlex.join(["python", "-m", "adaptive_span.slurm", "status", str(home)])
+        say(f"the jobs go on without being watched; {shown} shows them again")
         raise SystemExit(130) from None
     console.print()
     console.print(table(jobs, states))

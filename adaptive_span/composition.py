@@ -1,0 +1,116 @@
+"""From the words of a command, or of a notebook, to what `conf/` makes of them."""
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+import yaml
+from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig
+
+from adaptive_span import command_line, launcher, overrides, sweeper
+from adaptive_span.config import Config
+from adaptive_span.errors import UserError, did_you_mean
+from adaptive_span.identity import changes, flatten
+from adaptive_span.run_directory import CHECKPOINTS
+from adaptive_span.slurm import launcher as slurm_launcher
+
+T = TypeVar("T")
+CONF = Path(__file__).parent.parent / "conf"
+GROUPS = ("optimizer", "model", "data", "hardware", "tracking", "sweep")
+NOT_TAKEN = {
+    "config_name": "there is one configuration; python launch.py --config RUN/config.yaml repeats a run from its own",
+    "config_path": "settings of your own go into conf/local/default.yaml, files of a group into a --config-dir",
+    "experimental_rerun": "python launch.py --config RUN/config.yaml repeats a run from its own file",
+}
+
+
+def run(task: Callable[[DictConfig], None], name: str, schema: type) -> None:
+    """Read the command line, with flags anywhere, and have Hydra call `task` with what `conf/NAME.yaml` and it make."""
+    with command_line.explained(schema):
+        parser = get_args_parser()
+        if schema is Config:
+            parser.add_argument("--config", metavar="FILE", help="Repeat a run from its own config.yaml")
+        arguments = parser.parse_intermixed_args()
+        _refuse(arguments)
+        _register(name, schema)
+        sweeping = arguments.multirun or overrides.is_sweep(arguments.overrides)
+        words = overrides.complete(arguments.overrides, schema, sweeping)
+        file = getattr(arguments, "config", None)
+        arguments.overrides = words if file is None else _again(Path(file).expanduser(), words, arguments.multirun)
+        _run_hydra(
+            args=arguments, args_parser=parser, task_function=task, config_path=CONF.name, config_name=name
+        )  # fmt: skip
+
+
+def compose(words: Sequence[str] = ()) -> Config:
+    """Return the configuration, checked, that `python launch.py WORDS` trains with."""
+    with command_line.explained(Config):
+        config = _composed(overrides.complete(words, Config, sweeping=False))
+        config.validate()
+    if config.sweep:
+        raise UserError("sweep=NAME is for launch.py; compose a configuration for each of the runs")
+    return config
+
+
+def _composed(words: Sequence[str]) -> Config:
+    _register("launch", Config)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return command_line.typed(hydra.compose("launch", overrides=list(words)), Config)
+
+
+def _register(name: str, schema: type) -> None:
+    hydra.version.setbase("1.3")
+    command_line.register(name, schema, launcher, sweeper, slurm_launcher)
+
+
+def _refuse(arguments: Namespace) -> None:
+    """Raise `UserError` for a flag of Hydra's that means nothing here."""
+    for flag, instead in NOT_TAKEN.items():
+        if getattr(arguments, flag) is not None:
+            raise UserError(f"--{flag.replace('_', '-')} {getattr(arguments, flag)} is not taken: {instead}")
+
+
+def _again(file: Path, words: list[str], sweeping: bool) -> list[str]:
+    """Return words that put the values of a run's own file in place of the groups that `words` do not choose. A run
+    that is the same one resumes in the directory that holds the file."""
+    values = _read(file)
+    chosen = {word.partition("=")[0] for word in words}
+    if chosen & {"data", "model"}:
+        values.pop("published", None)  # what was published of another pair
+    ConfigStore.instance().store(group="again", name="file", node=values, package="_global_")
+    left_out = ["recipe=none", *(["local@_global_=none"] if (CONF / "local").is_dir() else [])]
+    own = ["again=file", *left_out, *(f"~{group}" for group in GROUPS if group not in chosen), *words]
+    is_run = (file.parent / CHECKPOINTS).is_dir() and "run.dir" not in chosen and not sweeping
+    if is_run and not changes(values, _composed(own)):
+        own.append(overrides.setting("run.dir", str(file.parent)))
+    return own
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return what a run has written to its config.yaml, without what belongs to its directory and its sweep."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--config {file} cannot be read ({' '.join(str(error).split())})") from None
+    known = overrides.keys(Config)
+    if not isinstance(values, dict) or not flatten(values).keys() & known.keys():
+        raise UserError(f"--config {file} is not the config.yaml of a run: it holds none of its keys")
+    for key in ("sweep", "run"):
+        values.pop(key, None)
+    for key in flatten(values):
+        if key not in known and not key.startswith(command_line.OPEN):
+            raise UserError(f"--config {file}: there is no key '{key}'{did_you_mean(key, list(known))}")
+    return _as_text(values)
+
+
+def _as_text(value: Any) -> Any:
+    """Return values in which nothing is an interpolation: a file holds data."""
+    if isinstance(value, dict):
+        return {key: _as_text(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_as_text(each) for each in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
