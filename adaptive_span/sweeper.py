@@ -23,7 +23,7 @@ class Sweeper(plugins.Sweeper):
     __module__ = "hydra_plugins.adaptive_span_sweeper"  # where Hydra looks for `_target_`
 
     def __init__(self, max_batch_size: int | None, params: Any):
-        values: Any = {} if params is None else OmegaConf.to_container(params)
+        values: Any = {} if params is None else OmegaConf.to_container(OmegaConf.create(params))
         self.pairs = values.pop("pairs", {})
         self.params = values
 
