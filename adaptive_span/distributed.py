@@ -11,12 +11,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import resource_tracker
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -154,7 +155,8 @@ class Node:
     endpoint: str = "127.0.0.1:0"  # where the nodes meet: an address of the first one, with a port that is free there
     run_id: str = "adaptive-span"  # another one at each attempt, so that no worker meets those of the last
 
-    def launch_config(self, processes: int) -> LaunchConfig:
+    def launch_config(self, processes: int, logs: str) -> LaunchConfig:
+        """Return torch's description of it; `logs` is a folder for what workers report."""
         alone = self.count == 1
         return LaunchConfig(
             min_nodes=self.count,
@@ -165,6 +167,7 @@ class Node:
             rdzv_endpoint=self.endpoint,
             run_id=self.run_id,
             max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
             shutdown_timeout=20,  # seconds to save in; schedulers kill after 30
             signals_to_handle=",".join(s.name for s in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, *hang_up())),
         )
@@ -217,7 +220,8 @@ def _start_once(function: Callable[[Any], None], config: Any, processes: int, no
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is told below
     _shield_resource_tracker()
     try:
-        elastic_launch(node.launch_config(processes), _work)(function, config)
+        with TemporaryDirectory() as logs:
+            elastic_launch(node.launch_config(processes, logs), _work)(function, config)
     except SignalException as stop:
         raise SystemExit(128 + stop.sigval) from None
     except ChildFailedError as failures:

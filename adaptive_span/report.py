@@ -13,6 +13,7 @@ from adaptive_span.console import flops_table, list_places, say, score_table, sh
 from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process, autocast, process_group
 from adaptive_span.errors import UserError, check_batch
+from adaptive_span.interruption import tidy_end
 from adaptive_span.matching import corpus_for
 from adaptive_span.model import Transformer
 from adaptive_span.run_directory import refuse_links
@@ -76,7 +77,7 @@ def evaluate(asked: EvaluateConfig) -> None:
     directory = Path(asked.output or asked.run or ".")
     if asked.run:
         refuse_links(Path(asked.run))
-    with process_group(asked.hardware) as process:
+    with process_group(asked.hardware) as process, tidy_end():
         check_batch("batch_size", asked.batch_size, process.world_size)
         state = published.load(file)
         config = from_dict(state["config"], Config, file)

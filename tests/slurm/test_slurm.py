@@ -191,7 +191,7 @@ def test_a_sweep_again_queues_what_is_not_finished_and_a_failed_run_says_why(slu
     assert launched.returncode == 1
     rows = {row["optimizer.lr"]: row for row in table(slurm.directory / "again")}
     why = rows["1e+30"]["reason"]
-    assert re.match("the loss is .* at step 2: the training has diverged", why)
+    assert re.match("the training has diverged: the loss is .* at step 2", why)
     assert not rows["0.07"]["reason"]
     assert f"\n1 failed: {why}\n" in launched.stdout
     status = [sys.executable, "-m", "adaptive_span.slurm", "status", "again"]
