@@ -233,7 +233,7 @@ def test_a_rank_that_hangs_ends_all_with_the_stacks_of_those_that_can_print_one(
     told = run.communicate()[1]
     assert run.returncode == 1
     assert told.startswith("rank 0 has made no step for 12 seconds:\n")
-    assert ", in update\n" in told
+    assert ", in go_on\n" in told
     assert told.splitlines()[-1].startswith("error: rank 0 has waited for another one for hardware.timeout=0.2 minutes")
     assert "the same command resumes" in told
     assert not stopped.is_running()
