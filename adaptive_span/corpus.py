@@ -92,17 +92,17 @@ def prepare(config: DataConfig, by_frequency: bool = False, vocabulary: Vocabula
         own = _folder(config, by_frequency, None)
         directory = own if vocabulary is None else _folder(config, by_frequency, vocabulary)
         for folder in dict.fromkeys((own, directory)):
-            corpus, _ = _opened(folder, config.level)
+            corpus, _ = _opened(folder)
             if corpus and vocabulary in (None, corpus.numbering):
                 return corpus
         directory.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(directory.parent / f".{config.name}.lock"):
-            corpus, problem = _opened(directory, config.level)
+            corpus, problem = _opened(directory)
             if corpus is None:
                 if problem:
                     say(f"the prepared corpus {directory} is damaged ({problem}), and is made again")
                 _build(config, by_frequency, vocabulary, directory)
-                corpus, problem = _opened(directory, config.level)
+                corpus, problem = _opened(directory)
     except OSError as error:
         raise UserError(f"the corpus cannot be written to data.directory={config.directory} ({error})") from error
     if corpus is None:
@@ -123,7 +123,7 @@ def _folder(config: DataConfig, by_frequency: bool, vocabulary: Vocabulary | Non
     return Path(config.directory) / f"{config.name}-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]}"
 
 
-def _opened(directory: Path, level: str) -> tuple[Corpus | None, str | None]:
+def _opened(directory: Path) -> tuple[Corpus | None, str | None]:
     """Return the corpus, checked to the last byte; or None, and what is damaged if there is a folder."""
     if not directory.exists():
         return None, None
@@ -133,17 +133,15 @@ def _opened(directory: Path, level: str) -> tuple[Corpus | None, str | None]:
             raise Damaged(f"{MANIFEST} and {VOCABULARY} do not hold what they should")
         if manifest.get("fingerprint") != _fingerprint(symbols, manifest.get("splits")):
             raise Damaged(f"{MANIFEST} and {VOCABULARY} do not match")
-        dtype = np.min_scalar_type(len(symbols) - 1)
-        if (manifest.get("level"), manifest.get("vocab_size"), manifest.get("dtype")) != (
-            level, len(symbols), dtype.str,
-        ):  # fmt: skip
-            raise Damaged(f"{MANIFEST} does not describe this corpus")
+        if manifest.pop("checksum", None) != _checksum(manifest):
+            raise Damaged(f"the checksum of {MANIFEST} is wrong, or missing as in earlier versions")
+        dtype = np.dtype(manifest["dtype"])
         ids = {split: _mapped(directory / f"{split}.bin", dtype, manifest["splits"][split]) for split in source.SPLITS}
     except RecursionError:  # JSON that is read but too deep to be written
         return None, f"{MANIFEST} cannot be read"
     except Damaged as damage:
         return None, str(damage)
-    return Corpus(directory, manifest, Vocabulary(level, symbols), ids), None
+    return Corpus(directory, manifest, Vocabulary(manifest["level"], symbols), ids), None
 
 
 def _json(path: Path) -> Any:
@@ -216,7 +214,11 @@ def _describe(config: DataConfig, paths: list[Path], directory: Path, symbols: l
     if config.file and config.unpacked_size:
         manifest["text_bytes"], manifest["text_sha256"] = source.unpacked(paths[0])
     strict_json.write(symbols, directory / VOCABULARY)
-    strict_json.write(manifest, directory / MANIFEST)
+    strict_json.write(manifest | {"checksum": _checksum(manifest)}, directory / MANIFEST)
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def _fingerprint(symbols: list[str], splits: Any) -> str:

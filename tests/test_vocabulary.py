@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span import checkpoint, export, scores, strict_json
-from adaptive_span.config import DataConfig
+from adaptive_span import checkpoint, export, report, scores, strict_json
+from adaptive_span.config import DataConfig, EvaluateConfig, HardwareConfig
 from adaptive_span.corpus import prepare
 from adaptive_span.errors import UserError
 from adaptive_span.evaluation import Score
@@ -22,6 +22,7 @@ from adaptive_span.matching import corpus_for
 from adaptive_span.vocabulary import Vocabulary, unpack
 from tests.conftest import ROOT, SHARED, SMALL, finish, sentence
 from tests.test_corpus import write
+from tests.test_corpus_cache import published
 
 EVALUATE = [sys.executable, str(ROOT / "evaluate.py")]
 REAL = SHARED / "data" / "text8_first_3010294.xz"
@@ -44,49 +45,58 @@ def piece(start: int) -> bytes:
 TEXTS = {"made": lambda: (made(1), made(2)), "text8": lambda: (piece(0), piece(1_500_000))}
 
 
+def trained(texts: tuple[bytes, bytes], directory: Path) -> list[str]:
+    """Train in `run` on the first text, and return the words of the command without the file and the run directory."""
+    for name, text in zip(("one", "two"), texts, strict=True):
+        (directory / name).write_bytes(text)
+    (directory / "reversed").write_bytes(texts[1][: SIZES[0]][::-1] + texts[1][SIZES[0] :])
+    data = ["data=text8", f"data.split={SIZES}".replace(" ", ""), "data.directory=data"]
+    settings = [*SMALL, "train.steps=100", "train.batch_size=16", "optimizer.lr=0.1", "validation.every=100"]
+    words = [sys.executable, str(ROOT / "launch.py"), *data, *settings]
+    finish([*words, "data.file=one", "run.dir=run"], directory)
+    return words
+
+
 @pytest.mark.parametrize("kind", TEXTS)
-def test_another_text_is_numbered_by_the_weights(kind, launch, tmp_path):
+def test_another_text_is_numbered_by_the_weights(kind, tmp_path):
     """Also if its symbols appear in another order, which changes nothing of its score."""
     if kind == "text8" and not REAL.exists():
         pytest.skip(f"{REAL} is not on this machine")
-    one, two = TEXTS[kind]()
-    train = two[: SIZES[0]]
-    (tmp_path / "one").write_bytes(one)
-    (tmp_path / "two").write_bytes(two)
-    (tmp_path / "reversed").write_bytes(train[::-1] + two[SIZES[0] :])
-    data = ["data=text8", f"data.split={SIZES}".replace(" ", ""), "data.directory=data"]
-    settings = [*SMALL, "train.steps=100", "train.batch_size=16", "optimizer.lr=0.1", "validation.every=100"]
-    launch_py = [sys.executable, str(ROOT / "launch.py"), *data, *settings]
-    finish([*launch_py, "data.file=one", "run.dir=run"], tmp_path)
+    trained(TEXTS[kind](), tmp_path)
     run = tmp_path / "run"
     own = scores.own(run)
     for name in ("two", "reversed"):
-        finish([*EVALUATE, "run=run", *data, f"data.file={name}"], tmp_path)
+        data = published("text8", file=str(tmp_path / name), split=SIZES, directory=str(tmp_path / "data"))
+        report.evaluate(EvaluateConfig(run=str(run), data=data, hardware=HardwareConfig(device="cpu")))
     after = scores.read(run)
-    others = after.pop("others")
+    two, backwards = after.pop("others").values()
     assert after == own
     for split in ("valid", "test"):
-        bpc = others["two"]["splits"][split]["bpc"]
-        assert bpc == others["reversed"]["splits"][split]["bpc"]
-        assert bpc == pytest.approx(own["splits"][split]["bpc"], abs=0.3)
+        assert two["splits"][split]["bpc"] == backwards["splits"][split]["bpc"]
+        assert two["splits"][split]["bpc"] == pytest.approx(own["splits"][split]["bpc"], abs=0.3)
 
-    # Training on from those weights, also once they are gone.
-    shutil.copy(run / "checkpoints" / "best.pt", tmp_path / "weights.pt")
-    second = [*launch_py, "data.file=two", "train.init_from=weights.pt", "run.dir=second", "train.steps=4"]
-    finish(second, tmp_path)
-    (tmp_path / "weights.pt").unlink()
-    out = finish([*second[:-1], "train.steps=6"], tmp_path).stdout
-    assert "going on with second after step 4" in out
-    states = [checkpoint.load(path / "checkpoints" / "best.pt") for path in (run, tmp_path / "second")]
-    assert states[0]["vocabulary"] == states[1]["vocabulary"]
 
-    # A run that has been scored on another text alone is not finished.
-    scores.write_other(others["two"], "two", tmp_path / "second")
-    scores.forget(tmp_path / "second")
-    assert scores.own(tmp_path / "second") is None
-    assert scores.read(tmp_path / "second")["others"].keys() == {"two"}
-    finish([*second[:-1], "train.steps=6"], tmp_path)
-    assert scores.own(tmp_path / "second")["step"]
+def test_a_run_keeps_the_numbering_of_the_weights_that_it_began_with(tmp_path):
+    """Also once they are gone."""
+    words = trained(TEXTS["made"](), tmp_path)
+    first, weights = tmp_path / "run" / "checkpoints" / "best.pt", tmp_path / "weights.pt"
+    shutil.copy(first, weights)
+    words += ["data.file=two", "train.init_from=weights.pt", "run.dir=second"]
+    finish([*words, "train.steps=4"], tmp_path)
+    weights.unlink()
+    second = tmp_path / "second"
+    score = scores.own(second)
+    scores.write_other(score | {"corpus": "two"}, "two", second)
+    scores.forget(second)
+    assert scores.read(second)["others"].keys() == {"two"}
+    out = finish([*words, "train.steps=4"], tmp_path).stdout  # scored on another text alone, it is not finished
+    assert scores.own(second)["splits"] == score["splits"]
+    assert "scoring valid" in out
+    assert "going on with second after step 4" in finish([*words, "train.steps=6"], tmp_path).stdout
+    vocabularies = [
+        checkpoint.load(path)["vocabulary"] for path in (first, second / "checkpoints" / "step_00000006.pt")
+    ]
+    assert vocabularies[0] == vocabularies[1]
 
 
 def test_a_byte_model_scores_any_bytes_under_their_own_name(launch, text, tmp_path):
