@@ -247,6 +247,7 @@ class TrainConfig:
     seed: CountOrNone = 1
     init_from: Path | None = None  # a checkpoint whose weights to begin with
     continue_from: Path | None = None  # a checkpoint whose weights, optimizer state and step to go on from
+    deterministic: bool = False  # on a GPU, take only operations that give the same bits each time
 
     @property
     def total_steps(self) -> int:

@@ -10,7 +10,18 @@ from typing import NoReturn
 import torch
 from filelock import FileLock, Timeout
 
-from adaptive_span import capacity, checkpoint, evaluation, flops, out_of_memory, published, report, scores, stream
+from adaptive_span import (
+    capacity,
+    checkpoint,
+    environment,
+    evaluation,
+    flops,
+    out_of_memory,
+    published,
+    report,
+    scores,
+    stream,
+)
 from adaptive_span.attention import chosen
 from adaptive_span.config import Config, TrainConfig
 from adaptive_span.console import TrainingProgress, list_places, say
@@ -53,6 +64,7 @@ def train(config: Config) -> None:
             stack.enter_context(_claimed(directory))
             Output.notice = f"the training continues, and its numbers are in {directory / METRICS}"
         process.barrier()
+        stack.enter_context(environment.deterministic(config.train.deterministic))
         _train(config, process, directory)
 
 
@@ -203,6 +215,7 @@ class Run:
         write_config(self.config, self.directory)
         with explained(self.checkpoints):
             self.checkpoints.mkdir(exist_ok=True)
+        environment.record(self.directory, self.training.step, self.process.world_size, self.process.device)
         tracker = Tracker(self.directory, self.config, self.training.step, self.run_id)
         self.run_id, self.place = tracker.run_id or self.run_id, tracker.place
         try:

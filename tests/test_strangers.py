@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from adaptive_span import checkpoint, published, stored_model
+from adaptive_span import checkpoint, published, source_code, stored_model
 from adaptive_span.config import Config, RunConfig
 from adaptive_span.errors import UserError
 from adaptive_span.slurm import snapshot
@@ -172,7 +172,7 @@ def test_secrets_reach_nothing_that_a_run_leaves(launch, tmp_path, monkeypatch):
 
 
 def test_a_snapshot_keeps_no_secret_of_the_tree(tmp_path, monkeypatch):
-    monkeypatch.setattr(snapshot, "_git", lambda directory, *words: b"+url: https://me:5ecret@example.org/x\n")
+    monkeypatch.setattr(source_code, "git", lambda directory, *words: b"+url: https://me:5ecret@example.org/x\n")
     snapshot.take(tmp_path)
     assert (tmp_path / "code" / "changes.diff").read_text() == "+url: https://***@example.org/x\n"
 

@@ -140,7 +140,11 @@ def content(path: Path) -> Any:
 
 
 def files(training: Training) -> dict[str, Any]:
-    paths = [path for path in training.directory.rglob("*") if path.is_file() and path.name != "log"]
+    paths = [
+        path
+        for path in training.directory.rglob("*")
+        if path.is_file() and path.name not in ("log", "environment.jsonl")
+    ]
     return {str(path.relative_to(training.directory)): content(path) for path in sorted(paths)}
 
 

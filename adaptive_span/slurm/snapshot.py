@@ -2,11 +2,11 @@
 
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import adaptive_span
+from adaptive_span import source_code
 from adaptive_span.plain_text import masked
 
 LEFT_OUT = shutil.ignore_patterns("__pycache__")
@@ -24,10 +24,10 @@ def take(directory: Path) -> Path:
             shutil.copy2(program.parent / name, fresh)
     if (program.parent / "conf").is_dir():
         shutil.copytree(program.parent / "conf", fresh / "conf", ignore=LEFT_OUT)
-    commit = _git(package, "rev-parse", "HEAD")
+    commit = source_code.git(package, "rev-parse", "HEAD")
     if commit:
         (fresh / "commit").write_bytes(commit)
-        changes = (_git(package, "diff", "HEAD") or b"").decode(errors="surrogateescape")
+        changes = (source_code.git(package, "diff", "HEAD") or b"").decode(errors="surrogateescape")
         (fresh / "changes.diff").write_bytes(masked(changes).encode(errors="surrogateescape"))
     shutil.rmtree(code, ignore_errors=True)
     fresh.rename(code)
@@ -37,12 +37,3 @@ def take(directory: Path) -> Path:
 def setup(code: Path) -> list[str]:
     """The lines of a job's script after which Python imports that code, whatever lies in the current directory."""
     return [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"]
-
-
-def _git(directory: Path, *words: str) -> bytes | None:
-    """What git says of the tree around DIRECTORY; None where there is no git, or no tree."""
-    try:
-        told = subprocess.run(["git", "-C", str(directory), *words], capture_output=True)
-    except FileNotFoundError:
-        return None
-    return told.stdout if told.returncode == 0 else None

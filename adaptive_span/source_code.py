@@ -1,0 +1,24 @@
+"""Ask git which code this is."""
+
+import subprocess
+from pathlib import Path
+
+
+def commit_and_change() -> tuple[str | None, bool | None]:
+    """Return the commit of this package and whether its files differ from it; None where nobody knows."""
+    package = Path(__file__).parent
+    kept = package.parent / "commit"  # of a snapshot, beside what differed from it
+    if kept.is_file():
+        return kept.read_text().strip(), (package.parent / "changes.diff").stat().st_size > 0
+    if git(package, "ls-files", "--error-unmatch", "__init__.py") is None:  # installed within another project
+        return None, None
+    return (git(package, "rev-parse", "HEAD") or b"").decode().strip(), bool(git(package, "diff", "HEAD", "--stat"))
+
+
+def git(directory: Path, *words: str) -> bytes | None:
+    """Return what git says of the tree around a directory; None where there is no git, or no tree."""
+    try:
+        told = subprocess.run(["git", "-C", str(directory), *words], capture_output=True)
+    except FileNotFoundError:
+        return None
+    return told.stdout if told.returncode == 0 else None
