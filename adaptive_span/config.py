@@ -35,6 +35,7 @@ Probability = Annotated[float, Range(0, 1, below=True)]
 Rate = Annotated[float, Range(0, 1e30, above=True)]  # beyond, what an optimizer makes of it is no number
 Path = Annotated[str, path]
 Sha256 = Annotated[str, Pattern("[0-9a-f]{64}", "64 digits of 0-9 and a-f")]
+Address = Annotated[str, Pattern("https?://[^/]+/.*[^/]", "the address of a file, like https://host/text.zip")]
 Numbering = Annotated[str, OneOf(("same",))]
 
 
@@ -129,7 +130,7 @@ class DataConfig:
     path: Path | None = None  # data=files: the folder that holds train.txt, valid.txt and test.txt
     split: list[Count] | None = None  # bytes of train, valid and test at the start of the file
     directory: Path = "data"  # where downloads and numbered corpora are kept
-    urls: list[str] = field(default_factory=list)  # tried in this order
+    urls: list[Address] = field(default_factory=list)  # tried in this order
     size: Count | None = None  # of the download, in bytes
     sha256: Sha256 | None = None  # of the download
     unpacked_size: Count | None = None  # of the text in the download, in bytes
@@ -143,6 +144,8 @@ class DataConfig:
             raise UserError(f"data.split={self.split} must be three positive numbers of bytes: [train, valid, test]")
         if self.split is not None and self.name == "files":
             raise UserError(f"data.split={self.split} does not go with data=files, whose files are the splits")
+        if self.name not in ("stdlib", "files") and not (self.file or self.urls):
+            raise UserError(f"data={self.name} has neither data.file nor data.urls; give data.file=PATH")
         if self.name == "files" and self.path is None:
             raise UserError("data=files needs data.path=DIR, a folder that holds train.txt, valid.txt and test.txt")
         if self.path is not None and self.name != "files":

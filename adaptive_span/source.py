@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from adaptive_span import machine
 from adaptive_span.config import DataConfig
 from adaptive_span.download import fetch, is_html
 from adaptive_span.errors import UserError
@@ -155,6 +156,12 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
 
 def _cut(text: IO[bytes], sizes: list[int], name: str, config: DataConfig) -> Iterator[tuple[str, str, IO[bytes]]]:
     """Yield consecutive parts of these sizes; what follows them is ignored."""
+    memory = machine.memory()
+    if memory is not None and sum(sizes) > memory:
+        raise UserError(
+            f"data.split={sizes} asks for {sum(sizes) / 1e9:,.1f} GB of text, but there are {memory / 1e9:,.1f} GB of "
+            f"memory; ask for less"
+        )
     parts = [text.read(size) for size in sizes]
     _refuse_another(parts, name, config)
     if sum(map(len, parts)) < sum(sizes):

@@ -44,6 +44,7 @@ def test_a_benchmark_compares_the_ways_that_run_here(what, ways, tmp_path):
         ("step --layer 1", "--layer is for attention, not for step"),
         ("loop --dropout 0.1", "--dropout does not go with loop"),
         ("step --repeats 0", "--repeats 0 must be at least 1"),
+        ("step --batch-size 99999999999", "--batch-size 99999999999 must be at most 2147483647"),
         ("step --json /nowhere/x", "there is no folder /nowhere for /nowhere/x"),
     ],
 )

@@ -13,19 +13,23 @@ of its own. The first four need torch, numpy and PyYAML alone, and triton for fu
 """
 
 import argparse
+import re
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from adaptive_span import strict_json
+from adaptive_span.allowed import Range
 from adaptive_span.attention import why_not_fused
 from adaptive_span.benchmark import costs, profiles
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.config import ATTENTIONS, PRECISIONS
+from adaptive_span.errors import UserError
 from adaptive_span.precision import EMULATED, is_emulated
 from adaptive_span.program import exit_codes
 
+NO_MEMORY = "can't allocate memory|[Ss]torage size calculation overflowed|numel: integer multiplication overflow"
 PROJECT = ("loop", "processes", "data")
 
 
@@ -38,7 +42,13 @@ def main() -> None:
     )  # fmt: skip
     if is_emulated(settings.precision, settings.device):
         print(EMULATED, flush=True)
-    rows = _measure(arguments, settings)
+    try:
+        rows = _measure(arguments, settings)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not re.search(NO_MEMORY, str(error)):
+            raise
+        given = f"--batch-size {settings.batch_size} --model {settings.model}"
+        raise UserError(f"{given} does not fit into the memory here; take less of one of them") from error
     cpu = settings.device.type == "cpu"
     machine = f"CPU with {torch.get_num_threads()} threads" if cpu else torch.cuda.get_device_name()
     print(f"{arguments.what}, {machine}, torch {torch.__version__}")
@@ -93,9 +103,9 @@ def _arguments() -> argparse.Namespace:
     layers = profiles.sizes(arguments.model).num_layers
     if arguments.layer is not None and not 1 <= arguments.layer <= layers:
         parser.error(f"--layer {arguments.layer} is not one of the {layers} of --model {arguments.model}")
-    for flag in ("repeats", "batch_size"):
-        if getattr(arguments, flag) < 1:
-            parser.error(f"--{flag.replace('_', '-')} {getattr(arguments, flag)} must be at least 1")
+    for flag, most in (("repeats", 10**6), ("batch_size", 2**31 - 1)):
+        if problem := Range(1, most)(getattr(arguments, flag)):
+            parser.error(f"--{flag.replace('_', '-')} {getattr(arguments, flag)} {problem}")
     if not 0 <= arguments.dropout < 1:
         parser.error(f"--dropout {arguments.dropout} must be at least 0 and below 1")
     for path in (arguments.json, arguments.figure):
