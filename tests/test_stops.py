@@ -24,6 +24,7 @@ from adaptive_span.tracking import Tracker
 from tests.conftest import ENVIRONMENT, ROOT, SMALL, finish, sentence
 from tests.test_train import assert_same_run, metrics, newest
 
+pytestmark = pytest.mark.timeout(600)  # each of several trainings, beside all that is tested at the same time
 LONG = ["train.steps=300", "model.dropout=0.2", "checkpoint.every=50"]
 
 
