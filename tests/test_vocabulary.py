@@ -45,13 +45,13 @@ def piece(start: int) -> bytes:
 TEXTS = {"made": lambda: (made(1), made(2)), "text8": lambda: (piece(0), piece(1_500_000))}
 
 
-def trained(texts: tuple[bytes, bytes], directory: Path) -> list[str]:
+def trained(texts: tuple[bytes, bytes], directory: Path, steps: int) -> list[str]:
     """Train in `run` on the first text, and return the words of the command without the file and the run directory."""
     for name, text in zip(("one", "two"), texts, strict=True):
         (directory / name).write_bytes(text)
     (directory / "reversed").write_bytes(texts[1][: SIZES[0]][::-1] + texts[1][SIZES[0] :])
     data = ["data=text8", f"data.split={SIZES}".replace(" ", ""), "data.directory=data"]
-    settings = [*SMALL, "train.steps=100", "train.batch_size=16", "optimizer.lr=0.1", "validation.every=100"]
+    settings = [*SMALL, f"train.steps={steps}", "optimizer.lr=0.1", "validation.every=100"]
     words = [sys.executable, str(ROOT / "launch.py"), *data, *settings]
     finish([*words, "data.file=one", "run.dir=run"], directory)
     return words
@@ -62,7 +62,7 @@ def test_another_text_is_numbered_by_the_weights(kind, tmp_path):
     """Also if its symbols appear in another order, which changes nothing of its score."""
     if kind == "text8" and not REAL.exists():
         pytest.skip(f"{REAL} is not on this machine")
-    trained(TEXTS[kind](), tmp_path)
+    trained(TEXTS[kind](), tmp_path, steps=200)
     run = tmp_path / "run"
     own = scores.own(run)
     for name in ("two", "reversed"):
@@ -78,7 +78,7 @@ def test_another_text_is_numbered_by_the_weights(kind, tmp_path):
 
 def test_a_run_keeps_the_numbering_of_the_weights_that_it_began_with(tmp_path):
     """Also once they are gone."""
-    words = trained(TEXTS["made"](), tmp_path)
+    words = trained(TEXTS["made"](), tmp_path, steps=2)
     first, weights = tmp_path / "run" / "checkpoints" / "best.pt", tmp_path / "weights.pt"
     shutil.copy(first, weights)
     words += ["data.file=two", "train.init_from=weights.pt", "run.dir=second"]
