@@ -48,7 +48,7 @@ class Job:
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's own would log, perhaps amid another line
         os.environ["TTY_COMPATIBLE"] = "0"  # srun's terminal is none: what is written to it ends in the log
         environment = submitit.JobEnvironment()
-        sys.argv = self.words  # for the commands that a training names at its end
+        sys.argv = self.words  # which the run records
         is_main = environment.node == 0
         with ExitStack() as stack:
             if is_main and self.config.tracking.name == "wandb":
