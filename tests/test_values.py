@@ -11,11 +11,12 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive_span import Transformer, capacity, command_line, machine, out_of_memory
+from adaptive_span import Transformer, capacity, command_line, launcher, machine, out_of_memory, overrides, sweeper
 from adaptive_span.config import Config, EvaluateConfig, HardwareConfig
 from adaptive_span.corpus import prepare
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
+from adaptive_span.slurm import launcher as slurm_launcher
 from adaptive_span.trainer import Run
 from tests.conftest import ROOT, SMALL, finish, sentence
 from tests.test_config import composed
@@ -94,7 +95,7 @@ def test_keys_of_slurm_are_warned_of_where_nobody_reads_them(launch):
 
 
 def test_every_number_has_a_range():
-    for key in command_line.keys(Config) | command_line.keys(EvaluateConfig):
+    for key in overrides.keys(Config) | overrides.keys(EvaluateConfig):
         *parents, name = key.split(".")
         part = EvaluateConfig if not parents and name in ("batch_size", "block_size") else Config
         for parent in parents:
@@ -120,14 +121,17 @@ PROGRAMS = {"launch": Config, "evaluate": EvaluateConfig}
 
 @st.composite
 def settings_of(draw, program):
-    keys = sorted(set(command_line.keys(PROGRAMS[program])) - {"data.directory"})
+    keys = sorted(set(overrides.keys(PROGRAMS[program])) - {"data.directory"})
     chosen = draw(st.lists(st.sampled_from(keys), min_size=1, max_size=3, unique=True))
     return [f"{key}={draw(VALUES)}" for key in chosen]
 
 
 def read(program, words):
-    with command_line.explained(PROGRAMS[program]):
-        config = command_line.typed(compose(program, overrides=words), PROGRAMS[program])
+    schema = PROGRAMS[program]
+    command_line.register(program, schema, launcher, sweeper, slurm_launcher)
+    with command_line.explained(schema):
+        words = overrides.complete(words, schema, sweeping=False)
+        config = command_line.typed(compose(program, overrides=words), schema)
         config.validate()
     return config
 
@@ -159,10 +163,6 @@ def base(text, tmp_path_factory):
 @settings(max_examples=60)
 @given(words=settings_of("launch"))
 def test_any_value_runs_or_is_one_sentence(base, words):
-    from adaptive_span import launcher
-    from adaptive_span.slurm import launcher as slurm_launcher
-
-    command_line.register("launch", Config, launcher, slurm_launcher)
     with suppress(UserError):  # which is one line, whatever is in it
         config = read("launch", [*base, *words])
         capacity.check_here(config)
@@ -182,10 +182,6 @@ def run_a_step(config):
 @settings(max_examples=40)
 @given(words=settings_of("evaluate"))
 def test_any_value_of_a_scoring_is_read_or_is_one_sentence(base, words):
-    from adaptive_span import launcher
-    from adaptive_span.slurm import launcher as slurm_launcher
-
-    command_line.register("evaluate", EvaluateConfig, launcher, slurm_launcher)
     with suppress(UserError):  # which is one line, whatever is in it
         capacity.check_processes(read("evaluate", ["run=a", *words]).hardware)
 
