@@ -5,7 +5,7 @@ import shutil
 import pytest
 from hydra import compose, initialize_config_dir
 
-from adaptive_span import command_line, launcher
+from adaptive_span import command_line, launcher, sweeper
 from adaptive_span.config import Config, HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.quantities import Gpus
@@ -48,7 +48,7 @@ def test_a_file_may_hold_a_time_without_quotes(tmp_path):
     (tmp_path / "conf" / "local").mkdir()
     text = "hardware: {time: 2:00:00, account: 0123, memory: 16, sbatch: {begin: 1:30.5}}\ntrain: {steps: 0020}\n"
     (tmp_path / "conf" / "local" / "default.yaml").write_text(text)
-    command_line.register("launch", Config, launcher, slurm_launcher)
+    command_line.register("launch", Config, launcher, sweeper, slurm_launcher)
     with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
         config = command_line.typed(compose("launch"), Config)
     hardware = config.hardware
