@@ -102,6 +102,8 @@ def _sentence(error: Exception, schema: type) -> str | None:
         return _explain(error, schema)
     if isinstance(error, yaml.YAMLError):  # in a file of conf/
         return " ".join(str(error).split())
+    if "integer string conversion" in str(error):  # Python's own limit
+        return "a number of thousands of digits is more than any key takes; write a smaller one"
     if isinstance(error, TypeError | ValueError) and _is_of_group(error):
         return "null, numbers and lists of them name no file of a group; write group=name, or leave that setting out"
     if re.match("Only one of --|The --resolve flag", str(error)):  # ValueErrors of Hydra's

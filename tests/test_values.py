@@ -31,6 +31,7 @@ REFUSED = {
     "model.ffn_size=2000000000": "this needs at least 24,672.0 GB in each process, 24,672.0 of them for model.ffn_size",
     "model.ffn_size=0 model.memory_size=2000000000": "this needs at least 24,576.0 GB",
     "train.batch_size=1000000000": "this needs at least 65,536.0 GB in each process, 65,536.0 of them for train.",
+    f"train.steps={'9' * 5000}": "a number of thousands of digits is more than any key takes",
     "model.num_layers=99999": "model.num_layers=99999 must be at most 10000",
     "model.ramp=99999999999999999999": "model.ramp=99999999999999999999 must be at most 2147483647",
     "optimizer.lr=1e39": "optimizer.lr=1e+39 is beyond single precision, whose numbers end at 3.4e+38",
