@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span import checkpoint, export, report, scores, strict_json
+from adaptive_span import checkpoint, hub, report, scores, strict_json
 from adaptive_span.config import DataConfig, EvaluateConfig, HardwareConfig
 from adaptive_span.corpus import prepare
 from adaptive_span.errors import UserError
@@ -207,7 +207,7 @@ def test_weights_that_are_no_numbers_are_named_and_no_score_is_written(launch: C
     assert sentence(launch("run.dir=run", "train.steps=2", ok=False)).startswith(told)
     assert not (tmp_path / "run" / "evaluation.json").exists()
     with pytest.raises(UserError, match="is not finite"):
-        export.from_checkpoint(best)
+        hub.from_checkpoint(best)
 
 
 def test_json_is_strict_and_a_hopeless_model_has_a_perplexity(tmp_path):
