@@ -30,7 +30,7 @@ REFUSED = {
     "model.max_span=2000000000": "this needs at least 768.0 GB in each process, 768.0 of them for model.max_span=2000",
     "model.ffn_size=2000000000": "this needs at least 24,672.0 GB in each process, 24,672.0 of them for model.ffn_size",
     "model.ffn_size=0 model.memory_size=2000000000": "this needs at least 24,576.0 GB",
-    "train.batch_size=1000000000": "this needs at least 32,768.0 GB in each process, 65,536.0 of them for train.",
+    "train.batch_size=1000000000": "this needs at least 32,768.0 GB in each process, 32,768.0 of them for train.",
     f"train.steps={'9' * 5000}": "a number of thousands of digits is more than any key takes",
     "model.num_layers=99999": "model.num_layers=99999 must be at most 10000",
     "model.ramp=99999999999999999999": "model.ramp=99999999999999999999 must be at most 2147483647",
