@@ -52,6 +52,8 @@ from adaptive_span.training import Training
 from adaptive_span.watchdog import Watchdog
 from adaptive_span.writing import discard_unfinished, explained
 
+SCORING_BLOCK = 128  # tokens: shorter blocks would leave the processor waiting, and the exact score is the same
+
 
 def train(config: Config) -> None:
     """Begin the run of `config.run.dir`, or go on with it, to its last step and its scores. Called in every process."""
@@ -307,7 +309,8 @@ class Run:
         state = checkpoint.load(best)
         model = model_of(state, best, process.device)
         rows = min(8, config.train.batch_size // process.world_size)  # more of them would warm up for longer
-        result = report.score(model, self.corpus, "exact", rows * process.world_size, config.model.block_size, process)
+        block_size = max(config.model.block_size, SCORING_BLOCK)
+        result = report.score(model, self.corpus, "exact", rows * process.world_size, block_size, process)
         result |= {"checkpoint": str(best), "step": state["step"]}
         if not process.is_main:
             return
