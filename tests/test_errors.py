@@ -123,8 +123,8 @@ def test_a_training_needs_no_proc(launch):
 
 @needs_root
 def test_where_the_memory_is_unknown_its_end_is_told_without_an_amount(launch):
-    settings = "data=stdlib data.path=null train.batch_size=4096 model.num_layers=1 model.num_heads=16"
-    settings += " model.max_span=4096 model.span_init=1 run.dir=run"
+    settings = "data=stdlib data.path=null train.batch_size=2048 model.num_layers=1 model.num_heads=16"
+    settings += " model.max_span=8192 model.span_init=1 run.dir=run"
     limited = ("prlimit", f"--as={3 * 2**30}", *NO_PROC)
     result = launch(*settings.split(), ok=False, program=limited)
     assert result.returncode == 2
