@@ -1,15 +1,17 @@
 """Properties of the soft mask and of attention, against the sentences that define them."""
 
 import math
+import re
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from adaptive_span.attention import HiddenStates, choose
+from adaptive_span.attention import HiddenStates, banded, choose
 from adaptive_span.config import ATTENTIONS
 from adaptive_span.span import AdaptiveSpan, log_soft_mask, upper_bound
+from tests.conftest import ROOT
 
 shapes = st.fixed_dictionaries(
     {
@@ -261,3 +263,45 @@ def test_dropout_keeps_the_mean(attention):
     without = call(attend, x, spans, 4, limits)
     assert not torch.equal(call(attend, x, spans, 4, limits, dropout=0.4), without)
     torch.testing.assert_close(mean, without, atol=0.1, rtol=0)
+
+
+def test_dropout_keeps_its_rate_in_16_bits_too():
+    weights = torch.ones(2000, 2000, dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    kept = (banded.kept(weights, 0.4) > 0).double().mean().item()
+    assert kept == pytest.approx(0.6, abs=4 * (0.24 / weights.numel()) ** 0.5)
+
+
+class Given:
+    """A context of keys and values as they are."""
+
+    def __init__(self, keys_values):
+        self.both = keys_values  # (B, 2, H, D, T)
+
+    def keys_values(self, groups):
+        return [self.both[:, :, list(heads), :, -length:] for heads, length in groups]
+
+
+@pytest.mark.parametrize("attention", ["banded", "fused"])
+def test_autocast_changes_no_type_inside_attention(attention):
+    """A CPU's autocast makes products in bf16, a GPU's also softmax in fp32: each would mix types in there."""
+
+    def gradients(autocast):
+        draw = torch.Generator().manual_seed(0)
+        shapes = ((2, 3, 16, 8), (2, 2, 3, 8, 56), (8, 40), (3, 8, 5), (3, 5, 8))
+        leaves = [torch.randn(*shape, generator=draw).requires_grad_() for shape in shapes]
+        spans = torch.tensor([0.0, 30.0, 8.0], requires_grad=True)
+        query, both, positions, *memory = leaves
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = choose(attention)(query, Given(both), positions, spans, 8, [8, 40, 16], 0.3, memory)
+            output.square().sum().backward()
+        return [output, *(leaf.grad for leaf in leaves), spans.grad]
+
+    assert all(map(torch.equal, gradients(True), gradients(False)))
+
+
+def test_every_autograd_function_chooses_its_own_types():
+    named = re.compile(r"autograd(\.| import .*)\bFunction\b")
+    files = [path.name for path in (ROOT / "adaptive_span").rglob("*.py") if named.search(path.read_text())]
+    assert files == ["own_types.py"]

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from adaptive_span.attention.context import Context, by_groups, out_of_groups
+from adaptive_span.own_types import OwnTypes
 from adaptive_span.span import log_soft_mask
 
 SHORTEST_TILE, LONGEST_TILE = 64, 256  # queries
@@ -70,7 +71,7 @@ def tile_size(span: int) -> int:
     return tile
 
 
-class Bands(torch.autograd.Function):
+class Bands(OwnTypes):
     """All groups of a layer, with the gradients written out: a view by distance has no cheap derivative of its own."""
 
     @staticmethod
@@ -154,7 +155,7 @@ class Group:
             to_memory = torch.bmm(self.q, self.memory[0])  # (n, t·m, N)
             scores = torch.cat([scores, to_memory.view(*scores.shape[:2], -1)], dim=2)
         weights = scores.softmax(2)
-        keep = (torch.rand_like(weights) >= dropout).to(weights.dtype).div_(1 - dropout) if dropout else None
+        keep = kept(weights, dropout) if dropout else None
         dropped = weights if keep is None else weights * keep
         output = torch.bmm(dropped[:, :, : self.width], self.windows(self.value).transpose(1, 2))  # (n·t, m, D)
         output = output.view(self.q.shape)
@@ -271,6 +272,12 @@ def parts(
             ),
         )
         first += size
+
+
+def kept(weights: Tensor, dropout: float) -> Tensor:
+    """Draw what dropout multiplies weights by, in at least fp32: 16 bits hold too few numbers to keep the rate."""
+    drawn = torch.rand_like(weights, dtype=torch.promote_types(weights.dtype, torch.float32))
+    return (drawn >= dropout).to(weights.dtype).div_(1 - dropout)
 
 
 def each_row(memory: Tensor, batch: int) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from adaptive_span.own_types import OwnTypes
+
 Group = tuple[Sequence[int], int]  # some heads, and how many of the last positions they want
 
 
@@ -105,7 +107,7 @@ def _reorder(tensor: Tensor, dim: int, heads: Sequence[int]) -> Tensor:
     return _Reordered.apply(tensor, dim, *both.to(tensor.device, non_blocking=True))
 
 
-class _Reordered(torch.autograd.Function):
+class _Reordered(OwnTypes):
     """A gradient is put back in order; torch, which knows nothing of the heads being each there once, would add up."""
 
     @staticmethod

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from adaptive_span.attention import fused_kernels as kernels
 from adaptive_span.attention.banded import group_heads
 from adaptive_span.attention.context import Context, by_groups, out_of_groups
+from adaptive_span.own_types import OwnTypes
 
 
 @torch.compiler.disable  # nothing in it could be fused, and its sizes change with the spans
@@ -94,7 +95,7 @@ def tiles(kernel: str, size: int, dtype: torch.dtype) -> dict[str, int]:
     return shape | {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
-class Fused(torch.autograd.Function):
+class Fused(OwnTypes):
     """All groups of a layer, with the gradients written out."""
 
     @staticmethod
