@@ -5,11 +5,13 @@
 - evaluate: scoring a text, from kept keys and values, beside projecting the cache again for every block.
 - growth: a step while the spans grow from 0 to the maximum; --figure draws it.
 - loop: the whole training loop against bare forward + backward + update.
+- count: launches, bytes, operations and memory of a step on a GPU, which need not be here.
 - processes: updates of 2 processes against 1, with as much work for each.
 - data: numbering 100 MB of bytes.
 
 Ways are timed in turns, in one process; figures are medians. Memory is what one run adds at its height to a process
-of its own. The first four need torch, numpy and PyYAML alone, and triton for fused attention.
+of its own. All but loop, processes and data need torch, numpy and PyYAML alone; fused attention and count need triton
+too.
 """
 
 import argparse
@@ -31,6 +33,8 @@ from adaptive_span.program import exit_codes
 
 NO_MEMORY = "can't allocate memory|[Ss]torage size calculation overflowed|numel: integer multiplication overflow"
 PROJECT = ("loop", "processes", "data")
+USUAL = {"model": "base", "batch_size": 2, "dropout": 0.0, "dtype": "fp32"}
+USUAL_COUNT = {"model": "large", "batch_size": 64, "dropout": 0.4, "dtype": "bf16"}  # of `count`: as it is trained
 
 
 def main() -> None:
@@ -49,8 +53,7 @@ def main() -> None:
             raise
         given = f"--batch-size {settings.batch_size} --model {settings.model}"
         raise UserError(f"{given} does not fit into the memory here; take less of one of them") from error
-    cpu = settings.device.type == "cpu"
-    machine = f"CPU with {torch.get_num_threads()} threads" if cpu else torch.cuda.get_device_name()
+    machine = _machine(settings) if arguments.what != "count" else "no machine"
     print(f"{arguments.what}, {machine}, torch {torch.__version__}")
     _print_table(rows)
     if arguments.json:
@@ -62,11 +65,20 @@ def main() -> None:
         draw_growth(rows, arguments.figure)
 
 
+def _machine(settings: Settings) -> str:
+    cpu = settings.device.type == "cpu"
+    return f"CPU with {torch.get_num_threads()} threads" if cpu else torch.cuda.get_device_name()
+
+
 def _measure(arguments: argparse.Namespace, settings: Settings) -> dict[str, Row]:
     if arguments.what in PROJECT:
         from adaptive_span.benchmark import project  # and with it all that a training needs
 
         return getattr(project, arguments.what)(settings, arguments.repeats)
+    if arguments.what == "count":
+        from adaptive_span.benchmark import counting  # and with it triton
+
+        return counting.table(settings, arguments.split)
     names = arguments.attention or _all_that_run(settings)
     if arguments.what == "growth":
         return costs.growth(settings, names, arguments.repeats, not arguments.no_memory)
@@ -86,24 +98,29 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m adaptive_span.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=(*costs.KINDS, "growth", *PROJECT))
-    parser.add_argument("--model", default="base", choices=profiles.MODELS, help="base if not given")
-    parser.add_argument("--batch-size", type=int, default=2, help="rows of each process; 2")
+    parser.add_argument("what", choices=(*costs.KINDS, "growth", "count", *PROJECT))
+    parser.add_argument("--model", choices=profiles.MODELS, help="base, of count large")
+    parser.add_argument("--batch-size", "--rows", type=int, help="rows of each process; 2, of count 64")
+    parser.add_argument("--split", type=int, default=1, help="of `count`: slices of the rows; 1")
     parser.add_argument("--profile", default="paper", choices=profiles.PROFILES, help="the heads' spans; paper")
     parser.add_argument("--layer", type=int, help="of `attention`, counted from 1; all of them")
-    parser.add_argument("--dropout", type=float, default=0.0, help="0")
+    parser.add_argument("--dropout", type=float, help="0, of count 0.4")
     parser.add_argument("--attention", nargs="+", choices=ATTENTIONS[1:], help="ways to compare; all that run here")
-    parser.add_argument("--dtype", default="fp32", choices=PRECISIONS, help="of matrix products; fp32")
+    parser.add_argument("--dtype", choices=PRECISIONS, help="of matrix products; fp32, of count bf16")
     parser.add_argument("--repeats", type=int, default=5, help="5")
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     parser.add_argument("--no-memory", action="store_true", help="leave out the column that needs a process of its own")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--figure", type=Path, help="of `growth`: draw it there")
     arguments = parser.parse_args()
+    usual = USUAL_COUNT if arguments.what == "count" else USUAL
+    for flag, value in usual.items():
+        if getattr(arguments, flag) is None:
+            setattr(arguments, flag, value)
     layers = profiles.sizes(arguments.model).num_layers
     if arguments.layer is not None and not 1 <= arguments.layer <= layers:
         parser.error(f"--layer {arguments.layer} is not one of the {layers} of --model {arguments.model}")
-    for flag, most in (("repeats", 10**6), ("batch_size", 2**31 - 1)):
+    for flag, most in (("repeats", 10**6), ("batch_size", 2**31 - 1), ("split", 2**31 - 1)):
         if problem := Range(1, most)(getattr(arguments, flag)):
             parser.error(f"--{flag.replace('_', '-')} {getattr(arguments, flag)} {problem}")
     if not 0 <= arguments.dropout < 1:
@@ -111,10 +128,14 @@ def _arguments() -> argparse.Namespace:
     for path in (arguments.json, arguments.figure):
         if path is not None and not path.parent.is_dir():
             parser.error(f"there is no folder {path.parent} for {path}")
+    if arguments.batch_size % arguments.split:
+        parser.error(f"--split {arguments.split} does not divide --batch-size {arguments.batch_size}")
+    if arguments.split != 1 and arguments.what != "count":
+        parser.error(f"--split is for count, not for {arguments.what}")
     if arguments.layer is not None and arguments.what != "attention":
         parser.error(f"--layer is for attention, not for {arguments.what}")
     for flag in ("profile", "dropout", "attention", "dtype"):
-        if arguments.what in PROJECT and getattr(arguments, flag) != parser.get_default(flag):
+        if arguments.what in PROJECT and getattr(arguments, flag) != USUAL.get(flag, parser.get_default(flag)):
             parser.error(f"--{flag} does not go with {arguments.what}")
     if arguments.figure and (arguments.what != "growth" or arguments.no_memory):
         parser.error("--figure is for growth, with the memory that --no-memory leaves out")

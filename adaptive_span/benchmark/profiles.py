@@ -41,13 +41,16 @@ def sizes(name: str) -> ModelConfig:
 def spans(profile: str, config: ModelConfig, scale: float = 1.0) -> Tensor:
     """z of each head, (N, H), in tokens, times `scale`.
 
-    paper: as published, each row as often as the model has layers for it; fresh: 0; full: the maximum.
+    paper: as published, each row as often as the model has layers for it, its heads in no order, since that is how
+    they learn them; fresh: 0; full: the maximum.
     """
     layers, heads = config.num_layers, config.num_heads
     if profile == "paper":
         rows = [PAPER[layer * len(PAPER) // layers] for layer in range(layers)]
         chosen = [-(-(head + 1) * len(PAPER[0]) // heads) - 1 for head in range(heads)]  # the longest among them
-        z = torch.tensor([[row[head] for head in chosen] for row in rows]) - 32
+        random = torch.Generator().manual_seed(0)
+        orders = [torch.randperm(heads, generator=random) for _ in rows]
+        z = torch.tensor([[row[chosen[head]] for head in order] for row, order in zip(rows, orders, strict=True)]) - 32
     else:
         z = torch.full((layers, heads), {"fresh": 0.0, "full": float(config.max_span)}[profile])
     return (z * scale).clamp(0, config.max_span)
