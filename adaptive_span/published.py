@@ -20,7 +20,6 @@ from torch import Tensor
 from adaptive_span import checkpoint, tensor_file
 from adaptive_span.config import Config, ModelConfig, OptimizerConfig
 from adaptive_span.console import say
-from adaptive_span.download import fetch
 from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.model import Transformer
 from adaptive_span.program import exit_codes
@@ -188,6 +187,8 @@ def download(name: str, directory: Path) -> Path:
         raise UserError(
             f"there is no published checkpoint '{name}', only {', '.join(NAMES)}{did_you_mean(name, NAMES)}"
         )
+    from adaptive_span.download import fetch  # pooch, which reading files does not need
+
     path = directory / f"{name}.pt"
     if not path.exists():
         try:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from adaptive_span.attention import HiddenStates, banded, choose
 from adaptive_span.config import ATTENTIONS
 from adaptive_span.span import AdaptiveSpan, log_soft_mask, upper_bound
+from tests import dropped
 from tests.conftest import ROOT
 
 shapes = st.fixed_dictionaries(
@@ -265,21 +266,19 @@ def test_dropout_keeps_the_mean(attention):
     torch.testing.assert_close(mean, without, atol=0.1, rtol=0)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize(("low", "tolerance"), [(False, 1e-5), (True, 5e-2)])
+@pytest.mark.parametrize("attention", ["dense", "banded"])
+def test_with_dropout_too_attention_is_its_definition(attention, low, tolerance, dropout):
+    errors = dropped.errors(attention, "cpu", dropout, low)
+    assert max(errors.values()) < tolerance, errors
+
+
 def test_dropout_keeps_its_rate_in_16_bits_too():
     weights = torch.ones(2000, 2000, dtype=torch.bfloat16)
     torch.manual_seed(0)
     kept = (banded.kept(weights, 0.4) > 0).double().mean().item()
     assert kept == pytest.approx(0.6, abs=4 * (0.24 / weights.numel()) ** 0.5)
-
-
-class Given:
-    """A context of keys and values as they are."""
-
-    def __init__(self, keys_values):
-        self.both = keys_values  # (B, 2, H, D, T)
-
-    def keys_values(self, groups):
-        return [self.both[:, :, list(heads), :, -length:] for heads, length in groups]
 
 
 @pytest.mark.parametrize("attention", ["banded", "fused"])
@@ -294,7 +293,7 @@ def test_autocast_changes_no_type_inside_attention(attention):
         query, both, positions, *memory = leaves
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            output = choose(attention)(query, Given(both), positions, spans, 8, [8, 40, 16], 0.3, memory)
+            output = choose(attention)(query, dropped.Given(both), positions, spans, 8, [8, 40, 16], 0.3, memory)
             output.square().sum().backward()
         return [output, *(leaf.grad for leaf in leaves), spans.grad]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from adaptive_span.attention import HiddenStates, choose, chosen, why_not_fused
 from adaptive_span.errors import UserError
-from tests import parity
+from tests import parity, waiting
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_attention import layers, output_and_gradients
 from tests.test_parity import VECTORS
@@ -254,12 +254,9 @@ class TestOnAGPU:
         leaves += [query.detach().requires_grad_(), spans.detach().requires_grad_()]
         hidden, key, value, positions, query, spans = leaves
         context = HiddenStates(normal(batch, 512, width).detach(), hidden, key, value, heads)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waiting.refused():
             output = fused.attend(query, context, positions, spans, 32, limits, 0.3)
             output.sum().backward()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         return [leaf.grad for leaf in leaves]
 
     def test_it_never_waits_and_gives_the_same_bits_twice(self):

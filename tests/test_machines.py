@@ -48,3 +48,18 @@ PROGRAMS += "adaptive_span.slurm.__main__ adaptive_span.sweep".split()
 def test_windows_is_refused_in_one_sentence(program):
     result = finish([sys.executable, "-W", "ignore", "-c", ON_WINDOWS, program], ROOT, ok=False)
     assert sentence(result).startswith("this does not run on Windows itself; run it in WSL")
+
+
+# pytest, on a machine that lacks what only downloads and the command line need; hydra's pytest plugin too.
+COLLECT = """
+import os, sys, pytest
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+sys.modules |= dict.fromkeys("hydra omegaconf wandb submitit pooch requests matplotlib huggingface_hub".split())
+sys.exit(pytest.main("-p pytest_timeout -p xdist.plugin -m gpu -n0 --collect-only -q".split()))
+"""
+
+
+def test_gpu_tests_are_collected_where_only_torch_and_triton_are():
+    out = finish([sys.executable, "-c", COLLECT], ROOT).stdout
+    for file in ("test_gpu", "test_fused"):
+        assert f"tests/{file}.py::" in out
