@@ -17,6 +17,7 @@ from adaptive_span.quantities import Gpus
 ATTENTIONS = ("auto", "dense", "banded", "fused")
 DATA_NAMES = ("stdlib", "enwik8", "text8", "wikitext103", "files")
 DEVICES = ("auto", "cpu", "cuda")
+GRAPHS = ("auto", "off")
 LEVELS = ("byte", "word")
 OPTIMIZERS = ("adagrad", "adam", "sgd")
 PRECISIONS = ("fp32", "bf16")
@@ -175,6 +176,7 @@ class HardwareConfig:
     device: Annotated[str, OneOf(DEVICES)] = "auto"
     processes: CountOrNone = 1  # on each machine, each with one GPU or its share of the CPU cores; 0: one for each GPU
     precision: Annotated[str, OneOf(PRECISIONS)] = "fp32"  # bf16: matrix products under autocast
+    graphs: Annotated[str, OneOf(GRAPHS)] = "auto"  # on a GPU: a step as one CUDA graph; off: launched one by one
     compile: bool = False
     activation_checkpointing: bool = False  # recompute each layer in the backward pass
     timeout: Annotated[float, Range(0, YEAR, above=True)] = (

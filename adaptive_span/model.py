@@ -203,7 +203,8 @@ class Transformer(nn.Module):
         if not self._spans:
             shape = (self.config.num_layers, self.config.num_heads)
             return torch.full(shape, float(self.config.max_span), device=self.positions.device)
-        return torch.stack([span.effective() for span in self._spans])
+        fractions = torch.stack([span.fraction.detach() for span in self._spans])  # (N, H)
+        return (fractions * self.config.max_span + self.config.ramp).clamp(max=self.config.max_span)
 
     def limits(self, spans: Sequence[Sequence[float]] | None = None, slack: float = 0.0) -> Limits:
         """Host-side bounds on the effective spans, and `slack` tokens more; from `spans` where the caller has them on
@@ -217,23 +218,24 @@ class Transformer(nn.Module):
             return self.positions.new_zeros(())
         return torch.stack([span.penalty() for span in self._spans]).sum()
 
+    def highest_fractions(self, limits: Limits) -> Tensor:
+        """Return the span parameters with which each head sees just as far as `limits` say, (N, H), on the model's
+        device."""
+        longest, ramp = self.config.max_span, self.config.ramp
+        highest = [[(x - ramp) / longest if x < longest else 1.0 for x in heads] for heads in limits]
+        return torch.tensor(highest, device=self.positions.device)
+
     @torch.no_grad()
-    def clamp_spans_(self, limits: Limits | None = None) -> None:
-        """To be called after every update: no span below 0 or beyond the maximum; nor, where `limits` are given, so far
-        that its head would see more than they say."""
+    def clamp_spans_(self, highest: Tensor | None = None) -> None:
+        """To be called after every update: no span below 0 or beyond the maximum; nor, where they are given, beyond
+        `highest_fractions`."""
         fractions: list[Tensor] = [span.fraction for span in self._spans]
         if not fractions:
             return
         torch._foreach_clamp_min_(fractions, 0.0)
-        torch._foreach_clamp_max_(fractions, 1.0)
-        if limits is not None:
-            longest, ramp = self.config.max_span, self.config.ramp
-            highest = torch.tensor(
-                [[(x - ramp) / longest if x < longest else 1.0 for x in heads] for heads in limits],
-                dtype=fractions[0].dtype,
-            )
-            if fractions[0].is_cuda:
-                highest = highest.pin_memory().to(fractions[0].device, non_blocking=True)
+        if highest is None:
+            torch._foreach_clamp_max_(fractions, 1.0)
+        else:
             torch._foreach_clamp_max_(fractions, list(highest.unbind()))
 
 

@@ -21,7 +21,7 @@ class ClippedAdagrad(Optimizer):
     acc += g², p −= lr · min(1, clip / (‖g‖ + ε)) · g / (√acc + ε), with ε = 1e-10.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float, clip: float):
+    def __init__(self, params: Iterable[Any], lr: float | Tensor, clip: float):
         super().__init__(params, {"lr": lr, "clip": clip})
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -58,19 +58,44 @@ def _at_once(params: list[Any]) -> Iterator[list[Any]]:
 
 
 def build(config: OptimizerConfig, params: Iterable[Tensor]) -> Optimizer:
+    """Return the optimizer of these parameters, which are all on one device.
+
+    On a GPU the rate is a tensor there, so that a recorded update can be given another one.
+    """
+    params = list(params)
+    on_gpu = params[0].is_cuda
+    rate = torch.tensor(config.lr, device=params[0].device) if on_gpu else config.lr
     match config.name:
         case "adagrad":
-            return ClippedAdagrad(params, lr=config.lr, clip=config.clip)
+            return ClippedAdagrad(params, lr=rate, clip=config.clip)
         case "adam":
-            return Adam(params, lr=config.lr)
+            return Adam(params, lr=rate, capturable=on_gpu)
         case _:
-            return SGD(params, lr=config.lr, momentum=config.momentum)
+            return SGD(params, lr=rate, momentum=config.momentum, fused=on_gpu)
 
 
-def update(optimizer: Optimizer, config: OptimizerConfig, learning_rate: float) -> Tensor:
-    """Update from the gradients at hand, and return the norm of each before clipping, (P,), on the device."""
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of the next update."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def state_dict(optimizer: Optimizer) -> dict[str, Any]:
+    """Return the optimizer's state, the same on every device."""
+    state = optimizer.state_dict()
+    return state | {"param_groups": [group | {"lr": float(group["lr"])} for group in state["param_groups"]]}
+
+
+def load_state_dict(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take over the moments or sums of another one; how to compute with them stays this one's own."""
+    optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def update(optimizer: Optimizer, config: OptimizerConfig) -> Tensor:
+    """Update from the gradients at hand, and return the norm of each before clipping, (P,), on the device."""
     if isinstance(optimizer, ClippedAdagrad):
         return optimizer.step()
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

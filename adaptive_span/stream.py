@@ -28,18 +28,17 @@ def rows(tokens: np.ndarray, batch_size: int, block_size: int, split: str) -> np
     return tokens[: batch_size * length].reshape(batch_size, length)
 
 
-def columns(rows: np.ndarray, start: int, block_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The block that starts at `start` and its targets: (B, M) each, int64."""
+def columns(rows: np.ndarray, start: int, block_size: int, device: torch.device) -> Tensor:
+    """The block that starts at `start` and the token after it: (B, M + 1), int64."""
     block = torch.from_numpy(rows[:, start : start + block_size + 1].astype(np.int64))
-    if device.type == "cuda":
-        block = block.pin_memory().to(device, non_blocking=True)
-    return block[:, :-1], block[:, 1:]
+    return block.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else block
 
 
 def passes_once(rows: np.ndarray, block_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """All whole blocks of the rows, from the first on."""
     for start in range(0, rows.shape[1] - block_size, block_size):
-        yield columns(rows, start, block_size, device)
+        block = columns(rows, start, block_size, device)
+        yield block[:, :-1], block[:, 1:]
 
 
 class Stream:
@@ -50,15 +49,15 @@ class Stream:
         self.position = 0
         self.generator = torch.Generator().manual_seed(seed)  # the same in every process
 
-    def next(self) -> tuple[Tensor, Tensor, bool]:
-        """Tokens and targets (b, M), and whether the text does not continue the last block's."""
+    def next(self) -> tuple[Tensor, bool]:
+        """A block and the token after it, (b, M + 1), and whether the text does not continue the last block's."""
         end = self.rows.shape[1] - self.block_size
         jumped = self.position >= end
         while self.position >= end:
             self.position = int(torch.randint(self.block_size, (), generator=self.generator))
-        tokens, targets = columns(self.rows, self.position, self.block_size, self.device)
+        block = columns(self.rows, self.position, self.block_size, self.device)
         self.position += self.block_size
-        return tokens, targets, jumped
+        return block, jumped
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position, "generator": self.generator.get_state()}

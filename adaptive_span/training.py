@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adaptive_span import checkpoint, optimizer, stream
+from adaptive_span import checkpoint, optimizer, span_bounds, stream
 from adaptive_span.config import Config
 from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process, autocast
 from adaptive_span.errors import UserError
-from adaptive_span.model import Cache, Transformer
-from adaptive_span.span import SLACK
+from adaptive_span.model import Cache, Limits, Transformer
+from adaptive_span.step_graph import StepGraph
 
 
 class Report:
@@ -59,6 +59,8 @@ class Training:
         self.nats = 0.0  # mean over this process's tokens, summed over the updates since the last reading
         self.updates = 0
         self.grad_norm = 0.0
+        self.graph = self._step_graph()
+        self.block = torch.zeros(0)  # (b, M + 1) of the present step, where a graph looks for it
         self._report: Report | None = None  # of the last update, on its way to the host
         self._grad_norms = torch.zeros(0)  # (P,) of the last update, on the device
         self.read_spans()
@@ -72,6 +74,12 @@ class Training:
             return self.model
         return DistributedDataParallel(self.model, gradient_as_bucket_view=True)
 
+    def _step_graph(self) -> StepGraph | None:
+        """A recording of the step, where there is a GPU to replay it."""
+        hardware, process = self.config.hardware, self.process
+        wanted = process.device.type == "cuda" and hardware.graphs == "auto" and process.world_size == 1
+        return StepGraph() if wanted else None
+
     def _empty_caches(self) -> list[Cache]:
         train = self.config.train
         size = train.batch_size // self.process.world_size // train.batch_split
@@ -81,37 +89,72 @@ class Training:
         """One step: forward, backward, update, clamp.
 
         What it did is sent to the host in one transfer, which the next step reads: nobody waits for the device. So the
-        limits of a step are those of the spans before the last update, with some slack, and a span that would outgrow
+        limits of a step are those of the spans before the last update, with some room, and a span that would outgrow
         them is held there for a step.
         """
-        train = self.config.train
         self.model.train()
-        tokens, targets, jumped = self.stream.next()
-        if jumped:
-            self.caches = self._empty_caches()
-        nats = self._backward(tokens, targets)
+        block, jumped = self.stream.next()
+        if jumped:  # to where nothing is known of the text before
+            for cache in self.caches:
+                torch._foreach_zero_(cache)
+        rate = optimizer.learning_rate(self.step + 1, self.config.optimizer.lr, self.config.train)
+        optimizer.set_rate(self.optimizer, rate)
+        if self.graph is None:
+            nats, grad_norms, self.caches = self._compute(block)
+        else:
+            nats, grad_norms = self._compute_as_graph(self.graph, block)
         self.step += 1
-        rate = optimizer.learning_rate(self.step, self.config.optimizer.lr, train)
-        grad_norms = optimizer.update(self.optimizer, self.config.optimizer, rate)
         self.read()
-        self.limits = self.model.limits(self.spans, SLACK)
-        self.model.clamp_spans_(self.limits)
-        self.optimizer.zero_grad()
+        model = self.config.model
+        limits = span_bounds.renewed(self.limits, self.spans, model.max_span, model.block_size)
+        if limits is not self.limits:
+            self._bound_by(limits)
+        self.model.clamp_spans_(self.highest)
         figures = torch.stack([nats, torch.linalg.vector_norm(grad_norms)])
         self._report, self._grad_norms = Report(self.step, figures, self.model.spans()), grad_norms
 
-    def _backward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def _compute(self, block: Tensor) -> tuple[Tensor, Tensor, list[Cache]]:
+        """Update the weights from a block of text, (b, M + 1): all of a step that knows nothing of the host.
+
+        Returns the mean of the nats before the update, the norm of each gradient, (P,), and the next caches.
+        """
+        nats, caches = self._backward(block)
+        grad_norms = optimizer.update(self.optimizer, self.config.optimizer)
+        self.optimizer.zero_grad()
+        return nats, grad_norms, caches
+
+    def _compute_as_graph(self, graph: StepGraph, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Do the same by a recording, which reads the block and the caches, and writes the next ones, where they are."""
+        if self.block.shape != block.shape:
+            self.block = torch.empty_like(block)
+        self.block.copy_(block)
+
+        def anywhere() -> tuple[Tensor, Tensor]:
+            nats, grad_norms, self.caches = self._compute(block)
+            return nats, grad_norms
+
+        def in_place() -> tuple[Tensor, Tensor]:
+            nats, grad_norms, caches = self._compute(self.block)
+            for present, following in zip(self.caches, caches, strict=True):
+                torch._foreach_copy_(present, following)
+            return nats, grad_norms
+
+        sizes = [tuple(tensor.shape) for cache in self.caches for tensor in cache]
+        return graph.run((self.limits, sizes), anywhere, in_place)
+
+    def _backward(self, block: Tensor) -> tuple[Tensor, list[Cache]]:
         """Gradients of the mean over the batch, slice by slice; returns that mean of the nats, on the device."""
-        train, nats = self.config.train, []
-        last = train.batch_split - 1
-        for index, slices in enumerate(zip(tokens.chunk(last + 1), targets.chunk(last + 1), strict=True)):
-            with self._no_sync() if index < last else nullcontext():
+        train, nats, caches = self.config.train, [], []
+        slices = block.chunk(train.batch_split)
+        for index, (part, cache) in enumerate(zip(slices, self.caches, strict=True)):
+            with self._no_sync() if index < len(slices) - 1 else nullcontext():
                 with autocast(self.config.hardware, self.process.device):
-                    nll, self.caches[index] = self.parallel(*slices, self.caches[index], self.limits)
+                    nll, cache = self.parallel(part[:, :-1], part[:, 1:], cache, self.limits)
                 loss = nll.mean() + train.span_penalty * self.model.span_penalty()
                 (loss / train.batch_split).backward()
             nats.append(nll.detach().mean())
-        return torch.stack(nats).mean()
+            caches.append(cache)
+        return torch.stack(nats).mean(), caches
 
     def _no_sync(self) -> AbstractContextManager[Any]:
         return self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else nullcontext()
@@ -173,13 +216,16 @@ class Training:
                 f"train.continue_from={source} has {self.step} steps behind it, and this training ends after {total}; "
                 f"raise train.steps"
             )
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": gathered, "param_groups": groups})
+        optimizer.load_state_dict(self.optimizer, {"state": gathered})
 
     def read_spans(self) -> None:
         """After the weights have been replaced."""
         self.spans = self.model.spans().tolist()  # (N, H) effective spans in tokens, on the host
-        self.limits = self.model.limits(self.spans, SLACK)  # of the next step
+        self._bound_by(span_bounds.fresh(self.spans, self.config.model.max_span))
+
+    def _bound_by(self, limits: Limits) -> None:
+        """No head of the next steps may see further than that."""
+        self.limits, self.highest = limits, self.model.highest_fractions(limits)
 
     def read_nats(self) -> float:
         """Nats a token, the mean over all processes and all updates since it was last read."""
@@ -197,7 +243,7 @@ class Training:
         return {
             "step": self.step,
             "model": self.weights(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer.state_dict(self.optimizer),
             "stream": self.stream.state_dict(),
             "cache": cache,
             "limits": self.limits,
@@ -209,12 +255,12 @@ class Training:
         process, train = self.process, self.config.train
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(self.optimizer, state["optimizer"])
         self.stream.load_state_dict(state["stream"])
         layers = [x[process.share(len(x))].to(process.device).chunk(train.batch_split) for x in state["cache"]]
         self.caches = [list(slices) for slices in zip(*layers, strict=True)]
         self.read_spans()
-        self.limits = state["limits"]
+        self._bound_by(state["limits"])
         self.updates = state["updates"]
         processes = state["processes"]
         if len(processes) == process.world_size:

@@ -47,9 +47,9 @@ def loop(settings: Settings, repeats: int) -> dict[str, Row]:
 
         def bare() -> None:
             training = run.training
-            tokens, targets, _ = training.stream.next()
+            block, _ = training.stream.next()
             for _ in range(STEPS):
-                nll, _ = training.model(tokens, targets, training.caches[0], training.limits)
+                nll, _ = training.model(block[:, :-1], block[:, 1:], training.caches[0], training.limits)
                 (nll.mean() + 2e-6 * training.model.span_penalty()).backward()
                 training.optimizer.step()
                 training.optimizer.zero_grad()
