@@ -22,12 +22,12 @@ def fresh(spans: Spans, max_span: int) -> Bounds:
 
 
 def renewed(bounds: Bounds, spans: Spans, max_span: int, block_size: int) -> Bounds:
-    """Return `bounds` as long as they serve, else fresh ones."""
-    pairs = [pair for heads in zip(spans, bounds, strict=True) for pair in zip(*heads, strict=True)]
-    if any(span + CLOSE > bound < max_span for span, bound in pairs):
-        return fresh(spans, max_span)
+    """Return `bounds` as long as they serve, else fresh ones; those of a training that begins are empty."""
     better = fresh(spans, max_span)
-    return better if _work(bounds, block_size) > WASTE * _work(better, block_size) else bounds
+    if not bounds or work(bounds, block_size) > WASTE * work(better, block_size):
+        return better
+    pairs = [pair for heads in zip(spans, bounds, strict=True) for pair in zip(*heads, strict=True)]
+    return better if any(span + CLOSE > bound < max_span for span, bound in pairs) else bounds
 
 
 def _above(span: float, max_span: int) -> int:
@@ -36,7 +36,7 @@ def _above(span: float, max_span: int) -> int:
     return min(max_span, -int(-needed // STEP) * STEP)
 
 
-def _work(bounds: Bounds, block_size: int) -> int:
+def work(bounds: Bounds, block_size: int) -> int:
     """Return what attention costs within these bounds, for comparison.
 
     A head's keys and values at its bound and the block cost about as much as the weights of a block's queries.

@@ -15,6 +15,7 @@ from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process, autocast
 from adaptive_span.errors import UserError
 from adaptive_span.model import Cache, Limits, Transformer
+from adaptive_span.span import SLACK
 from adaptive_span.step_graph import StepGraph
 
 
@@ -105,10 +106,7 @@ class Training:
             nats, grad_norms = self._compute_as_graph(self.graph, block)
         self.step += 1
         self.read()
-        model = self.config.model
-        limits = span_bounds.renewed(self.limits, self.spans, model.max_span, model.block_size)
-        if limits is not self.limits:
-            self._bound_by(limits)
+        self._bound_by(self._next_limits())
         self.model.clamp_spans_(self.highest)
         figures = torch.stack([nats, torch.linalg.vector_norm(grad_norms)])
         self._report, self._grad_norms = Report(self.step, figures, self.model.spans()), grad_norms
@@ -124,7 +122,7 @@ class Training:
         return nats, grad_norms, caches
 
     def _compute_as_graph(self, graph: StepGraph, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Do the same by a recording, which reads the block and the caches, and writes the next ones, where they are."""
+        """Do the same by a recording: it reads the block and the caches, and writes the next ones, where they are."""
         if self.block.shape != block.shape:
             self.block = torch.empty_like(block)
         self.block.copy_(block)
@@ -221,11 +219,19 @@ class Training:
     def read_spans(self) -> None:
         """After the weights have been replaced."""
         self.spans = self.model.spans().tolist()  # (N, H) effective spans in tokens, on the host
-        self._bound_by(span_bounds.fresh(self.spans, self.config.model.max_span))
+        self.limits: Limits = []
+        self._bound_by(self._next_limits())
+
+    def _next_limits(self) -> Limits:
+        """Bounds on the spans of the next step: on a GPU such as seldom change, elsewhere as close as they can be."""
+        if self.process.device.type != "cuda":
+            return self.model.limits(self.spans, SLACK)
+        return span_bounds.renewed(self.limits, self.spans, self.config.model.max_span, self.config.model.block_size)
 
     def _bound_by(self, limits: Limits) -> None:
-        """No head of the next steps may see further than that."""
-        self.limits, self.highest = limits, self.model.highest_fractions(limits)
+        """Let no head of the next steps see further than that."""
+        if limits != self.limits:
+            self.limits, self.highest = limits, self.model.highest_fractions(limits)
 
     def read_nats(self) -> float:
         """Nats a token, the mean over all processes and all updates since it was last read."""

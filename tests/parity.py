@@ -76,7 +76,8 @@ def train(model: Transformer, c: dict[str, Any], vectors: dict[str, Any]) -> dic
     cache, nll_errors, span_errors = model.empty_cache(c["batch"]), [], [torch.zeros(())]
     for step in range(c["train_steps"]):
         nll, cache = backward(model, c, block(c, vectors["tokens"], c["eval_blocks"] + step), cache)
-        optimizers.update(optimizer, config, optimizers.learning_rate(step + 1, c["lr"], schedule))
+        optimizers.set_rate(optimizer, optimizers.learning_rate(step + 1, c["lr"], schedule))
+        optimizers.update(optimizer, config)
         model.clamp_spans_()
         nll_errors.append((nll - vectors["train_nll"][step]).abs())
         if c["adaptive"]:

@@ -144,8 +144,8 @@ def losses(model: Transformer, config: Config) -> list[float]:
     for step in range(12):
         nll, cache = model(text[:, :-1], text[:, 1:], cache)
         (nll.mean() + config.train.span_penalty * model.span_penalty()).backward()
-        rate = optimizers.learning_rate(step + 1, config.optimizer.lr, config.train)
-        optimizers.update(optimizer, config.optimizer, rate)
+        optimizers.set_rate(optimizer, optimizers.learning_rate(step + 1, config.optimizer.lr, config.train))
+        optimizers.update(optimizer, config.optimizer)
         model.clamp_spans_()
         optimizer.zero_grad()
         nats.append(nll.mean().item())

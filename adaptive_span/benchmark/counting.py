@@ -132,7 +132,7 @@ def count(config: ModelConfig, spans: Tensor, rows: int, split: int = 1, precisi
                 loss.backward()
             tracer.phase = "update"
             update.step()
-            model.clamp_spans_(limits)
+            model.clamp_spans_(model.highest_fractions(limits))
             update.zero_grad()
     head_size = config.hidden_size // config.num_heads
     return tracer.step(elements * 2 * head_size)
