@@ -12,9 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, prod
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -25,9 +27,10 @@ from torch.utils.flop_counter import flop_registry
 from adaptive_span import attention, optimizer
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.costs import Row, Settings
-from adaptive_span.config import ModelConfig, OptimizerConfig
+from adaptive_span.config import Config, OptimizerConfig
+from adaptive_span.distributed import Process
 from adaptive_span.model import Transformer
-from adaptive_span.span import SLACK
+from adaptive_span.training import Training
 
 GIB = 2**30
 
@@ -61,7 +64,6 @@ PRODUCTS = {"forward_kernel": 2, "query_kernel": 3, "key_value_kernel": 4}
 class Launch:
     """One kernel, or the kernels of one operator, with what they read, write and compute."""
 
-    phase: str  # forward, backward, update
     name: str
     count: int
     bytes: int
@@ -84,9 +86,12 @@ class Step:
 
 def table(settings: Settings, split: int) -> dict[str, Row]:
     """Return, for each part of a step, what it launches, moves, computes, and keeps for the backward pass."""
-    config = replace(profiles.sizes(settings.model), dropout=settings.dropout)
-    spans = profiles.spans(settings.profile, config, settings.scale)
-    step = count(config, spans, settings.batch_size, split, settings.precision)
+    model = replace(profiles.sizes(settings.model), dropout=settings.dropout)
+    config = Config(model=model, optimizer=OptimizerConfig("adagrad", 0.07, 0.03))
+    config.hardware.precision = settings.precision
+    config.train.steps, config.train.warmup_steps, config.train.span_penalty = 1, 0, 5e-7
+    config.train.batch_size, config.train.batch_split = settings.batch_size, split
+    step = count(config, profiles.spans(settings.profile, model, settings.scale), profiles.VOCAB_SIZE)
     rows = {part: _row([x for x in step.launches if x.part == part], step.kept.get(part, 0)) for part in PARTS}
     rows = dict(sorted(rows.items(), key=lambda row: -row[1]["GB"]))  # type: ignore[operator]
     height: Row = {"launches": None, "GB": None, "TFLOP": None, "GiB kept": step.peak / GIB}
@@ -102,58 +107,54 @@ def _row(launches: Sequence[Launch], kept: int) -> Row:
     }
 
 
-def count(config: ModelConfig, spans: Tensor, rows: int, split: int = 1, precision: str = "bf16") -> Step:
-    """Count one update with fused attention of a model whose heads have these spans, (N, H) in tokens without the ramp.
+def count(config: Config, spans: Tensor, vocab_size: int) -> Step:
+    """Count one update of a process that works alone, with fused attention if `config` leaves the choice.
 
-    `rows` are those of one process, taken in `split` slices one after the other.
+    spans: (N, H), of each head, in tokens and without the ramp.
     """
-    effective = (spans + config.ramp).clamp(max=config.max_span)
-    elements = rows * config.block_size * (effective.sum().item() + config.memory_size * effective.numel())
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    with FakeTensorMode(), _as_on_a_gpu() as tracer:
-        with tracer:
-            model = Transformer(replace(config, attention="fused"), profiles.VOCAB_SIZE)
-            limits = model.limits(effective.tolist(), SLACK)
-            update = optimizer.build(OptimizerConfig("adagrad", 0.07, 0.03), model.parameters())
-            tokens = torch.zeros(rows, config.block_size + 1, dtype=torch.int64)
-            size = config.hidden_size
-            caches = [
-                [torch.zeros(rows // split, model.cache_length(heads), size, dtype=kind) for heads in limits]
-                for _ in range(split)
-            ]
-            tracer.start(model.parameters())
-            for index, part in enumerate(tokens.chunk(split)):
-                tracer.phase = "forward"
-                with tracer.keeping(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                    nll, caches[index] = model(part[:, :-1], part[:, 1:], caches[index], limits)
-                    loss = (nll.mean() + 5e-7 * model.span_penalty()) / split
-                del nll
-                tracer.phase = "backward"
-                loss.backward()
-            tracer.phase = "update"
-            update.step()
-            model.clamp_spans_(model.highest_fractions(limits))
-            update.zero_grad()
-    head_size = config.hidden_size // config.num_heads
-    return tracer.step(elements * 2 * head_size)
+    model, train = config.model, config.train
+    if model.attention == "auto":
+        config = replace(config, model=replace(model, attention="fused"))
+    effective = (spans + model.ramp).clamp(max=model.max_span)
+    tokens = np.zeros(train.batch_size * (2 * model.block_size + 1), dtype=np.int16)
+    corpus: Any = SimpleNamespace(vocab_size=vocab_size, tokens=lambda split: tokens)
+    known: Any = SimpleNamespace(tolist=effective.tolist)  # which FakeTensors are not
+    with FakeTensorMode(), _as_on_a_gpu() as tracer, tracer:
+        with patch.object(Transformer, "spans", lambda model: known), patch.object(Transformer, "to"):
+            training = Training(config, corpus, Process(0, 1, torch.device("cpu")))
+        _fill(training)
+        tracer.start(training.model.parameters())
+        training.update()
+    seen = effective.sum().item() + model.memory_size * effective.numel()
+    return tracer.step(2 * model.hidden_size // model.num_heads * train.batch_size * model.block_size * seen)
+
+
+def _fill(training: Training) -> None:
+    """Give it the caches of a training that has gone on for a while."""
+    rows = training.config.train.batch_size // training.config.train.batch_split
+    kind = torch.bfloat16 if training.config.hardware.precision == "bf16" else torch.float32
+    shapes = [
+        (rows, training.model.cache_length(heads), training.config.model.hidden_size) for heads in training.limits
+    ]
+    training.caches = [[torch.empty(shape, dtype=kind) for shape in shapes] for _ in training.caches]
 
 
 class _Tracer(TorchDispatchMode):
-    """Notes what is launched, and which storages live."""
+    """Notes what is launched, which storages live, and which of them the backward pass waits for."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.phase = ""
         self.launches: list[Launch] = []
-        self.kept: Counter[str] = Counter()
-        self.live = self.peak = 0
         self.makers: dict[int, str] = {}  # of each living storage, the part that made it
-        self.parameters: set[int] = set()
+        self.live = self.peak = 0
+        self.saved: dict[int, int] = {}  # of those saved for the backward pass, the bytes
+        self.kept: Counter[str] = Counter()  # when these were most
+        self.others: set[int] = set()  # that are there in any case: parameters
 
     def start(self, parameters: Iterator[Tensor]) -> None:
-        """Forget what was launched to make the model."""
+        """Forget what it took to make the model."""
         self.launches.clear()
-        self.parameters = {_storage(parameter) for parameter in parameters}
+        self.others = {_storage(parameter) for parameter in parameters}
         self.peak = self.live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -184,12 +185,12 @@ class _Tracer(TorchDispatchMode):
         launches = SEVERAL.get(name, 1)
         if name.startswith("_foreach"):
             launches = ceil(sum(ceil(tensor.numel() / BLOCK) for tensor in args[0]) / BLOCKS)
-        return Launch(self.phase, name, 0 if nothing else launches, sum(map(_bytes, [*read, *written])), flops)
+        return Launch(name, 0 if nothing else launches, sum(map(_bytes, [*read, *written])), flops)
 
     def kernel(self, kernel: Any, *args: Any, **kwargs: Any) -> None:
         """Note a launch of Triton's."""
         total = sum(map(_bytes, _tensors((args, kwargs))))
-        self.launches.append(Launch(self.phase, kernel.fn.__name__, 1, total, 0))
+        self.launches.append(Launch(kernel.fn.__name__, 1, total, 0))
 
     def _watch(self, tensors: list[Tensor], part: str) -> None:
         for tensor in tensors:
@@ -203,21 +204,18 @@ class _Tracer(TorchDispatchMode):
     def _free(self, storage: int, size: int) -> None:
         del self.makers[storage]
         self.live -= size
+        self.saved.pop(storage, None)
 
-    @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """Within it, note what is saved for the backward pass."""
-        seen = set(self.parameters)
-
-        def save(tensor: Tensor) -> Tensor:
-            if _storage(tensor) not in seen:
-                seen.add(_storage(tensor))
-                self.kept[self.makers[_storage(tensor)]] += tensor.untyped_storage().nbytes()
-            return tensor
-
-        self.kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-            yield
+    def save(self, tensor: Tensor) -> Tensor:
+        """Note what is saved for the backward pass."""
+        storage = _storage(tensor)
+        if storage not in self.saved and storage not in self.others:
+            self.saved[storage] = tensor.untyped_storage().nbytes()
+            if sum(self.saved.values()) > self.kept.total():
+                self.kept.clear()
+                for each, size in self.saved.items():
+                    self.kept[self.makers[each]] += size
+        return tensor
 
     def step(self, element: float) -> Step:
         """Return what was noted; `element`: operations of one product with all that attention looks at."""
@@ -245,6 +243,7 @@ def _as_on_a_gpu() -> Iterator[_Tracer]:
         return torch.native_dropout(x, module.p, True)[0] if module.training and module.p else x
 
     with (
+        torch.autograd.graph.saved_tensors_hooks(tracer.save, lambda tensor: tensor),
         patch.object(attention, "why_not_fused", lambda *_: None),
         patch.object(JITFunction, "run", launch),
         patch.object(nn.Dropout, "forward", drop),
