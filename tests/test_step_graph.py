@@ -29,9 +29,7 @@ class Repeated:
         return in_place()
 
 
-@pytest.mark.parametrize(
-    "settings", [(), ("train.batch_split=2",), ("optimizer=adam",), ("model.memory_size=8", "model.ffn_size=0")]
-)
+@pytest.mark.parametrize("settings", ["train.batch_split=2", "optimizer=adam", "model.memory_size=8 model.ffn_size=0"])
 def test_a_step_in_place_is_the_same_step(settings, text, tmp_path):
     """Also over the end of the text, from where it starts again."""
     plain, fixed = (small(text, tmp_path, "model.dropout=0.2", *settings.split()) for _ in range(2))
