@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adaptive_span.adaptive_io import AdaptiveEmbedding, AdaptiveSoftmax
-from adaptive_span.attention import Context, HiddenStates, KeysValues, choose, in_autocast
+from adaptive_span.attention import Context, HiddenStates, KeysValues, choose
 from adaptive_span.config import ModelConfig
+from adaptive_span.elementwise import Hidden, add_and_norm, feed_forward, with_operand
 from adaptive_span.memory import PersistentMemory
 from adaptive_span.span import AdaptiveSpan, upper_bound
 
@@ -87,14 +88,15 @@ class AttentionBlock(nn.Module):
         self.attention = AdaptiveSpanAttention(config)
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, hidden: Tensor, past: Tensor, positions: Tensor, limits: Sequence[int]) -> Tensor:
-        return self.norm(hidden + self.attention(hidden, past, positions, limits))
+    def forward(self, hidden: Hidden, past: Tensor, positions: Tensor, limits: Sequence[int]) -> Hidden:
+        attended = self.attention(hidden.operand, past, positions, limits)
+        return add_and_norm(hidden.exact, attended, self.norm)
 
     def infer(
-        self, hidden: Tensor, past: list[Tensor], positions: Tensor, limits: Sequence[int]
-    ) -> tuple[Tensor, list[Tensor]]:
-        attended, kept = self.attention.infer(hidden, past, positions, limits)
-        return self.norm(hidden + attended), kept
+        self, hidden: Hidden, past: list[Tensor], positions: Tensor, limits: Sequence[int]
+    ) -> tuple[Hidden, list[Tensor]]:
+        attended, kept = self.attention.infer(hidden.operand, past, positions, limits)
+        return add_and_norm(hidden.exact, attended, self.norm), kept
 
 
 class FeedForwardBlock(nn.Module):
@@ -107,8 +109,9 @@ class FeedForwardBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout if config.ffn_dropout is None else config.ffn_dropout)
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.norm(hidden + self.contract(self.dropout(F.relu(self.expand(hidden)))))
+    def forward(self, hidden: Hidden) -> Hidden:
+        dropout = self.dropout.p if self.training else 0.0
+        return feed_forward(hidden, self.expand, self.contract, dropout, self.norm)
 
 
 class Softmax(nn.Linear):
@@ -159,7 +162,7 @@ class Transformer(nn.Module):
     def hidden_states(self, tokens: Tensor, cache: Cache, limits: Limits | None = None) -> tuple[Tensor, Cache]:
         """What the output layer reads, (B, M, C), and the cache for the next block."""
         limits = self.limits() if limits is None else limits
-        hidden = self.embedding_dropout(self.embedding(tokens))
+        hidden = with_operand(self.embedding_dropout(self.embedding(tokens)))
         new_cache: Cache = []
         attention: Iterator[Any] = zip(self.attention_blocks, cache, limits, strict=True)
         feed_forward = iter(self.feed_forward_blocks)
@@ -169,16 +172,16 @@ class Transformer(nn.Module):
                 continue
             block, past, heads = next(attention)
             if isinstance(past, Tensor):
-                kept = in_autocast(hidden.detach())  # as keys and values will be made of it
+                kept = hidden.operand.detach()  # as keys and values will be made of it
                 past = past.to(kept.dtype)
                 new_cache.append(torch.cat([past, kept], dim=1)[:, -self.cache_length(heads) :])
                 hidden = self._run(block, hidden, past, self.positions, heads)
             else:
                 hidden, kept = block.infer(hidden, past, self.positions, heads)
                 new_cache.append(kept)
-        return self.embedding_dropout(hidden), new_cache
+        return self.embedding_dropout(hidden.operand), new_cache
 
-    def _run(self, block: nn.Module, *inputs: object) -> Tensor:
+    def _run(self, block: nn.Module, *inputs: object) -> Hidden:
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)

@@ -14,6 +14,7 @@ from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process, autocast, process_group
 from adaptive_span.errors import UserError, check_batch
 from adaptive_span.interruption import tidy_end
+from adaptive_span.low_precision import low_precision
 from adaptive_span.matching import corpus_for
 from adaptive_span.model import Transformer
 from adaptive_span.run_directory import refuse_links
@@ -99,7 +100,7 @@ def evaluate(asked: EvaluateConfig) -> None:
         block_size = asked.block_size or config.model.block_size
         rows, memory = asked.batch_size // process.world_size, out_of_memory.available_memory(process)
         capacity.check_scoring(config.model, model.vocab_size, rows, block_size, memory)
-        with autocast(asked.hardware, process.device):
+        with autocast(asked.hardware, process.device), low_precision(model, asked.hardware.precision):
             result = score(model, corpus, asked.protocol, asked.batch_size, block_size, process)
         if process.is_main:
             result |= {"checkpoint": str(file), "step": state["step"]}

@@ -29,6 +29,7 @@ from adaptive_span.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, process_group
 from adaptive_span.errors import UserError, check_batch
 from adaptive_span.interruption import Interruption, tidy_end
+from adaptive_span.low_precision import low_precision
 from adaptive_span.matching import corpus_for
 from adaptive_span.optimizer import learning_rate
 from adaptive_span.output import Output
@@ -245,7 +246,8 @@ class Run:
     def _validate(self) -> float:
         """Nats a token on the validation part; the best weights so far are kept."""
         config, training = self.config, self.training
-        with autocast(config.hardware, self.process.device):
+        precision = config.hardware.precision
+        with autocast(config.hardware, self.process.device), low_precision(training.model, precision):
             score = evaluation.validate(
                 training.model, self.validation_rows, config.model.block_size, config.validation.blocks,
                 config.train.batch_split, training.limits, self.process,

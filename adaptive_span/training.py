@@ -14,6 +14,7 @@ from adaptive_span.config import Config
 from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process, autocast
 from adaptive_span.errors import UserError
+from adaptive_span.low_precision import low_precision
 from adaptive_span.model import Cache, Limits, Transformer
 from adaptive_span.span import SLACK
 from adaptive_span.step_graph import StepGraph
@@ -116,7 +117,8 @@ class Training:
 
         Returns the mean of the nats before the update, the norm of each gradient, (P,), and the next caches.
         """
-        nats, caches = self._backward(block)
+        with low_precision(self.model, self.config.hardware.precision):
+            nats, caches = self._backward(block)
         grad_norms = optimizer.update(self.optimizer, self.config.optimizer)
         self.optimizer.zero_grad()
         return nats, grad_norms, caches

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from adaptive_span import AdaptiveSpan, ModelConfig, Transformer
 from adaptive_span import optimizer as optimizers
 from adaptive_span.config import ATTENTIONS, Config
+from adaptive_span.elementwise import with_operand
 from adaptive_span.errors import UserError
 from tests.test_config import composed
 
@@ -189,11 +190,11 @@ def test_blocks_run_in_the_order_asked_for():
     torch.manual_seed(0)
     model = Transformer(small(layer_order="affa"), 11)
     tokens = torch.randint(11, (2, 6))
-    hidden, limits = model.embedding(tokens), model.limits()
+    hidden, past, limits = with_operand(model.embedding(tokens)), model.empty_cache(2), model.limits()
     (first, last), feed_forward = model.attention_blocks, model.feed_forward_blocks
-    hidden = feed_forward[1](feed_forward[0](first(hidden, hidden[:, :0], model.positions, limits[0])))
-    hidden = last(hidden, hidden[:, :0], model.positions, limits[1])
-    torch.testing.assert_close(model.hidden_states(tokens, model.empty_cache(2))[0], hidden)
+    hidden = feed_forward[1](feed_forward[0](first(hidden, past[0], model.positions, limits[0])))
+    hidden = last(hidden, past[1], model.positions, limits[1])
+    torch.testing.assert_close(model.hidden_states(tokens, model.empty_cache(2))[0], hidden.exact)
 
 
 @pytest.mark.parametrize("tied", [True, False])

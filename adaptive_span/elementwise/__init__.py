@@ -1,0 +1,63 @@
+"""What surrounds the matrix products of a block, in as few passes over memory as it takes: in Triton on a GPU, in
+PyTorch elsewhere.
+
+B batch, M block, C hidden size, F feed-forward size, R = B·M rows.
+"""
+
+import functools
+import importlib.util
+import shutil
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adaptive_span.attention.context import in_autocast
+
+LEAST_CAPABILITY = (8, 0)  # bfloat16 in hardware
+
+
+class Hidden(NamedTuple):
+    """Hidden states, and the same as precise as matrix products read them; one tensor where that is no difference."""
+
+    exact: Tensor  # (B, M, C)
+    operand: Tensor  # (B, M, C)
+
+
+def with_operand(exact: Tensor) -> Hidden:
+    """Return (B, M, C) with its copy for products."""
+    return Hidden(exact, in_autocast(exact))
+
+
+def add_and_norm(residual: Tensor, branch: Tensor, norm: nn.LayerNorm) -> Hidden:
+    """Return LN(residual + branch). (B, M, C) both"""
+    if not in_triton(residual):
+        return with_operand(norm(residual + branch))
+    from adaptive_span.elementwise import fused
+
+    return fused.add_and_norm(residual, branch, None, norm)
+
+
+def feed_forward(states: Hidden, expand: nn.Linear, contract: nn.Linear, dropout: float, norm: nn.LayerNorm) -> Hidden:
+    """Return LN(h + W₂ dropout(ReLU(W₁ h))). (B, M, C)"""
+    if not in_triton(states.exact):
+        inner = F.dropout(F.relu(expand(states.operand)), dropout, training=dropout > 0)  # (B, M, F)
+        return with_operand(norm(states.exact + contract(inner)))
+    from adaptive_span.elementwise import fused
+
+    branch = fused.feed_forward(states.operand, expand, contract.weight, dropout)
+    return fused.add_and_norm(states.exact, branch, contract.bias, norm)  # which also sums the bias's gradient
+
+
+def in_triton(tensor: Tensor) -> bool:
+    """Return whether kernels of our own run where this tensor is."""
+    return tensor.is_cuda and _compiles(tensor.device)
+
+
+@functools.cache
+def _compiles(device: torch.device) -> bool:
+    """Return whether Triton can compile for this GPU, for which it also needs a C compiler."""
+    has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
+    capability = torch.cuda.get_device_capability(device)
+    return importlib.util.find_spec("triton") is not None and has_compiler and capability >= LEAST_CAPABILITY

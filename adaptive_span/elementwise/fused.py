@@ -1,0 +1,164 @@
+"""Residual, layer norm and feed-forward with the gradients written out, around the Triton kernels.
+
+R rows, C hidden size, F feed-forward size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from adaptive_span.attention.context import in_autocast
+from adaptive_span.elementwise import Hidden, kernels
+from adaptive_span.own_types import OwnTypes
+
+PROGRAMS = 1024  # that share the rows of a norm in the backward pass: as many as a GPU runs at once
+LEAST_ROWS = 8  # of each of them, so that their sums are few beside what they read
+HALF = 1024  # numbers that share hashes with as many others
+TILE = {"ROWS": 8, "COLUMNS": 256}  # of the gradient of ReLU
+ROW_PROGRAMS = 128  # that share the rows of that gradient
+
+
+@torch.compiler.disable  # nothing in it could be fused any further
+def add_and_norm(residual: Tensor, branch: Tensor, branch_bias: Tensor | None, norm: nn.LayerNorm) -> Hidden:
+    """Return LN(residual + branch + branch_bias), exact as the norm's weight is, and as an operand like the branch.
+
+    (…, C) all, but branch_bias (C,).
+    """
+    return Hidden(*AddAndNorm.apply(residual, branch, branch_bias, norm.weight, norm.bias, norm.eps))
+
+
+@torch.compiler.disable
+def feed_forward(operand: Tensor, expand: nn.Linear, contract: Tensor, dropout: float) -> Tensor:
+    """Return W₂ dropout(ReLU(W₁ x + b₁)). (…, C) → (…, C)"""
+    words = random_words(operand.device) if dropout else None
+    weights = map(in_autocast, (expand.weight, expand.bias, contract))
+    return FeedForward.apply(in_autocast(operand), *weights, dropout, words)
+
+
+def random_words(device: torch.device) -> Tensor:
+    """Draw (2,) of torch's own generator on the device, where activation checkpointing finds the same again."""
+    return torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=device)
+
+
+class AddAndNorm(OwnTypes):
+    """One pass over what it reads and writes, forward and backward. Kept are z = (x − mean) · rstd, as precise as the
+    branch, and rstd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        residual: Tensor,  # (…, C)
+        branch: Tensor,  # (…, C)
+        branch_bias: Tensor | None,  # (C,)
+        weight: Tensor,  # (C,)
+        bias: Tensor,  # (C,)
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        residual, branch = residual.contiguous(), branch.contiguous()
+        size, rows = residual.size(-1), residual.numel() // residual.size(-1)
+        is_kept = any(ctx.needs_input_grad)
+        exact = torch.empty_like(residual, dtype=weight.dtype)
+        operand = torch.empty_like(branch) if branch.dtype != weight.dtype else None
+        normalized = torch.empty_like(branch) if is_kept else None
+        rstd = weight.new_empty(rows, dtype=torch.float32) if is_kept else None
+        launch(
+            kernels.norm_forward_kernel, (rows,), residual=residual, branch=branch, branch_bias=branch_bias,
+            weight=weight, bias=bias, hidden=exact, operand=operand, normalized=normalized, rstd=rstd, eps=eps,
+            **columns(size),
+        )  # fmt: skip
+        ctx.set_materialize_grads(False)
+        ctx.types = residual.dtype, None if branch_bias is None else branch_bias.dtype
+        ctx.save_for_backward(normalized, rstd, weight)
+        return exact, exact.detach() if operand is None else operand  # two, whose gradients come apart
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, grad_operand: Tensor | None) -> tuple[Tensor | None, ...]:
+        normalized, rstd, weight = ctx.saved_tensors
+        residual_type, branch_bias_type = ctx.types
+        grad, grad_operand = (None if x is None else x.contiguous() for x in (grad, grad_operand))
+        size, rows, sums = len(weight), len(rstd), 2 if branch_bias_type is None else 3
+        programs = max(1, min(PROGRAMS, rows // LEAST_ROWS))
+        partial = rstd.new_empty(sums, programs, size)
+        grad_residual = torch.empty_like(normalized, dtype=residual_type)
+        grad_branch = grad_residual if normalized.dtype == residual_type else torch.empty_like(normalized)
+        launch(
+            kernels.norm_backward_kernel, (programs,), grad_hidden=grad, grad_operand=grad_operand,
+            normalized=normalized, rstd=rstd, weight=weight, grad_residual=grad_residual,
+            grad_branch=None if grad_branch is grad_residual else grad_branch, partial=partial, rows=rows, SUMS=sums,
+            **columns(size),
+        )  # fmt: skip
+        grad_weight, grad_bias, *grad_branch_bias = partial.sum(1).unbind()
+        return (
+            grad_residual,
+            grad_branch,
+            grad_branch_bias[0].to(branch_bias_type) if grad_branch_bias else None,
+            grad_weight.to(weight.dtype),
+            grad_bias.to(weight.dtype),
+            None,
+        )
+
+
+class FeedForward(OwnTypes):
+    """Both products and what is between them, made in place. Kept is what the second product reads: it is zero where
+    ReLU or dropout took something away. The second bias is the norm's to add."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operand: Tensor,  # (…, C)
+        expand: Tensor,  # (F, C)
+        expand_bias: Tensor,  # (F,)
+        contract: Tensor,  # (C, F)
+        dropout: float,
+        words: Tensor | None,  # (2,)
+    ) -> Tensor:
+        rows = operand.flatten(0, -2)  # (R, C)
+        inner = torch.addmm(expand_bias, rows, expand.t())  # (R, F)
+        threshold = min(round(dropout * 2**16), 2**16 - 1)  # of 16 random bits: what lies below is dropped
+        scale = 1 / (1 - threshold / 2**16)  # of the rate that is applied
+        launch(
+            kernels.relu_dropout_kernel, (-(-inner.numel() // (2 * HALF)),), inner=inner, words=words,
+            total=inner.numel(), threshold=threshold, scale=scale, HALF=HALF, num_warps=4,
+        )  # fmt: skip
+        ctx.scale = scale
+        ctx.save_for_backward(operand, expand, contract, inner)
+        return torch.mm(inner, contract.t()).view_as(operand)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        operand, expand, contract, inner = ctx.saved_tensors
+        rows, grad = operand.flatten(0, -2), grad.flatten(0, -2)  # (R, C) both
+        grad_contract = torch.mm(grad.t(), inner)  # (C, F)
+        grad_inner = torch.mm(grad, contract)  # (R, F)
+        length, size = inner.shape
+        programs = max(1, min(ROW_PROGRAMS, length // TILE["ROWS"]))
+        partial = inner.new_empty(programs, size, dtype=torch.float32)
+        launch(
+            kernels.relu_dropout_backward_kernel, (-(-size // TILE["COLUMNS"]), programs), grad=grad_inner,
+            inner=inner, partial=partial, rows=length, scale=ctx.scale, SIZE=size, num_warps=4, **TILE,
+        )  # fmt: skip
+        return (
+            torch.mm(grad_inner, expand).view_as(operand),
+            torch.mm(grad_inner.t(), rows),  # (F, C)
+            partial.sum(0).to(expand.dtype),
+            grad_contract,
+            None,
+            None,
+        )
+
+
+def columns(size: int) -> dict[str, int]:
+    """Return the constants of kernels that hold a row at once, eight numbers a thread."""
+    padded = max(16, 1 << (size - 1).bit_length())
+    return {"SIZE": size, "COLUMNS": padded, "num_warps": min(16, max(1, padded // 256))}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
+    """Launch a kernel on the GPU that its tensors are on."""
+    tensor = next(value for value in arguments.values() if isinstance(value, Tensor))
+    with torch.cuda.device_of(tensor):
+        kernel[grid](**arguments, enable_fp_fusion=True)

@@ -1,0 +1,144 @@
+"""The Triton kernels of what surrounds the matrix products. Sums are made in fp32 and in a fixed order.
+
+R rows, SIZE numbers in each, P programs. Tensors are contiguous. None stands for a tensor that is not wanted.
+"""
+
+import triton
+import triton.language as tl
+
+# Nothing is compiled anew for another batch. `total` is looked at for being a multiple of 16: other loads are slow.
+compiled = triton.jit(do_not_specialize=["rows", "threshold"])
+
+
+@compiled
+def norm_forward_kernel(
+    residual, branch, branch_bias, weight, bias, hidden, operand, normalized, rstd, eps,
+    SIZE: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """LN(residual + branch + branch_bias) of one row, exact and as an operand; for the backward pass what weight and
+    bias are applied to, and what it was divided by."""
+    row, c = tl.program_id(0).to(tl.int64), tl.arange(0, COLUMNS)
+    inside = c < SIZE
+    at = row * SIZE + c
+    x = tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    x += tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
+    if branch_bias is not None:
+        x += tl.load(branch_bias + c, mask=inside, other=0.0).to(tl.float32)
+    centered = tl.where(inside, x - tl.sum(x, 0) / SIZE, 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(centered * centered, 0) / SIZE + eps)
+    z = centered * scale
+    y = z * tl.load(weight + c, mask=inside, other=0.0) + tl.load(bias + c, mask=inside, other=0.0)
+    tl.store(hidden + at, y.to(hidden.dtype.element_ty), mask=inside)
+    if operand is not None:
+        tl.store(operand + at, y.to(operand.dtype.element_ty), mask=inside)
+    if normalized is not None:
+        tl.store(normalized + at, z.to(normalized.dtype.element_ty), mask=inside)
+        tl.store(rstd + row, scale)
+
+
+@compiled
+def norm_backward_kernel(
+    grad_hidden, grad_operand, normalized, rstd, weight, grad_residual, grad_branch, partial, rows,
+    SIZE: tl.constexpr, COLUMNS: tl.constexpr, SUMS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of every P-th row; and summed over those rows, (SUMS, P, SIZE), those of the weight, the bias, and the
+    branch's bias where there is one.
+
+    With y = z · weight + bias and z = (x − mean) · rstd: dx = rstd · (dz − mean(dz) − z · mean(dz · z)).
+    """
+    program, programs, c = tl.program_id(0), tl.num_programs(0), tl.arange(0, COLUMNS)
+    inside, size = c < SIZE, tl.full([], SIZE, tl.int64)
+    w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+    to_weight = tl.zeros([COLUMNS], tl.float32)
+    to_bias = tl.zeros([COLUMNS], tl.float32)
+    to_branch_bias = tl.zeros([COLUMNS], tl.float32)
+    for row in range(program, rows, programs):
+        at = row * size + c
+        g = tl.zeros([COLUMNS], tl.float32)
+        if grad_hidden is not None:
+            g += tl.load(grad_hidden + at, mask=inside, other=0.0).to(tl.float32)
+        if grad_operand is not None:
+            g += tl.load(grad_operand + at, mask=inside, other=0.0).to(tl.float32)
+        z = tl.load(normalized + at, mask=inside, other=0.0).to(tl.float32)
+        to_weight += g * z
+        to_bias += g
+        g *= w
+        dx = (g - tl.sum(g, 0) / SIZE - z * (tl.sum(g * z, 0) / SIZE)) * tl.load(rstd + row)
+        if SUMS == 3:
+            to_branch_bias += dx
+        tl.store(grad_residual + at, dx.to(grad_residual.dtype.element_ty), mask=inside)
+        if grad_branch is not None:
+            tl.store(grad_branch + at, dx.to(grad_branch.dtype.element_ty), mask=inside)
+    at = program * SIZE + c
+    tl.store(partial + at, to_weight, mask=inside)
+    tl.store(partial + programs * SIZE + at, to_bias, mask=inside)
+    if SUMS == 3:
+        tl.store(partial + 2 * programs * SIZE + at, to_branch_bias, mask=inside)
+
+
+@compiled
+def relu_dropout_kernel(inner, words, total, threshold, scale, HALF: tl.constexpr):
+    """ReLU and dropout in place, of 2 · HALF numbers. Two numbers share a hash of 32 bits: each is dropped where its
+    half of the bits lies below the threshold. What is not a number stays so."""
+    start, i = tl.program_id(0).to(tl.int64) * (2 * HALF), tl.arange(0, HALF)
+    first, second = start + i, start + HALF + i
+    x = tl.load(inner + first, mask=first < total, other=0.0)
+    y = tl.load(inner + second, mask=second < total, other=0.0)
+    drop_x, drop_y = x <= 0, y <= 0
+    if words is not None:
+        bits = hashed(tl.program_id(0) * HALF + i, words)
+        drop_x |= (bits & 0xFFFF).to(tl.int32) < threshold
+        drop_y |= (bits >> 16).to(tl.int32) < threshold
+    x = tl.where(drop_x, 0.0, x.to(tl.float32) * scale)
+    y = tl.where(drop_y, 0.0, y.to(tl.float32) * scale)
+    tl.store(inner + first, x.to(inner.dtype.element_ty), mask=first < total)
+    tl.store(inner + second, y.to(inner.dtype.element_ty), mask=second < total)
+
+
+@triton.jit
+def hashed(counter, words):
+    """32 bits of each counter and two random words."""
+    x = counter.to(tl.uint32, bitcast=True) + tl.load(words).to(tl.uint32, bitcast=True)
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x ^= tl.load(words + 1).to(tl.uint32, bitcast=True)
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    x = (x ^ (x >> 16)) * 0x9E3779B1
+    return x ^ (x >> 15)
+
+
+@compiled
+def relu_dropout_backward_kernel(
+    grad, inner, partial, rows, scale, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """The gradient in place, zero where `inner` is: what ReLU or dropout took away. And its sums over the rows that a
+    program sees, (P, SIZE): the gradient of the bias."""
+    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(tl.program_id(1) * ROWS, rows, tl.num_programs(1) * ROWS):
+        r = start + tl.arange(0, ROWS)
+        inside = (r < rows)[:, None] & (c < SIZE)[None, :]
+        at = r.to(tl.int64)[:, None] * SIZE + c[None, :]
+        left = tl.load(inner + at, mask=inside, other=0.0) > 0
+        g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32) * scale
+        g = tl.where(left, g, 0.0)
+        total += g
+        tl.store(grad + at, g.to(grad.dtype.element_ty), mask=inside)
+    tl.store(partial + tl.program_id(1) * SIZE + c, tl.sum(total, 0), mask=c < SIZE)
+
+
+@compiled
+def adagrad_kernel(params, grads, sums, norms, lengths, owners, starts, learning_rate, clip, eps, BLOCK: tl.constexpr):
+    """One update of BLOCK numbers: of the tensor and from the place that the program's entry of a table says. `params`,
+    `grads`, `sums` hold each tensor's address."""
+    tensor, start = tl.load(owners + tl.program_id(0)), tl.load(starts + tl.program_id(0))
+    i = start + tl.arange(0, BLOCK)
+    inside = i < tl.load(lengths + tensor)
+    param = tl.load(params + tensor).to(tl.pointer_type(tl.float32)) + i
+    grad = tl.load(grads + tensor).to(tl.pointer_type(tl.float32)) + i
+    total = tl.load(sums + tensor).to(tl.pointer_type(tl.float32)) + i
+    rate = tl.load(learning_rate) * tl.minimum(clip / (tl.load(norms + tensor) + eps), 1.0)
+    g = tl.load(grad, mask=inside, other=0.0)
+    s = tl.load(total, mask=inside, other=0.0) + g * g
+    p = tl.load(param, mask=inside, other=0.0) - rate * (g / (tl.sqrt(s) + eps))
+    tl.store(total, s, mask=inside)
+    tl.store(param, p, mask=inside)

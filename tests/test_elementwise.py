@@ -1,0 +1,209 @@
+"""What surrounds the products: Triton's kernels, interpreted, against double precision; weights cast once."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adaptive_span import elementwise
+from adaptive_span.low_precision import low_precision
+from adaptive_span.model import Transformer
+from tests.test_model import small, with_spans
+
+fused = pytest.importorskip(
+    "adaptive_span.elementwise.fused", reason="there is no triton for this system", exc_type=ImportError
+)
+
+LOW = torch.float16  # Triton's interpreter has no bfloat16 to speak of
+TOLERANCE = {torch.float32: 2e-6, LOW: 2e-3}
+
+
+def normal(*shape, dtype=torch.float32, seed=0):
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return values.to(dtype).requires_grad_()
+
+
+def exactly(*tensors):
+    return [tensor.detach().double().requires_grad_() for tensor in tensors]
+
+
+def relative(got, expected):
+    return ((got - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, LOW], ids=str)
+@pytest.mark.parametrize(("rows", "size", "biased"), [((2, 17), 48, True), ((1, 3), 300, False)])
+@pytest.mark.parametrize("used", ["exact", "operand", "both"])
+def test_add_and_norm(dtype, rows, size, biased, used):
+    residual, branch = normal(*rows, size), normal(*rows, size, dtype=dtype, seed=1)
+    bias = normal(size, dtype=dtype, seed=2) if biased else None
+    norm = nn.LayerNorm(size)
+    norm.weight.data, norm.bias.data = normal(size, seed=3).data, normal(size, seed=4).data
+    norm.weight.data[0] = 0  # what the norm was applied to cannot be had from its output
+    inputs = [x for x in (residual, branch, bias, norm.weight, norm.bias) if x is not None]
+    r, b, *rest = exactly(*inputs)
+    expected = F.layer_norm(r + b + (rest[0] if biased else 0), (size,), rest[-2], rest[-1], norm.eps)
+    grads = [normal(*rows, size, seed=5).detach(), normal(*rows, size, dtype=dtype, seed=6).detach()]
+    grads = {"exact": [grads[0], None], "operand": [None, grads[1]], "both": grads}[used]
+    expected.backward(sum(grad.double() for grad in grads if grad is not None))
+
+    def run():
+        got = fused.add_and_norm(residual, branch, bias, norm)
+        wanted = [(x, grad) for x, grad in zip(got, grads, strict=True) if grad is not None]
+        return got, torch.autograd.grad([x for x, _ in wanted], inputs, [grad for _, grad in wanted])
+
+    got, found = run()
+    assert (got.exact.dtype, got.operand.dtype) == (torch.float32, dtype)
+    assert relative(got.exact, expected) < 2e-6
+    assert torch.equal(got.operand, got.exact.to(dtype))
+    assert [x.dtype for x in found] == [x.dtype for x in inputs]
+    errors = [relative(x, y.grad) for x, y in zip(found, (r, b, *rest), strict=True)]
+    assert max(errors) < TOLERANCE[dtype], errors
+    again, found_again = run()
+    assert all(map(torch.equal, (*got, *found), (*again, *found_again)))
+
+
+def feed_forward_inputs(dtype, rows, size, inner):
+    return [
+        normal(*rows, size, dtype=dtype),
+        (normal(inner, size, seed=1).detach() * size**-0.5).to(dtype).requires_grad_(),
+        normal(inner, dtype=dtype, seed=2),
+        (normal(size, inner, seed=3).detach() * inner**-0.5).to(dtype).requires_grad_(),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, LOW], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("rows", "inner"), [((2, 21), 272), ((1, 1), 16)])
+def test_feed_forward(dtype, dropout, rows, inner):
+    """The mask is read off what is kept for the backward pass, and must be the one of the forward pass."""
+    inputs = feed_forward_inputs(dtype, rows, 24, inner)
+    words = torch.tensor([12345, -678], dtype=torch.int32) if dropout else None
+    got = fused.FeedForward.apply(*inputs, dropout, words)
+    kept = got.grad_fn.saved_tensors[3].view(*rows, inner)
+    scale = 1 / (1 - round(dropout * 2**16) / 2**16)
+    x, w1, b1, w2 = exactly(*inputs)
+    expected = F.linear(F.linear(x, w1, b1).relu() * (kept != 0) * scale, w2)
+    grad = normal(*rows, 24, dtype=dtype, seed=4).detach()
+    found = torch.autograd.grad(got, inputs, grad)
+    errors = list(
+        map(relative, (got, *found), (expected, *torch.autograd.grad(expected, (x, w1, b1, w2), grad.double())))
+    )
+    assert max(errors) < TOLERANCE[dtype], errors
+    again = fused.FeedForward.apply(*inputs, dropout, words)
+    assert all(map(torch.equal, (got, *found), (again, *torch.autograd.grad(again, inputs, grad))))
+
+
+def mask(words):
+    """What is kept of numbers that are all one."""
+    one = torch.ones(2**16, 1)
+    weights = torch.ones(1, 1), torch.zeros(1), torch.ones(1, 1)
+    output = fused.FeedForward.apply(one.requires_grad_(), *weights, 0.3, torch.tensor(words, dtype=torch.int32))
+    return output.flatten() > 0
+
+
+def test_numbers_are_dropped_at_that_rate_each_for_itself():
+    count = 2**16
+    first, other = mask([1, 2]), mask([1, 3])
+    for kept in (first, other):
+        assert kept.double().mean().item() == pytest.approx(0.7, abs=4 * (0.21 / count) ** 0.5)
+    pairs = {"words": (first, other), "first word": (first, mask([2, 2]))}
+    pairs |= {f"{apart} apart": (first[apart:], first[:-apart]) for apart in (1, 2, 32, 1024, 2048, 4096)}
+    for name, (one, two) in pairs.items():
+        assert (one & two).double().mean().item() == pytest.approx(0.49, abs=5 * (0.25 / len(one)) ** 0.5), name
+
+
+def test_not_a_number_stays_one():
+    """Else a training that diverges would go on."""
+    inputs = feed_forward_inputs(torch.float32, (1, 2), 8, 16)
+    inputs[0].data[0, 1] = float("nan")
+    got = fused.FeedForward.apply(*inputs, 0.5, torch.zeros(2, dtype=torch.int32))
+    assert got.isnan().all(2).tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_model_computes_the_same_with_the_kernels(checkpointing, monkeypatch):
+    torch.manual_seed(0)
+    model = with_spans(Transformer(small(attention="banded"), 11, checkpointing), 0)
+    text = torch.randint(11, (2, 25))
+
+    def run():
+        model.zero_grad()
+        nll, _ = model(text[:, :-1], text[:, 1:], model.empty_cache(2))
+        nll.mean().backward()
+        return [nll, *(parameter.grad for parameter in model.parameters())]
+
+    expected = run()
+    monkeypatch.setattr(elementwise, "in_triton", lambda tensor: True)
+    torch.testing.assert_close(run(), expected)
+
+
+def test_activation_checkpointing_drops_the_same_again(monkeypatch):
+    monkeypatch.setattr(elementwise, "in_triton", lambda tensor: True)
+    torch.manual_seed(0)
+    model = Transformer(small(attention="banded", ffn_dropout=0.5), 11)
+    text, found = torch.randint(11, (2, 25)), []
+    for model.activation_checkpointing in (False, True):
+        torch.manual_seed(1)
+        model.zero_grad()
+        nll, _ = model(text[:, :-1], text[:, 1:], model.empty_cache(2))
+        nll.mean().backward()
+        found.append([nll, *(parameter.grad.clone() for parameter in model.parameters())])
+    assert all(map(torch.equal, *found))
+
+
+class Casts(TorchDispatchMode):
+    """Counts copies of tensors of these shapes from fp32 to bf16."""
+
+    def __init__(self, shapes):
+        super().__init__()
+        self.shapes, self.single, self.at_once = shapes, 0, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        result = function(*arguments, **(named or {}))
+        if function.overloadpacket is torch.ops.aten._foreach_copy_:
+            self.at_once += 1
+        elif function.overloadpacket is torch.ops.aten._to_copy and result.dtype != arguments[0].dtype:
+            self.single += result.shape in self.shapes
+        return result
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("changes", [{}, {"ffn_size": 0, "memory_size": 5}], ids=str)
+def test_weights_are_cast_once_a_step_and_gradients_once_a_slice(changes, slices):
+    torch.manual_seed(0)
+    model = with_spans(Transformer(small(attention="banded", num_heads=2, **changes), 13), 0)
+    text = torch.randint(13, (2, 25))
+    before = {name: id(parameter) for name, parameter in model.named_parameters()}
+
+    def step(precision):
+        model.zero_grad()
+        with low_precision(model, precision), Casts({p.shape for p in model.parameters() if p.dim() > 1}) as casts:
+            for part in text.chunk(slices):
+                with torch.autocast("cpu", torch.bfloat16):
+                    nll, _ = model(part[:, :-1], part[:, 1:], model.empty_cache(len(part)))
+                (nll.mean() / slices).backward()
+        return casts, [parameter.grad for parameter in model.parameters()]
+
+    (autocast, _), (casts, got) = step("fp32"), step("bf16")
+    assert autocast.single > 10
+    assert (casts.single, casts.at_once) == (0, slices)
+    assert {x.dtype for x in got} == {torch.float32}
+    model.zero_grad()
+    nll, _ = model(text[:, :-1], text[:, 1:], model.empty_cache(2))
+    nll.mean().backward()
+    exact = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    assert relative(torch.cat([grad.flatten() for grad in got]), exact) < 0.01
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
+
+
+def test_scoring_casts_weights_once():
+    model = Transformer(small(attention="banded", num_heads=2), 13)
+    text = torch.randint(13, (2, 25))
+    shapes = {parameter.shape for parameter in model.parameters() if parameter.dim() > 1}
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), Casts(shapes) as casts:
+        with low_precision(model, "bf16"):
+            for cache in (model.empty_inference_cache(), model.empty_inference_cache()):
+                model(text[:, :-1], text[:, 1:], cache)
+    assert (casts.single, casts.at_once) == (0, 1)
