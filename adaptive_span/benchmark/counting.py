@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from adaptive_span import attention, optimizer
+from adaptive_span import attention, elementwise, optimizer
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.config import Config, OptimizerConfig
@@ -36,10 +36,10 @@ GIB = 2**30
 
 # The first pattern that fits a launch's name says to which part of the table it belongs.
 PARTS = {
-    "attention kernels": "(forward|query|key_value|delta|memory)_kernel",
+    "attention kernels": "^(forward|query|key_value|delta|memory)_kernel",
     "optimizer": "_foreach|adagrad",
     "matrix products": "^(mm|addmm|bmm|baddbmm)$",
-    "layer norms": "layer_norm",
+    "layer norms": "layer_norm|^norm_",
     "dropout": "dropout",
     "ReLU": "relu|threshold",
     "heads in order": "index_select|gather|scatter",
@@ -245,6 +245,7 @@ def _as_on_a_gpu() -> Iterator[_Tracer]:
     with (
         torch.autograd.graph.saved_tensors_hooks(tracer.save, lambda tensor: tensor),
         patch.object(attention, "why_not_fused", lambda *_: None),
+        patch.object(elementwise, "in_triton", lambda _: True),
         patch.object(JITFunction, "run", launch),
         patch.object(nn.Dropout, "forward", drop),
         patch.dict(optimizer.AT_ONCE, cpu=optimizer.AT_ONCE["cuda"]),
