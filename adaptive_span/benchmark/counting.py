@@ -8,7 +8,7 @@ with the time that it lives, which gives the memory at the height of the step.
 import re
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, prod
@@ -28,6 +28,7 @@ from adaptive_span import attention, elementwise, optimizer
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.config import Config, OptimizerConfig
+from adaptive_span.cost import Asked
 from adaptive_span.distributed import Process
 from adaptive_span.model import Transformer
 from adaptive_span.training import Training
@@ -75,13 +76,22 @@ class Launch:
         return next(part for part, pattern in PARTS.items() if re.search(pattern, self.name))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Step:
     """All that a training step asks for."""
 
     launches: list[Launch]
     kept: dict[str, int]  # bytes held for the backward pass, by the part of the launch that made them
     peak: int  # bytes held at the height of the step, parameters, gradients and optimizer state included
+    parameters: int
+
+    @property
+    def parts(self) -> dict[str, Asked]:
+        """What each part of the table asks for."""
+        found = dict.fromkeys(PARTS, Asked(0, 0, 0))
+        for launch in self.launches:
+            found[launch.part] += Asked(launch.count, launch.bytes, launch.flops)
+        return found
 
 
 def table(settings: Settings, split: int) -> dict[str, Row]:
@@ -92,19 +102,15 @@ def table(settings: Settings, split: int) -> dict[str, Row]:
     config.train.steps, config.train.warmup_steps, config.train.span_penalty = 1, 0, 5e-7
     config.train.batch_size, config.train.batch_split = settings.batch_size, split
     step = count(config, profiles.spans(settings.profile, model, settings.scale), profiles.VOCAB_SIZE)
-    rows = {part: _row([x for x in step.launches if x.part == part], step.kept.get(part, 0)) for part in PARTS}
-    rows = dict(sorted(rows.items(), key=lambda row: -row[1]["GB"]))  # type: ignore[operator]
+    parts = sorted(step.parts.items(), key=lambda part: -part[1].bytes)
+    rows = {part: _row(asked, step.kept.get(part, 0)) for part, asked in parts}
     height: Row = {"launches": None, "GB": None, "TFLOP": None, "GiB kept": step.peak / GIB}
-    return rows | {"all": _row(step.launches, sum(step.kept.values())), "height of the step": height}
+    whole = _row(sum(step.parts.values(), Asked(0, 0, 0)), sum(step.kept.values()))
+    return rows | {"all": whole, "height of the step": height}
 
 
-def _row(launches: Sequence[Launch], kept: int) -> Row:
-    return {
-        "launches": sum(launch.count for launch in launches),
-        "GB": sum(launch.bytes for launch in launches) / 1e9,
-        "TFLOP": sum(launch.flops for launch in launches) / 1e12,
-        "GiB kept": kept / GIB,
-    }
+def _row(asked: Asked, kept: int) -> Row:
+    return {"launches": asked.launches, "GB": asked.bytes / 1e9, "TFLOP": asked.flops / 1e12, "GiB kept": kept / GIB}
 
 
 def count(config: Config, spans: Tensor, vocab_size: int) -> Step:
@@ -150,11 +156,14 @@ class _Tracer(TorchDispatchMode):
         self.saved: dict[int, int] = {}  # of those saved for the backward pass, the bytes
         self.kept: Counter[str] = Counter()  # when these were most
         self.others: set[int] = set()  # that are there in any case: parameters
+        self.parameters = 0
 
     def start(self, parameters: Iterator[Tensor]) -> None:
         """Forget what it took to make the model."""
         self.launches.clear()
-        self.others = {_storage(parameter) for parameter in parameters}
+        all_of_them = list(parameters)
+        self.others = set(map(_storage, all_of_them))
+        self.parameters = sum(parameter.numel() for parameter in all_of_them)
         self.peak = self.live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -226,7 +235,7 @@ class _Tracer(TorchDispatchMode):
             else launch
             for launch in self.launches
         ]
-        return Step(launches, dict(self.kept), self.peak)
+        return Step(launches, dict(self.kept), self.peak, self.parameters)
 
 
 @contextmanager

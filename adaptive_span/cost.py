@@ -1,0 +1,98 @@
+"""What a training step costs on a GPU: a formula of a few constants, from what the step was counted to ask for.
+
+The kernels of a step take
+
+    FLOPs of products / (rate of products · PRODUCTS)
+    + elements of attention · ELEMENT, with heads that look TILE tokens further than they do
+    + bytes of everything else / (bandwidth · BANDWIDTH)
+    + launches · LAUNCH
+
+and a step takes as long as its kernels, or as the host needs to launch them (launches · HOST) where that is more,
+unless they are launched as one graph. The constants were fitted to steps measured on one H200 (docs/benchmarks), which
+the formula gives within 7 %. Rates of an H200 are measured, those of other cards follow from their data sheets.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adaptive_span.config import ModelConfig
+
+PRODUCTS = 0.87  # of the rate of a large matrix product
+BANDWIDTH = 0.6  # of the rate of a large copy
+LAUNCH = 3e-6  # seconds of the GPU that a kernel takes however small it is
+HOST = 36e-6  # seconds of the host for a launch, with all that Python does around it
+ELEMENT = 17.5e-12  # seconds of an H200 for a query's look at one key, forward and backward, in heads of 96 in bf16
+TILE = 126  # tokens that kernels look at in vain beside those that a head sees: its tiles' edges
+FP32 = 7.6  # times as long for an element in fp32, which is multiplied without tensor cores
+
+GB, TERA = 1e9, 1e12
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU."""
+
+    name: str
+    memory: float  # GiB that a program may have
+    bandwidth: float  # bytes a second of a large copy, read and written
+    products: Mapping[str, float]  # operations a second of a large matrix product, in each precision
+    lanes: float  # multiprocessors · clock, by which attention's kernels are bound, in those of an H200
+    link: float  # bytes a second from one such GPU to others of its machine
+    measured: bool = False  # on such a card, by this project
+
+
+def _products(bf16: float, tf32: float, fp32: float) -> dict[str, float]:
+    return {"bf16": bf16 * TERA, "tf32": tf32 * TERA, "fp32": fp32 * TERA}
+
+
+CARDS = {
+    "h200": Card("H200", 139, 4.3e12, _products(790, 395, 60), 1.0, 450 * GB, measured=True),
+    "h100": Card("H100 SXM", 78, 3.0e12, _products(790, 395, 60), 1.0, 450 * GB),
+    "a100": Card("A100 SXM 80 GB", 79, 1.75e12, _products(255, 128, 18), 108 * 1.41 / (132 * 1.755), 300 * GB),
+    "4090": Card("RTX 4090", 23.5, 0.92e12, _products(158, 79, 70), 128 * 2.5 / (132 * 1.755), 25 * GB),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What some kernels ask for."""
+
+    launches: int
+    bytes: float
+    flops: float
+
+    def __add__(self, other: "Asked") -> "Asked":
+        return Asked(self.launches + other.launches, self.bytes + other.bytes, self.flops + other.flops)
+
+
+def seconds(
+    parts: Mapping[str, Asked], elements: float, head_size: int, precision: str, card: Card
+) -> dict[str, float]:
+    """Return what each part of a step takes on the GPU. `elements`: as `visited` counts them."""
+    return {part: _seconds(part, asked, elements, head_size, precision, card) for part, asked in parts.items()}
+
+
+def _seconds(part: str, asked: Asked, elements: float, head_size: int, precision: str, card: Card) -> float:
+    launching = asked.launches * LAUNCH
+    if part == "matrix products":
+        return launching + asked.flops / (card.products[precision] * PRODUCTS)
+    if part == "attention kernels":
+        slower = 1.0 if precision == "bf16" else FP32
+        # Of an element's cost 0.4 go to its mask, exponential and dropout, whatever the size of the head.
+        return launching + elements * ELEMENT * slower * (0.4 + 0.6 * head_size / 96) / card.lanes
+    return launching + asked.bytes / (card.bandwidth * BANDWIDTH)
+
+
+def visited(model: ModelConfig, effective: float, heads: int, rows: int) -> float:
+    """Return the elements that a step's attention visits; `effective`: the sum of all heads' spans, in tokens."""
+    return rows * model.block_size * (effective + heads * (TILE + model.memory_size))
+
+
+def host(launches: int, graphs: bool) -> float:
+    """Return the seconds that the host needs for a step."""
+    return 0.0 if graphs else launches * HOST
+
+
+def exchange(parameters: int, processes: int, card: Card) -> float:
+    """Return the seconds in which so many GPUs of one machine add up their gradients, in fp32."""
+    return 2 * 4 * parameters * (processes - 1) / processes / card.link

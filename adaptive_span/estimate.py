@@ -1,0 +1,122 @@
+"""Estimate what a training needs, before it is queued: python -m adaptive_span.estimate gpu=h100 [key=value] …
+
+Memory, time and hours of what `python launch.py` would train with the same words, on a GPU that need not be here. One
+step is counted on FakeTensors, with the spans of the start and with spans as published; the rest is the formula of
+`cost.py`.
+"""
+
+import argparse
+from dataclasses import dataclass, replace
+
+import torch
+
+from adaptive_span import composition, cost
+from adaptive_span.benchmark import counting, profiles
+from adaptive_span.config import Config, DataConfig
+from adaptive_span.cost import CARDS, Card
+from adaptive_span.errors import UserError, did_you_mean
+from adaptive_span.program import exit_codes
+
+GIB = 2**30
+ALLOCATOR = 1.04  # times what tensors hold, of what a GPU's memory holds at the height of a step: measured
+SYMBOLS = {"enwik8": 205, "text8": 28, "wikitext103": 267_735}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one process needs for a step of a training, and the training for all of them."""
+
+    gib: float
+    seconds: float
+    hours: float
+    tokens_per_second: float
+    host_bound: bool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m adaptive_span.estimate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", metavar="key=value", help=f"gpu={'|'.join(CARDS)}, and those of launch.py")
+    words = parser.parse_intermixed_args().words
+    card = card_of([word.removeprefix("gpu=") for word in words if word.startswith("gpu=")])
+    config = composition.compose([word for word in words if not word.startswith("gpu=")])
+    print_estimates(config, card)
+
+
+def card_of(names: list[str]) -> Card:
+    """Return the GPU of that name, or the one that is here. Raises `UserError` where neither is known."""
+    if names:
+        if names[-1] not in CARDS:
+            raise UserError(f"gpu={names[-1]} must be one of {', '.join(CARDS)}{did_you_mean(names[-1], list(CARDS))}")
+        return CARDS[names[-1]]
+    if not torch.cuda.is_available():
+        raise UserError(f"there is no GPU here to estimate for; give gpu={'|'.join(CARDS)}")
+    name = torch.cuda.get_device_name()
+    for key, card in CARDS.items():
+        if key in name.lower():
+            return card
+    raise UserError(f"nothing is known of {name}; give the nearest of gpu={'|'.join(CARDS)}")
+
+
+def estimate(config: Config, card: Card, spans: torch.Tensor) -> Estimate:
+    """Estimate a training whose heads have these spans all the time, (N, H) in tokens without the ramp."""
+    model, train, hardware = config.model, config.train, config.hardware
+    processes = hardware.world_size
+    own = replace(config, train=replace(train, batch_size=train.batch_size // processes))
+    step = counting.count(own, spans, vocabulary(config.data))
+    effective = (spans + model.ramp).clamp(max=model.max_span)
+    elements = cost.visited(model, effective.sum().item(), effective.numel(), own.train.batch_size)
+    head_size = model.hidden_size // model.num_heads
+    kernels = sum(cost.seconds(step.parts, elements, head_size, hardware.precision, card).values())
+    graphs = hardware.graphs != "off" and processes == 1
+    launching = cost.host(sum(asked.launches for asked in step.parts.values()), graphs)
+    seconds = max(kernels, launching) + cost.exchange(step.parameters, processes, card)
+    tokens = train.batch_size * model.block_size
+    hours = seconds * train.total_steps / 3600
+    return Estimate(ALLOCATOR * step.peak / GIB, seconds, hours, tokens / seconds, launching > kernels)
+
+
+def vocabulary(data: DataConfig) -> int:
+    """Return how many symbols a text has, as far as that is known before it is read."""
+    return SYMBOLS.get(data.name, 256 if data.level == "byte" else SYMBOLS["wikitext103"])
+
+
+def cases(config: Config) -> dict[str, torch.Tensor]:
+    """Return the spans to estimate with, (N, H) in tokens without the ramp."""
+    model = config.model
+    shape = (model.num_layers, model.num_heads)
+    if not model.adaptive_span:
+        return {"every head at its maximum": torch.full(shape, float(model.max_span))}
+    start = torch.full(shape, model.span_init * model.max_span)
+    return {"with the spans of the start": start, "with spans as published": profiles.spans("paper", model)}
+
+
+def print_estimates(config: Config, card: Card) -> None:
+    """Print a line for each of the cases, and what the numbers rest on."""
+    train, hardware = config.train, config.hardware
+    processes = "one process" if hardware.world_size == 1 else f"{hardware.world_size} processes"
+    print(
+        f"{config.data.name}, {config.model.name}: {train.batch_size} rows of {config.model.block_size} tokens in "
+        f"{processes}, {hardware.precision}, on {card.name}; {train.total_steps:,} steps"
+    )
+    print(f"{'':30}{'GiB/process':>14}{'ms/step':>12}{'tokens/s':>12}{'hours':>10}")
+    for name, spans in cases(config).items():
+        found = estimate(config, card, spans)
+        bound = "  the host is what it waits for" if found.host_bound else ""
+        print(
+            f"{name:30}{found.gib:14.1f}{1000 * found.seconds:12.1f}{found.tokens_per_second:12,.0f}"
+            f"{found.hours:10.1f}{bound}"
+        )
+        if found.gib > card.memory:
+            print(f"  more than the {card.memory:g} GiB of {card.name}: raise train.batch_split={train.batch_split}")
+    origin = "measured on one" if card.measured else "computed from its data sheet"
+    print(
+        f"counted: launches, bytes, operations, memory. {card.name}'s rates: {origin}. Efficiency and host: measured "
+        f"beside one H200. Not in it: validation, checkpoints."
+    )
+
+
+if __name__ == "__main__":
+    with exit_codes():
+        main()
