@@ -8,7 +8,7 @@ with the time that it lives, which gives the memory at the height of the step.
 import re
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, prod
@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from adaptive_span import attention, elementwise, optimizer
+from adaptive_span import attention, elementwise, optimizer, span_bounds
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.config import Config, OptimizerConfig
@@ -145,6 +145,17 @@ def _fill(training: Training) -> None:
     training.caches = [[torch.empty(shape, dtype=kind) for shape in shapes] for _ in training.caches]
 
 
+class _Recording:
+    """Stands for a CUDA graph, of which the second step is recorded."""
+
+    def run(self, key: object, anywhere: object, in_place: Callable[[], Any]) -> Any:
+        return in_place()
+
+
+def _bounds(training: Training) -> span_bounds.Bounds:
+    return span_bounds.fresh(training.spans, training.config.model.max_span)
+
+
 class _Tracer(TorchDispatchMode):
     """Notes what is launched, which storages live, and which of them the backward pass waits for."""
 
@@ -240,7 +251,7 @@ class _Tracer(TorchDispatchMode):
 
 @contextmanager
 def _as_on_a_gpu() -> Iterator[_Tracer]:
-    """Within it, Triton's launches are noted and not made, and dropout is one operator, as on a GPU."""
+    """Within it, a step takes the paths that it takes on a GPU, and Triton's launches are noted and not made."""
     from triton.runtime.jit import JITFunction
 
     tracer = _Tracer()
@@ -256,6 +267,8 @@ def _as_on_a_gpu() -> Iterator[_Tracer]:
         patch.object(attention, "why_not_fused", lambda *_: None),
         patch.object(elementwise, "in_triton", lambda _: True),
         patch.object(JITFunction, "run", launch),
+        patch.object(Training, "_next_limits", _bounds),
+        patch.object(Training, "_step_graph", lambda training: _Recording()),
         patch.object(nn.Dropout, "forward", drop),
         patch.dict(optimizer.AT_ONCE, cpu=optimizer.AT_ONCE["cuda"]),
     ):
