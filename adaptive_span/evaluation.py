@@ -14,6 +14,7 @@ from adaptive_span import stream
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.model import Limits, Transformer
+from adaptive_span.step_graph import StepGraph
 
 
 @dataclass(frozen=True)
@@ -39,30 +40,92 @@ def headline(nats_per_token: float, level: str) -> tuple[str, float]:
     return ("bpc", score.bpc) if level == "byte" else ("ppl", score.perplexity)
 
 
+class Reader:
+    """A model that reads a text block by block; on a GPU by a recording of the block before, where `graphs`."""
+
+    def __init__(self, model: Transformer, limits: Limits, process: Process, graphs: bool):
+        self.model, self.limits = model.eval(), limits
+        self.cache = model.empty_inference_cache()
+        self.graph = StepGraph() if graphs and process.device.type == "cuda" else None
+        self._block = torch.zeros(0)  # (2, B, M), of tokens and targets, where a graph looks for it
+
+    def read(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The nats of every target, (B, M), which the next block overwrites; tokens and targets (B, M)."""
+        if self.graph is None:
+            nll, self.cache = self.model(tokens, targets, self.cache, self.limits)
+            return nll
+        block = torch.stack([tokens, targets])
+        if self._block.shape != block.shape:
+            self._block = torch.empty_like(block)
+        self._block.copy_(block)
+
+        def anywhere() -> Tensor:
+            nll, self.cache = self.model(tokens, targets, self.cache, self.limits)
+            return nll
+
+        def in_place() -> Tensor:
+            nll, cache = self.model(*self._block, self.cache, self.limits)
+            for present, following in zip(self.cache, cache, strict=True):
+                torch._foreach_copy_(present, following)
+            return nll
+
+        sizes = [tuple(group.shape) for layer in self.cache for group in layer]
+        return self.graph.run((sizes, block.shape), anywhere, in_place)
+
+    def forget(self, rows: Tensor) -> None:
+        """Forget what these rows have read: (B,), True."""
+        kept = ~rows[:, None, None, None, None]
+        for past in (group for layer in self.cache for group in layer):
+            past.mul_(kept)
+
+
 @torch.inference_mode()
 def validate(
-    model: Transformer, rows: np.ndarray, block_size: int, blocks: int, slices: int, limits: Limits, process: Process
+    model: Transformer,
+    rows: np.ndarray,
+    block_size: int,
+    blocks: int,
+    slices: int,
+    limits: Limits,
+    process: Process,
+    graphs: bool = False,
 ) -> Score:
     """The first `blocks` blocks of every row, from an empty cache: always the same tokens, so that values compare.
 
     `rows` (B, length) are those of all processes; each takes its own in `slices` parts, as training does.
     """
     own = rows[process.share(len(rows)), : blocks * block_size + 1]
-    return _total([_score_rows(model, part, block_size, limits, process) for part in np.split(own, slices)], process)
+    parts = [
+        _score_rows(part, block_size, Reader(model, limits, process, graphs), process) for part in np.split(own, slices)
+    ]
+    return _total(parts, process)
 
 
 @torch.inference_mode()
 def published(
-    model: Transformer, tokens: np.ndarray, batch_size: int, block_size: int, process: Process, split: str
+    model: Transformer,
+    tokens: np.ndarray,
+    batch_size: int,
+    block_size: int,
+    process: Process,
+    split: str,
+    graphs: bool = False,
 ) -> Score:
     """As the published numbers were made: rows started cold, whole blocks only, the rest of the text left out."""
     rows = stream.rows(tokens, batch_size, block_size, split)[process.share(batch_size)]
-    return _total([_score_rows(model, rows, block_size, model.limits(), process)], process)
+    reader = Reader(model, model.limits(), process, graphs)
+    return _total([_score_rows(rows, block_size, reader, process)], process)
 
 
 @torch.inference_mode()
 def exact(
-    model: Transformer, tokens: np.ndarray, batch_size: int, block_size: int, process: Process, split: str
+    model: Transformer,
+    tokens: np.ndarray,
+    batch_size: int,
+    block_size: int,
+    process: Process,
+    split: str,
+    graphs: bool = False,
 ) -> Score:
     """Every token but the first, each from all the text before it that the model can see.
 
@@ -80,31 +143,27 @@ def exact(
     warm_up = -(-reach // block_size)
     part = np.arange(batch_size)[process.share(batch_size)] * blocks * block_size  # (b,) the first token of each part
 
-    model.eval()
-    cache, nats, count = model.empty_inference_cache(), [], 0
+    reader, nats, count = Reader(model, limits, process, graphs), [], 0
     for block in range(-warm_up, blocks):
         start = part + block * block_size
         index = start[:, None] + np.arange(block_size)  # (b, M)
         inside = (index >= 0) & (index < targets)
         safe = np.where(inside, index, 0)
-        if (start == 0).any():  # what was read before the text began is forgotten
-            begun = _tensor(start > 0, process)[:, None, None, None, None]
-            cache = [[past * begun for past in layer] for layer in cache]
+        if (start == 0).any():  # what was read before the text began
+            reader.forget(_tensor(start == 0, process))
         read, predicted = (_tensor(tokens[place].astype(np.int64), process) for place in (safe, safe + 1))
-        nll, cache = model(read, predicted, cache, limits)
+        nll = reader.read(read, predicted)
         if block >= 0:
             nats.append(nll.double().where(_tensor(inside, process), 0.0).sum())
             count += int(inside.sum())
     return _total([Score(float(torch.stack(nats).sum()), count)], process)
 
 
-def _score_rows(model: Transformer, rows: np.ndarray, block_size: int, limits: Limits, process: Process) -> Score:
-    """All whole blocks of these rows, from an empty cache."""
-    model.eval()
-    cache, nats, count = model.empty_inference_cache(), [], 0
+def _score_rows(rows: np.ndarray, block_size: int, reader: Reader, process: Process) -> Score:
+    """All whole blocks of these rows, by a reader that has read nothing yet."""
+    nats, count = [], 0
     for tokens, targets in stream.passes_once(rows, block_size, process.device):
-        nll, cache = model(tokens, targets, cache, limits)
-        nats.append(nll.double().sum())
+        nats.append(reader.read(tokens, targets).double().sum())
         count += targets.numel()
     return Score(float(torch.stack(nats).sum()), count)
 

@@ -27,7 +27,13 @@ SPLITS = ("valid", "test")
 
 
 def score(
-    model: Transformer, corpus: Corpus, protocol: str, batch_size: int, block_size: int, process: Process
+    model: Transformer,
+    corpus: Corpus,
+    protocol: str,
+    batch_size: int,
+    block_size: int,
+    process: Process,
+    graphs: bool = False,
 ) -> dict[str, Any]:
     """Both splits by one protocol, as `evaluation.json` holds it. Called in every process."""
     measure = {"exact": evaluation.exact, "published": evaluation.published}[protocol]
@@ -35,7 +41,7 @@ def score(
     if process.is_main:
         say(f"scoring {' and '.join(f'{split} ({len(corpus.tokens(split)):,} tokens)' for split in SPLITS)}")
     for split in SPLITS:
-        result = measure(model, corpus.tokens(split), batch_size, block_size, process, split)
+        result = measure(model, corpus.tokens(split), batch_size, block_size, process, split, graphs)
         if not math.isfinite(result.nats):
             raise UserError(
                 f"the score of {split} is {result.nats}: the weights are finite, but what they compute is not"
@@ -100,8 +106,9 @@ def evaluate(asked: EvaluateConfig) -> None:
         block_size = asked.block_size or config.model.block_size
         rows, memory = asked.batch_size // process.world_size, out_of_memory.available_memory(process)
         capacity.check_scoring(config.model, model.vocab_size, rows, block_size, memory)
+        graphs = asked.hardware.graphs == "auto"
         with autocast(asked.hardware, process.device), low_precision(model, asked.hardware.precision):
-            result = score(model, corpus, asked.protocol, asked.batch_size, block_size, process)
+            result = score(model, corpus, asked.protocol, asked.batch_size, block_size, process, graphs)
         if process.is_main:
             result |= {"checkpoint": str(file), "step": state["step"]}
             figure, place = draw(result, directory, config.model), str(directory / SCORES)

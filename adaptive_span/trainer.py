@@ -250,7 +250,7 @@ class Run:
         with autocast(config.hardware, self.process.device), low_precision(training.model, precision):
             score = evaluation.validate(
                 training.model, self.validation_rows, config.model.block_size, config.validation.blocks,
-                config.train.batch_split, training.limits, self.process,
+                config.train.batch_split, training.limits, self.process, config.hardware.graphs == "auto",
             )  # fmt: skip
         nats = score.nats / score.tokens
         if not math.isfinite(nats):
@@ -312,7 +312,8 @@ class Run:
         model = model_of(state, best, process.device)
         rows = min(8, config.train.batch_size // process.world_size)  # more of them would warm up for longer
         block_size = max(config.model.block_size, SCORING_BLOCK)
-        result = report.score(model, self.corpus, "exact", rows * process.world_size, block_size, process)
+        graphs = config.hardware.graphs == "auto"
+        result = report.score(model, self.corpus, "exact", rows * process.world_size, block_size, process, graphs)
         result |= {"checkpoint": str(best), "step": state["step"]}
         if not process.is_main:
             return

@@ -14,6 +14,7 @@ from adaptive_span.config import Config
 from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process, autocast
 from adaptive_span.errors import UserError
+from adaptive_span.flat_gradients import FlatGradients
 from adaptive_span.low_precision import low_precision
 from adaptive_span.model import Cache, Limits, Transformer
 from adaptive_span.span import SLACK
@@ -51,6 +52,8 @@ class Training:
         self.model.to(process.device)
         checkpoint.seed(train.seed + 1 + process.rank)  # and dropout of its own
         self.optimizer = optimizer.build(config.optimizer, self.model.parameters())
+        self.graph = self._step_graph()
+        self.gradients: FlatGradients | None = None  # of several processes whose steps are graphs
         self.parallel = self._parallel()
 
         block_size = config.model.block_size
@@ -61,7 +64,6 @@ class Training:
         self.nats = 0.0  # mean over this process's tokens, summed over the updates since the last reading
         self.updates = 0
         self.grad_norm = 0.0
-        self.graph = self._step_graph()
         self.block = torch.zeros(0)  # (b, M + 1) of the present step, where a graph looks for it
         self._report: Report | None = None  # of the last update, on its way to the host
         self._grad_norms = torch.zeros(0)  # (P,) of the last update, on the device
@@ -74,13 +76,15 @@ class Training:
                 block.compile()
         if self.process.world_size == 1:
             return self.model
+        if self.graph is not None:
+            self.gradients = FlatGradients(self.model.parameters())
+            return self.model
         return DistributedDataParallel(self.model, gradient_as_bucket_view=True)
 
     def _step_graph(self) -> StepGraph | None:
         """A recording of the step, where there is a GPU to replay it."""
         hardware, process = self.config.hardware, self.process
-        wanted = process.device.type == "cuda" and hardware.graphs == "auto" and process.world_size == 1
-        return StepGraph() if wanted else None
+        return StepGraph() if process.device.type == "cuda" and hardware.graphs == "auto" else None
 
     def _empty_caches(self) -> list[Cache]:
         train = self.config.train
@@ -102,7 +106,7 @@ class Training:
         rate = optimizer.learning_rate(self.step + 1, self.config.optimizer.lr, self.config.train)
         optimizer.set_rate(self.optimizer, rate)
         if self.graph is None:
-            nats, grad_norms, self.caches = self._compute(block)
+            nats, grad_norms = self._compute(block)
         else:
             nats, grad_norms = self._compute_as_graph(self.graph, block)
         self.step += 1
@@ -112,39 +116,55 @@ class Training:
         figures = torch.stack([nats, torch.linalg.vector_norm(grad_norms)])
         self._report, self._grad_norms = Report(self.step, figures, self.model.spans()), grad_norms
 
-    def _compute(self, block: Tensor) -> tuple[Tensor, Tensor, list[Cache]]:
-        """Update the weights from a block of text, (b, M + 1): all of a step that knows nothing of the host.
+    def _compute(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Update the weights from a block of text, (b, M + 1): all of a step that the host needs to know nothing of.
 
-        Returns the mean of the nats before the update, the norm of each gradient, (P,), and the next caches.
+        Returns the mean of the nats before the update, and the norm of each gradient, (P,).
         """
-        with low_precision(self.model, self.config.hardware.precision):
-            nats, caches = self._backward(block)
+        nats, self.caches = self._backward(block)
+        return nats, self._apply()
+
+    def _apply(self) -> Tensor:
+        """Update the weights from their gradients, and return the norm of each, (P,)."""
+        if self.gradients is not None:
+            self.gradients.average_()
         grad_norms = optimizer.update(self.optimizer, self.config.optimizer)
-        self.optimizer.zero_grad()
-        return nats, grad_norms, caches
+        if self.gradients is None:
+            self.optimizer.zero_grad()
+        return grad_norms
 
     def _compute_as_graph(self, graph: StepGraph, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Do the same by a recording: it reads the block and the caches, and writes the next ones, where they are."""
+        """Do the same by a recording: it reads the block and the caches, and writes the next ones, where they are.
+
+        Several processes add up their gradients, and update, right behind it.
+        """
         if self.block.shape != block.shape:
             self.block = torch.empty_like(block)
         self.block.copy_(block)
 
-        def anywhere() -> tuple[Tensor, Tensor]:
-            nats, grad_norms, self.caches = self._compute(block)
-            return nats, grad_norms
+        def anywhere() -> list[Tensor]:
+            nats, self.caches = self._backward(block)
+            return [nats] if self.gradients else [nats, self._apply()]
 
-        def in_place() -> tuple[Tensor, Tensor]:
-            nats, grad_norms, caches = self._compute(self.block)
+        def in_place() -> list[Tensor]:
+            nats, caches = self._backward(self.block)
             for present, following in zip(self.caches, caches, strict=True):
                 torch._foreach_copy_(present, following)
-            return nats, grad_norms
+            return [nats] if self.gradients else [nats, self._apply()]
 
         sizes = [tuple(tensor.shape) for cache in self.caches for tensor in cache]
-        return graph.run((self.limits, sizes), anywhere, in_place)
+        nats, *grad_norms = graph.run((self.limits, sizes), anywhere, in_place)
+        return nats, grad_norms[0] if grad_norms else self._apply()
 
     def _backward(self, block: Tensor) -> tuple[Tensor, list[Cache]]:
-        """Gradients of the mean over the batch, slice by slice; returns that mean of the nats, on the device."""
+        """Compute the gradients of the mean over the batch, and return that mean of the nats and the next caches."""
+        with low_precision(self.model, self.config.hardware.precision):
+            return self._backward_by_slices(block)
+
+    def _backward_by_slices(self, block: Tensor) -> tuple[Tensor, list[Cache]]:
         train, nats, caches = self.config.train, [], []
+        if self.gradients is not None:
+            self.gradients.zero_()
         slices = block.chunk(train.batch_split)
         for index, (part, cache) in enumerate(zip(slices, self.caches, strict=True)):
             with self._no_sync() if index < len(slices) - 1 else nullcontext():

@@ -8,8 +8,11 @@ import random
 import pytest
 import torch
 
-from adaptive_span import span_bounds
+from adaptive_span import evaluation, span_bounds
 from adaptive_span.benchmark.profiles import PAPER
+from adaptive_span.config import ModelConfig
+from adaptive_span.distributed import Process
+from adaptive_span.model import Transformer
 from tests.test_training import small
 
 MAX_SPAN = 8192
@@ -74,3 +77,21 @@ def test_bounds_change_rarely_and_waste_little():
         waste.append(span_bounds.work(bounds, 512) / exact - 1)
     assert changes * 0.6 < 0.02 * steps * 0.12, changes
     assert sum(waste) / len(waste) < 0.05
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_block_in_place_has_the_same_score(rows, monkeypatch):
+    config = ModelConfig(
+        "tiny", num_layers=2, hidden_size=16, ffn_size=32, num_heads=2, max_span=20, block_size=4, span_init=0.3
+    )
+    model, tokens, alone = Transformer(config, 9), torch.randint(9, (200,)).numpy(), Process(0, 1, torch.device("cpu"))
+    expected = evaluation.exact(model, tokens, rows, 4, alone, "test")
+    repeated, begin = Repeated(), evaluation.Reader.__init__
+
+    def as_a_graph(reader, *given):
+        begin(reader, *given)
+        reader.graph = repeated
+
+    monkeypatch.setattr(evaluation.Reader, "__init__", as_a_graph)
+    assert evaluation.exact(model, tokens, rows, 4, alone, "test") == expected
+    assert repeated.repeated > 5
