@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import SGD, Adam, Optimizer
 
+from adaptive_span import elementwise
 from adaptive_span.config import OptimizerConfig, TrainConfig
 
 FINETUNE_FACTOR = 0.1
+EPSILON = 1e-10  # of Adagrad
 AT_ONCE = {"cpu": 2**20, "cuda": 2**27}  # numbers: on a CPU so many as its cache holds, on a GPU for few launches
 
 
@@ -30,20 +32,36 @@ class ClippedAdagrad(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> Tensor:  # type: ignore[override]
         """Update once, and return the norm of each gradient, (P,), on the device."""
-        eps, total = 1e-10, []
+        norms = []
         for group in self.param_groups:
-            for params in _at_once([p for p in group["params"] if p.grad is not None]):
-                grads = [p.grad for p in params]
-                sums = [self.state[p]["sum"] for p in params]
-                norms = torch.stack(torch._foreach_norm(grads))
-                rates = group["lr"] * (group["clip"] / (norms + eps)).clamp(max=1)
-                torch._foreach_addcmul_(sums, grads, grads)
-                denominators = torch._foreach_sqrt(sums)
-                torch._foreach_add_(denominators, eps)
-                torch._foreach_div_(denominators, list(rates.unbind()))
-                torch._foreach_addcdiv_(params, grads, denominators, value=-1)
-                total.append(norms)
-        return torch.cat(total)
+            params = [p for p in group["params"] if p.grad is not None]
+            parts, update = ([params], _one_launch) if _in_triton(params) else (_at_once(params), _update)
+            for part in parts:
+                grads, sums = [p.grad for p in part], [self.state[p]["sum"] for p in part]
+                norms.append(torch.stack(torch._foreach_norm(grads)))
+                update(part, grads, sums, norms[-1], group["lr"], group["clip"])
+        return torch.cat(norms)
+
+
+def _in_triton(params: list[Tensor]) -> bool:
+    return elementwise.in_triton(params[0]) and all(parameter.dtype == torch.float32 for parameter in params)
+
+
+def _one_launch(params: list[Tensor], grads: list[Tensor], sums: list[Tensor], *others: Any) -> None:
+    from adaptive_span.elementwise import adagrad  # triton, which a machine without a GPU need not have
+
+    adagrad.update(params, grads, sums, *others, EPSILON)
+
+
+def _update(
+    params: list[Tensor], grads: list[Tensor], sums: list[Tensor], norms: Tensor, rate: Tensor | float, clip: float
+) -> None:
+    rates = rate * (clip / (norms + EPSILON)).clamp(max=1)
+    torch._foreach_addcmul_(sums, grads, grads)
+    denominators = torch._foreach_sqrt(sums)
+    torch._foreach_add_(denominators, EPSILON)
+    torch._foreach_div_(denominators, list(rates.unbind()))
+    torch._foreach_addcdiv_(params, grads, denominators, value=-1)
 
 
 def _at_once(params: list[Any]) -> Iterator[list[Any]]:

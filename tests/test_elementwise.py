@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adaptive_span import elementwise
+from adaptive_span import elementwise, optimizer
 from adaptive_span.low_precision import low_precision
 from adaptive_span.model import Transformer
 from tests.test_model import small, with_spans
@@ -112,6 +112,28 @@ def test_numbers_are_dropped_at_that_rate_each_for_itself():
     pairs |= {f"{apart} apart": (first[apart:], first[:-apart]) for apart in (1, 2, 32, 1024, 2048, 4096)}
     for name, (one, two) in pairs.items():
         assert (one & two).double().mean().item() == pytest.approx(0.49, abs=5 * (0.25 / len(one)) ** 0.5), name
+
+
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
+def test_adagrad(rate, monkeypatch):
+    """Tensors of several blocks, of a part of one, and of one number; one whose gradient is clipped; gradients that are
+    elsewhere in the second step."""
+    sizes = (5000, 3, 2048, 1, 4096)
+
+    def updated():
+        params = [nn.Parameter(normal(size, seed=size).detach()) for size in sizes]
+        adagrad, norms = optimizer.ClippedAdagrad(params, rate, clip=0.5), []
+        for step in range(3):
+            for index, (param, size) in enumerate(zip(params, sizes, strict=True)):
+                param.grad = normal(size, seed=step).detach() * (1e-4 if index == 4 else 1)
+            norms.append(adagrad.step())
+        return [*params, *(adagrad.state[param]["sum"] for param in params), torch.cat(norms)]
+
+    expected = updated()
+    monkeypatch.setattr(elementwise, "in_triton", lambda tensor: True)
+    got = updated()
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    assert all(map(torch.equal, got, updated()))
 
 
 def test_not_a_number_stays_one():
