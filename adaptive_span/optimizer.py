@@ -47,10 +47,12 @@ def _in_triton(params: list[Tensor]) -> bool:
     return elementwise.in_triton(params[0]) and all(parameter.dtype == torch.float32 for parameter in params)
 
 
-def _one_launch(params: list[Tensor], grads: list[Tensor], sums: list[Tensor], *others: Any) -> None:
+def _one_launch(
+    params: list[Tensor], grads: list[Tensor], sums: list[Tensor], norms: Tensor, rate: Tensor | float, clip: float
+) -> None:
     from adaptive_span.elementwise import adagrad  # triton, which a machine without a GPU need not have
 
-    adagrad.update(params, grads, sums, *others, EPSILON)
+    adagrad.update(params, grads, sums, norms, rate, clip, EPSILON)
 
 
 def _update(

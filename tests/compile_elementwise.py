@@ -10,7 +10,7 @@ import sys
 import torch
 from torch import nn
 
-from adaptive_span.elementwise import fused, kernels
+from adaptive_span.elementwise import adagrad, fused, kernels
 from tests.compile_kernels import compile_for, resources
 
 KERNELS = [value for name, value in vars(kernels).items() if name.endswith("_kernel")]
@@ -27,6 +27,8 @@ def step(dtype: torch.dtype, rows: int, size: int) -> None:
     words = torch.zeros(2, dtype=torch.int32)
     weights = normal(4 * size, size), normal(4 * size), normal(size, 4 * size)
     fused.FeedForward.apply(normal(rows, size), *weights, 0.4, words).float().sum().backward()
+    tensors = [torch.zeros(rows, size)]
+    adagrad.update(tensors, tensors, tensors, torch.ones(1), torch.tensor(0.1), 0.03, 1e-10)
 
 
 def compiled() -> list:

@@ -1,5 +1,9 @@
 """What surrounds the products: Triton's kernels, interpreted, against double precision; weights cast once."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adaptive_span import elementwise, optimizer
 from adaptive_span.low_precision import low_precision
 from adaptive_span.model import Transformer
+from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_model import small, with_spans
 
 fused = pytest.importorskip(
@@ -173,6 +178,17 @@ def test_activation_checkpointing_drops_the_same_again(monkeypatch):
         nll.mean().backward()
         found.append([nll, *(parameter.grad.clone() for parameter in model.parameters())])
     assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_they_compile_for_gpus_and_not_again_for_another_batch(capability):
+    command = [sys.executable, "-m", "tests.compile_elementwise", str(capability)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr
+    *compiled, count = map(json.loads, result.stdout.splitlines())
+    assert count == {"before": 13, "after": 13}
+    assert {kernel["stack"] for kernel in compiled} == {0}
+    assert max(kernel["loads"] for kernel in compiled if "adagrad" not in kernel["kernel"]) <= 10  # several bytes each
 
 
 class Casts(TorchDispatchMode):

@@ -38,7 +38,7 @@ GIB = 2**30
 # The first pattern that fits a launch's name says to which part of the table it belongs.
 PARTS = {
     "attention kernels": "^(forward|query|key_value|delta|memory)_kernel",
-    "optimizer": "_foreach|adagrad",
+    "optimizer": "_foreach(?!_copy)|adagrad",
     "matrix products": "^(mm|addmm|bmm|baddbmm)$",
     "layer norms": "layer_norm|^norm_",
     "dropout": "dropout",
@@ -254,6 +254,8 @@ def _as_on_a_gpu() -> Iterator[_Tracer]:
     """Within it, a step takes the paths that it takes on a GPU, and Triton's launches are noted and not made."""
     from triton.runtime.jit import JITFunction
 
+    from adaptive_span.elementwise import adagrad
+
     tracer = _Tracer()
 
     def launch(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -262,6 +264,11 @@ def _as_on_a_gpu() -> Iterator[_Tracer]:
     def drop(module: nn.Dropout, x: Tensor) -> Tensor:
         return torch.native_dropout(x, module.p, True)[0] if module.training and module.p else x
 
+    def update(params: list[Tensor], grads: list[Tensor], sums: list[Tensor], norms: Tensor, *_: Any) -> None:
+        """Note an update whose kernel finds tensors by their addresses, which FakeTensors have not."""
+        torch._foreach_add_(list(torch.zeros(len(grads)).unbind()), [0.0] * len(grads))
+        tracer.kernel(adagrad.kernels.adagrad_kernel, params, grads, sums, params, sums, norms)
+
     with (
         torch.autograd.graph.saved_tensors_hooks(tracer.save, lambda tensor: tensor),
         patch.object(attention, "why_not_fused", lambda *_: None),
@@ -269,6 +276,7 @@ def _as_on_a_gpu() -> Iterator[_Tracer]:
         patch.object(JITFunction, "run", launch),
         patch.object(Training, "_next_limits", _bounds),
         patch.object(Training, "_step_graph", lambda training: _Recording()),
+        patch.object(adagrad, "update", update),
         patch.object(nn.Dropout, "forward", drop),
         patch.dict(optimizer.AT_ONCE, cpu=optimizer.AT_ONCE["cuda"]),
     ):

@@ -34,11 +34,11 @@ def update(
     fixed, owners, starts = blocks(
         tuple(addresses(params)), tuple(addresses(sums)), tuple(map(Tensor.numel, params)), device
     )
-    # Gradients are elsewhere in each step. Numbers that are added travel as arguments of the launch, and so into a graph.
+    # Gradients are elsewhere in each step. Numbers to add travel as arguments of the launch, and so into a graph.
     places = torch.zeros(len(grads), dtype=torch.int64, device=device)
     torch._foreach_add_(list(places.unbind()), addresses(grads))
     launch(
-        kernels.adagrad_kernel, (len(owners),), params=fixed[0], grads=places, sums=fixed[1], norms=norms,
+        kernels.adagrad_kernel, (len(owners),), weights=fixed[0], grads=places, sums=fixed[1], norms=norms,
         lengths=fixed[2], owners=owners, starts=starts, learning_rate=rate, clip=clip, eps=eps, BLOCK=BLOCK,
         num_warps=4,
     )  # fmt: skip

@@ -127,13 +127,13 @@ def relu_dropout_backward_kernel(
 
 
 @compiled
-def adagrad_kernel(params, grads, sums, norms, lengths, owners, starts, learning_rate, clip, eps, BLOCK: tl.constexpr):
-    """One update of BLOCK numbers: of the tensor and from the place that the program's entry of a table says. `params`,
+def adagrad_kernel(weights, grads, sums, norms, lengths, owners, starts, learning_rate, clip, eps, BLOCK: tl.constexpr):
+    """One update of BLOCK numbers: of the tensor and from the place in it that tables say for each program. `weights`,
     `grads`, `sums` hold each tensor's address."""
     tensor, start = tl.load(owners + tl.program_id(0)), tl.load(starts + tl.program_id(0))
     i = start + tl.arange(0, BLOCK)
     inside = i < tl.load(lengths + tensor)
-    param = tl.load(params + tensor).to(tl.pointer_type(tl.float32)) + i
+    param = tl.load(weights + tensor).to(tl.pointer_type(tl.float32)) + i
     grad = tl.load(grads + tensor).to(tl.pointer_type(tl.float32)) + i
     total = tl.load(sums + tensor).to(tl.pointer_type(tl.float32)) + i
     rate = tl.load(learning_rate) * tl.minimum(clip / (tl.load(norms + tensor) + eps), 1.0)
