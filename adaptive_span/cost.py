@@ -83,9 +83,9 @@ def _seconds(part: str, asked: Asked, elements: float, head_size: int, precision
     return launching + asked.bytes / (card.bandwidth * BANDWIDTH)
 
 
-def visited(model: ModelConfig, effective: float, heads: int, rows: int) -> float:
+def visited(model: ModelConfig, effective: float, heads: int, rows: int, edges: int = TILE) -> float:
     """Return the elements that a step's attention visits; `effective`: the sum of all heads' spans, in tokens."""
-    return rows * model.block_size * (effective + heads * (TILE + model.memory_size))
+    return rows * model.block_size * (effective + heads * (edges + model.memory_size))
 
 
 def host(launches: int, graphs: bool) -> float:

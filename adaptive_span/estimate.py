@@ -65,12 +65,10 @@ def estimate(config: Config, card: Card, spans: torch.Tensor) -> Estimate:
     processes = hardware.world_size
     own = replace(config, train=replace(train, batch_size=train.batch_size // processes))
     step = counting.count(own, spans, vocabulary(config.data))
-    effective = (spans + model.ramp).clamp(max=model.max_span)
-    elements = cost.visited(model, effective.sum().item(), effective.numel(), own.train.batch_size)
     head_size = model.hidden_size // model.num_heads
-    kernels = sum(cost.seconds(step.parts, elements, head_size, hardware.precision, card).values())
+    kernels = sum(cost.seconds(step.parts, step.visited, head_size, hardware.precision, card).values())
     graphs = hardware.graphs != "off" and processes == 1
-    launching = cost.host(sum(asked.launches for asked in step.parts.values()), graphs)
+    launching = cost.host(step.whole.launches, graphs)
     seconds = max(kernels, launching) + cost.exchange(step.parameters, processes, card)
     tokens = train.batch_size * model.block_size
     hours = seconds * train.total_steps / 3600

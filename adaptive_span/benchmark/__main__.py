@@ -27,6 +27,7 @@ from adaptive_span.attention import why_not_fused
 from adaptive_span.benchmark import costs, profiles
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.config import ATTENTIONS, PRECISIONS
+from adaptive_span.cost import CARDS
 from adaptive_span.errors import UserError
 from adaptive_span.precision import EMULATED, is_emulated
 from adaptive_span.program import exit_codes
@@ -78,7 +79,7 @@ def _measure(arguments: argparse.Namespace, settings: Settings) -> dict[str, Row
     if arguments.what == "count":
         from adaptive_span.benchmark import counting  # and with it triton
 
-        return counting.table(settings, arguments.split)
+        return counting.table(settings, arguments.split, CARDS[arguments.gpu])
     names = arguments.attention or _all_that_run(settings)
     if arguments.what == "growth":
         return costs.growth(settings, names, arguments.repeats, not arguments.no_memory)
@@ -101,6 +102,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("what", choices=(*costs.KINDS, "growth", "count", *PROJECT))
     parser.add_argument("--model", choices=profiles.MODELS, help="base, of count large")
     parser.add_argument("--batch-size", "--rows", type=int, help="rows of each process; 2, of count 64")
+    parser.add_argument("--gpu", default="h200", choices=CARDS, help="of `count`: for which to compute times; h200")
     parser.add_argument("--split", type=int, default=1, help="of `count`: slices of the rows; 1")
     parser.add_argument("--profile", default="paper", choices=profiles.PROFILES, help="the heads' spans; paper")
     parser.add_argument("--layer", type=int, help="of `attention`, counted from 1; all of them")
@@ -130,8 +132,9 @@ def _arguments() -> argparse.Namespace:
             parser.error(f"there is no folder {path.parent} for {path}")
     if arguments.batch_size % arguments.split:
         parser.error(f"--split {arguments.split} does not divide --batch-size {arguments.batch_size}")
-    if arguments.split != 1 and arguments.what != "count":
-        parser.error(f"--split is for count, not for {arguments.what}")
+    for flag in ("split", "gpu"):
+        if arguments.what != "count" and getattr(arguments, flag) != parser.get_default(flag):
+            parser.error(f"--{flag} is for count, not for {arguments.what}")
     if arguments.layer is not None and arguments.what != "attention":
         parser.error(f"--layer is for attention, not for {arguments.what}")
     for flag in ("profile", "dropout", "attention", "dtype"):

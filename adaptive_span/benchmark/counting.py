@@ -24,11 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from adaptive_span import attention, elementwise, optimizer, span_bounds
+from adaptive_span import attention, cost, elementwise, optimizer, span_bounds
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.config import Config, OptimizerConfig
-from adaptive_span.cost import Asked
+from adaptive_span.cost import Asked, Card
 from adaptive_span.distributed import Process
 from adaptive_span.model import Transformer
 from adaptive_span.training import Training
@@ -84,6 +84,7 @@ class Step:
     kept: dict[str, int]  # bytes held for the backward pass, by the part of the launch that made them
     peak: int  # bytes held at the height of the step, parameters, gradients and optimizer state included
     parameters: int
+    visited: float  # queries times keys that attention visits, the edges of its tiles included
 
     @property
     def parts(self) -> dict[str, Asked]:
@@ -93,24 +94,35 @@ class Step:
             found[launch.part] += Asked(launch.count, launch.bytes, launch.flops)
         return found
 
+    @property
+    def whole(self) -> Asked:
+        """What all of it asks for."""
+        return sum(self.parts.values(), Asked(0, 0, 0))
 
-def table(settings: Settings, split: int) -> dict[str, Row]:
-    """Return, for each part of a step, what it launches, moves, computes, and keeps for the backward pass."""
+
+def table(settings: Settings, split: int, card: Card) -> dict[str, Row]:
+    """Return, for each part of a step, what it launches, moves, computes and keeps for the backward pass, and the time
+    that this should take."""
     model = replace(profiles.sizes(settings.model), dropout=settings.dropout)
     config = Config(model=model, optimizer=OptimizerConfig("adagrad", 0.07, 0.03))
     config.hardware.precision = settings.precision
     config.train.steps, config.train.warmup_steps, config.train.span_penalty = 1, 0, 5e-7
     config.train.batch_size, config.train.batch_split = settings.batch_size, split
     step = count(config, profiles.spans(settings.profile, model, settings.scale), profiles.VOCAB_SIZE)
-    parts = sorted(step.parts.items(), key=lambda part: -part[1].bytes)
-    rows = {part: _row(asked, step.kept.get(part, 0)) for part, asked in parts}
-    height: Row = {"launches": None, "GB": None, "TFLOP": None, "GiB kept": step.peak / GIB}
-    whole = _row(sum(step.parts.values(), Asked(0, 0, 0)), sum(step.kept.values()))
+    times = cost.seconds(step.parts, step.visited, model.hidden_size // model.num_heads, settings.precision, card)
+    rows = {
+        part: _row(asked, step.kept.get(part, 0), times[part], card)
+        for part, asked in sorted(step.parts.items(), key=lambda part: -times[part[0]])
+        if asked.launches
+    }
+    whole = _row(step.whole, sum(step.kept.values()), sum(times.values()), card)
+    height: Row = dict.fromkeys(whole) | {"GiB kept": step.peak / GIB}
     return rows | {"all": whole, "height of the step": height}
 
 
-def _row(asked: Asked, kept: int) -> Row:
-    return {"launches": asked.launches, "GB": asked.bytes / 1e9, "TFLOP": asked.flops / 1e12, "GiB kept": kept / GIB}
+def _row(asked: Asked, kept: int, seconds: float, card: Card) -> Row:
+    counted = {"launches": asked.launches, "GB": asked.bytes / 1e9, "TFLOP": asked.flops / 1e12, "GiB kept": kept / GIB}
+    return {**counted, f"ms on {card.name}": 1000 * seconds}
 
 
 def count(config: Config, spans: Tensor, vocab_size: int) -> Step:
@@ -131,8 +143,10 @@ def count(config: Config, spans: Tensor, vocab_size: int) -> Step:
         _fill(training)
         tracer.start(training.model.parameters())
         training.update()
-    seen = effective.sum().item() + model.memory_size * effective.numel()
-    return tracer.step(2 * model.hidden_size // model.num_heads * train.batch_size * model.block_size * seen)
+    seen, heads, rows = effective.sum().item(), effective.numel(), train.batch_size
+    product = 2 * model.hidden_size // model.num_heads * cost.visited(model, seen, heads, rows, edges=0)
+    visited = cost.visited(model, seen, heads, rows)
+    return Step(tracer.priced(product), dict(tracer.kept), tracer.peak, tracer.parameters, visited)
 
 
 def _fill(training: Training) -> None:
@@ -237,16 +251,15 @@ class _Tracer(TorchDispatchMode):
                     self.kept[self.makers[each]] += size
         return tensor
 
-    def step(self, element: float) -> Step:
-        """Return what was noted; `element`: operations of one product with all that attention looks at."""
+    def priced(self, product: float) -> list[Launch]:
+        """Return the launches, those of attention with their share of so many operations in one of its products."""
         names = Counter(launch.name for launch in self.launches)
-        launches = [
-            replace(launch, flops=PRODUCTS[launch.name] * element / names[launch.name])
+        return [
+            replace(launch, flops=PRODUCTS[launch.name] * product / names[launch.name])
             if launch.name in PRODUCTS
             else launch
             for launch in self.launches
         ]
-        return Step(launches, dict(self.kept), self.peak, self.parameters)
 
 
 @contextmanager
