@@ -4,13 +4,14 @@ how far to look, and a cache of the past.
 B batch, M block, C hidden size, H heads, D = C / H head size, L maximum span, N layers, V vocabulary, T cached tokens.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from adaptive_span.adaptive_io import AdaptiveEmbedding, AdaptiveSoftmax
 from adaptive_span.attention import Context, HiddenStates, KeysValues, choose
@@ -182,9 +183,13 @@ class Transformer(nn.Module):
         return self.embedding_dropout(hidden.operand), new_cache
 
     def _run(self, block: nn.Module, *inputs: object) -> Hidden:
-        if self.activation_checkpointing and torch.is_grad_enabled():
+        if not self.activation_checkpointing or not torch.is_grad_enabled():
+            return block(*inputs)
+        if not self.positions.is_cuda:
             return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+        # While a graph is recorded, no generator can be put back: what it drew is kept instead, two words for a query.
+        keep = functools.partial(create_selective_checkpoint_contexts, _kept_or_not)
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=keep)
 
     def cache_length(self, limits: Sequence[int]) -> int:
         """Tokens that a layer's cache keeps: as far as its longest head sees, and some to spare."""
@@ -240,6 +245,12 @@ class Transformer(nn.Module):
             torch._foreach_clamp_max_(fractions, 1.0)
         else:
             torch._foreach_clamp_max_(fractions, list(highest.unbind()))
+
+
+def _kept_or_not(context: Any, operation: Any, *inputs: Any, **named: Any) -> CheckpointPolicy:
+    """Return that random numbers are kept for the backward pass, and all else is computed again."""
+    drawn = torch.Tag.nondeterministic_seeded in operation.tags
+    return CheckpointPolicy.MUST_SAVE if drawn else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _input_and_output(config: ModelConfig, vocab_size: int) -> tuple[nn.Module, Softmax | AdaptiveSoftmax]:

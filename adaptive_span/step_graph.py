@@ -24,6 +24,7 @@ class StepGraph:
         self._result: Any = None
         self._pool = torch.cuda.graph_pool_handle()
         self._refused = False
+        self.replays = 0
 
     def run(self, key: Hashable, anywhere: Callable[[], Result], in_place: Callable[[], Result]) -> Result:
         """Run a function once: `anywhere` launch by launch, or the recording of `in_place`.
@@ -40,6 +41,7 @@ class StepGraph:
         if graph is None:
             return anywhere()
         graph.replay()
+        self.replays += 1
         return self._result
 
     def forget(self) -> None:

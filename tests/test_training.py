@@ -14,9 +14,9 @@ from tests.conftest import SMALL
 from tests.test_config import composed
 
 
-def small(text: Path, directory: Path, *settings: str) -> Training:
+def small(text: Path, directory: Path, *settings: str, device: str = "cpu") -> Training:
     config = composed("data=files", f"data.path={text}", f"data.directory={directory}", *SMALL, *settings)
-    return Training(config, prepare(config.data), Process(0, 1, torch.device("cpu")))
+    return Training(config, prepare(config.data), Process(0, 1, torch.device(device)))
 
 
 def test_no_span_outgrows_what_the_next_step_looks_at(text, tmp_path):
