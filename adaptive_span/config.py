@@ -16,11 +16,11 @@ from adaptive_span.quantities import Gpus
 
 ATTENTIONS = ("auto", "dense", "banded", "fused")
 DATA_NAMES = ("stdlib", "enwik8", "text8", "wikitext103", "files")
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 GRAPHS = ("auto", "off")
 LEVELS = ("byte", "word")
 OPTIMIZERS = ("adagrad", "adam", "sgd")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "tf32")
 PROTOCOLS = ("exact", "published")
 TRACKERS = ("wandb", "none")
 WANDB_MODES = ("auto", "online", "offline")
@@ -175,7 +175,9 @@ class OptimizerConfig:
 class HardwareConfig:
     device: Annotated[str, OneOf(DEVICES)] = "auto"
     processes: CountOrNone = 1  # on each machine, each with one GPU or its share of the CPU cores; 0: one for each GPU
-    precision: Annotated[str, OneOf(PRECISIONS)] = "fp32"  # bf16: matrix products under autocast
+    # Of matrix products. auto: that of the checkpoint; at the beginning bf16 where a GPU has it in hardware, else fp32;
+    # scores in fp32. tf32: fp32 whose factors have lost 13 bits, on the tensor cores of NVIDIA GPUs.
+    precision: Annotated[str, OneOf(PRECISIONS)] = "auto"
     graphs: Annotated[str, OneOf(GRAPHS)] = "auto"  # on a GPU: a step as one CUDA graph; off: launched one by one
     compile: bool = False
     activation_checkpointing: bool = False  # recompute each layer in the backward pass

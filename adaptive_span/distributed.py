@@ -21,12 +21,10 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from adaptive_span import capacity, machine
+from adaptive_span import capacity, gpu, machine
 from adaptive_span.config import HardwareConfig
-from adaptive_span.console import say
 from adaptive_span.errors import ProcessLost, UserError
 from adaptive_span.output import outlived
-from adaptive_span.precision import EMULATED, is_emulated
 
 STACKS = 1  # seconds that processes get to print where they are, before the first of them ends all
 GRACE = 5  # seconds in which one that has lost its peers leaves it to the peer that failed to say why, and is ended
@@ -92,11 +90,14 @@ class Process:
 
 
 def pick_device(hardware: HardwareConfig, local_rank: int = 0) -> torch.device:
+    """Return the device of this machine's process number `local_rank`. Raises `UserError` if there is none like it."""
     wanted = hardware.device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cpu":
         return torch.device("cpu")
+    if wanted == "mps":
+        return _apple_gpu(local_rank)
     if not torch.cuda.is_available():
         raise UserError(
             "hardware.device=cuda, but torch sees no GPU on this machine; take hardware=cpu or hardware=auto"
@@ -107,6 +108,19 @@ def pick_device(hardware: HardwareConfig, local_rank: int = 0) -> torch.device:
             f"take hardware.processes={torch.cuda.device_count()} or fewer"
         )
     return torch.device("cuda", local_rank)
+
+
+def _apple_gpu(local_rank: int) -> torch.device:
+    if not torch.backends.mps.is_available():
+        raise UserError(
+            "hardware.device=mps, but torch sees no GPU of Apple's on this machine; take hardware=cpu or hardware=auto"
+        )
+    if local_rank:
+        raise UserError(
+            f"hardware.processes={local_rank + 1} or more, but hardware.device=mps is one GPU; take "
+            f"hardware.processes=1"
+        )
+    return torch.device("mps")
 
 
 def autocast(hardware: HardwareConfig, device: torch.device) -> AbstractContextManager[Any]:
@@ -121,9 +135,7 @@ def process_group(hardware: HardwareConfig) -> Iterator[Process]:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = pick_device(hardware, local_rank)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if int(os.environ.get("RANK", 0)) == 0 and is_emulated(hardware.precision, device):
-        say(EMULATED)
+        gpu.use(device)
     if world_size == 1:
         yield Process(0, 1, device)
         return

@@ -41,6 +41,8 @@ def main() -> None:
     words = parser.parse_intermixed_args().words
     card = card_of([word.removeprefix("gpu=") for word in words if word.startswith("gpu=")])
     config = composition.compose([word for word in words if not word.startswith("gpu=")])
+    if config.hardware.precision == "auto":
+        config.hardware.precision = "bf16"  # which all of these GPUs have in hardware
     print_estimates(config, card)
 
 

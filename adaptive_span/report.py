@@ -17,6 +17,7 @@ from adaptive_span.interruption import tidy_end
 from adaptive_span.low_precision import low_precision
 from adaptive_span.matching import corpus_for
 from adaptive_span.model import Transformer
+from adaptive_span.precision import EMULATED, choose, is_emulated, tf32
 from adaptive_span.run_directory import refuse_links
 from adaptive_span.source import described
 from adaptive_span.stored import from_dict
@@ -86,6 +87,7 @@ def evaluate(asked: EvaluateConfig) -> None:
         refuse_links(Path(asked.run))
     with process_group(asked.hardware) as process, tidy_end():
         check_batch("batch_size", asked.batch_size, process.world_size)
+        hardware = replace(asked.hardware, precision=_precision(asked.hardware.precision, process))
         state = published.load(file)
         config = from_dict(state["config"], Config, file)
         config.data = _data(asked.data, config.data, file)
@@ -106,8 +108,8 @@ def evaluate(asked: EvaluateConfig) -> None:
         block_size = asked.block_size or config.model.block_size
         rows, memory = asked.batch_size // process.world_size, out_of_memory.available_memory(process)
         capacity.check_scoring(config.model, model.vocab_size, rows, block_size, memory)
-        graphs = asked.hardware.graphs == "auto"
-        with autocast(asked.hardware, process.device), low_precision(model, asked.hardware.precision):
+        name, graphs = hardware.precision, hardware.graphs == "auto"
+        with autocast(hardware, process.device), low_precision(model, name), tf32(name == "tf32"):
             result = score(model, corpus, asked.protocol, asked.batch_size, block_size, process, graphs)
         if process.is_main:
             result |= {"checkpoint": str(file), "step": state["step"]}
@@ -119,6 +121,14 @@ def evaluate(asked: EvaluateConfig) -> None:
                 place += f" (others: {name})"
             print_tables(result, config, corpus.level, None if is_own else described(config.data))
             list_places({"checkpoint": f"{file} (step {state['step']})", "scores": place, "figure": figure})
+
+
+def _precision(asked: str, process: Process) -> str:
+    """Return that of the scoring: fp32 unless another one is asked for."""
+    name, _ = choose("fp32" if asked == "auto" else asked, None, process.device)
+    if process.is_main and is_emulated(name, process.device):
+        say(EMULATED)
+    return name
 
 
 def _text(data: DataConfig, corpus: Corpus) -> dict[str, Any]:

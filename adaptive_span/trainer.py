@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-import torch
 from filelock import FileLock, Timeout
 
 from adaptive_span import (
@@ -22,7 +21,6 @@ from adaptive_span import (
     scores,
     stream,
 )
-from adaptive_span.attention import chosen
 from adaptive_span.config import Config, TrainConfig
 from adaptive_span.console import TrainingProgress, list_places, say
 from adaptive_span.corpus import Corpus, prepare
@@ -34,6 +32,7 @@ from adaptive_span.matching import corpus_for
 from adaptive_span.optimizer import learning_rate
 from adaptive_span.output import Output
 from adaptive_span.overrides import setting
+from adaptive_span.precision import tf32
 from adaptive_span.program import command
 from adaptive_span.run_directory import (
     CHECKPOINTS,
@@ -47,6 +46,7 @@ from adaptive_span.run_directory import (
     step_path,
     write_config,
 )
+from adaptive_span.settle import begun_with, settle
 from adaptive_span.stored_model import model_of
 from adaptive_span.tracking import METRICS, Tracker
 from adaptive_span.training import Training
@@ -62,21 +62,12 @@ def train(config: Config) -> None:
     with process_group(config.hardware) as process, tidy_end(), ExitStack() as stack:
         check_batch("train.batch_size", config.train.batch_size, process.world_size, config.train.batch_split)
         capacity.check_memory(config, 0, process.world_size, out_of_memory.available_memory(process))
-        _attention(config, process)
         if process.is_main:
             stack.enter_context(_claimed(directory))
             Output.notice = f"the training continues, and its numbers are in {directory / METRICS}"
         process.barrier()
         stack.enter_context(environment.deterministic(config.train.deterministic))
         _train(config, process, directory)
-
-
-def _attention(config: Config, process: Process) -> str:
-    """Which attention the run will have, and why; an error where it cannot have the one that was asked for."""
-    model, low = config.model, config.hardware.precision == "bf16"
-    dtype = torch.bfloat16 if low else torch.float32
-    name, reason = chosen(model.attention, process.device, model.hidden_size // model.num_heads, dtype)
-    return f"attention: {name} ({reason})"
 
 
 def _phases(train: TrainConfig) -> str:
@@ -94,11 +85,13 @@ def _more(train: TrainConfig) -> list[str]:
 
 
 def _train(config: Config, process: Process, directory: Path) -> None:
-    run = _begun(config, process, directory)
+    saved, problems = checkpoint.newest(directory / CHECKPOINTS)
+    config, lines = settle(config, process, begun_with(saved))
+    run = _begun(config, process, directory, saved, problems)
     if run.training.step < config.train.total_steps:
         if process.is_main:
-            say(_phases(config.train))
-            say(_attention(config, process))
+            for line in (*lines, _phases(config.train)):
+                say(line)
         with Interruption() as interruption:
             run.go_on(interruption)
     elif is_finished(directory, run.training.step, config.train.total_steps):
@@ -108,9 +101,10 @@ def _train(config: Config, process: Process, directory: Path) -> None:
     run.score()
 
 
-def _begun(config: Config, process: Process, directory: Path) -> "Run":
+def _begun(
+    config: Config, process: Process, directory: Path, saved: checkpoint.State | None, problems: list[str]
+) -> "Run":
     """Return the run with its newest training state, or with the weights of another one, or with fresh ones."""
-    saved, problems = checkpoint.newest(directory / CHECKPOINTS)
     source, by_frequency = config.train.init_from or config.train.continue_from, config.model.reads_by_frequency
     weights = published.load(Path(source)) if source and saved is None else None
     if weights is not None and source:
@@ -175,6 +169,7 @@ class Run:
         """The loop. A signal ends it after the step at hand, with everything saved."""
         config, training, process, total = self.config, self.training, self.process, self.config.train.total_steps
         with ExitStack() as stack:
+            stack.enter_context(tf32(config.hardware.precision == "tf32"))
             tracker = stack.enter_context(self._tracker()) if process.is_main else None
             if process.is_main:
                 self._forget_scores()

@@ -138,7 +138,7 @@ def newest_step(run: Path) -> int:
 def test_a_run_whose_output_nobody_reads_comes_to_its_end(processes, closed, command, tmp_path):
     words = command("run.dir=run", f"hardware.processes={processes}", "log.every=1")
     result = finish(["bash", "-c", f"set -o pipefail; {shlex.join(words)} {closed}"], tmp_path)
-    assert result.stdout == "training for 24 steps\n"
+    assert result.stdout == "device: cpu (as asked for)\n"
     assert (tmp_path / "run" / "evaluation.json").exists()
     if processes == 2:
         assert (tmp_path / "errors").read_text() == (

@@ -56,7 +56,12 @@ def test_a_run_leaves_what_it_promises(launch, tmp_path):
     assert f"{scores['splits']['test']['bpc']:.4f}" in out
     for line in ("train on", "evaluate", "layer", "metrics"):
         assert f"\n{line}" in out
-    assert out.startswith("training for 24 steps\nattention: banded (no GPU that Triton supports)\n")
+    assert out.splitlines()[:4] == [
+        "device: cpu (as asked for)",
+        "precision: fp32 (no GPU)",
+        "attention: banded (no GPU that Triton supports)",
+        "training for 24 steps",
+    ]
 
 
 def test_the_default_directory_is_the_same_for_the_same_run(launch, tmp_path):

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from adaptive_span.attention import banded, dense
 from adaptive_span.attention.context import Context, HiddenStates, KeysValues, in_autocast
+from adaptive_span.compilers import why_triton_cannot_build
 from adaptive_span.errors import UserError
 
 Attend = Callable[..., Tensor]
@@ -75,13 +76,15 @@ def why_not_fused(device: torch.device, head_size: int, dtype: torch.dtype = tor
         return None if dtype == torch.float32 else "Triton's interpreter computes in fp32 alone"
     if device.type != "cuda":
         return "no GPU that Triton supports"
+    if torch.version.hip is not None:
+        return "the kernels are untested on ROCm"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"{dtype} is neither float32 nor bfloat16"
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         name, least = torch.cuda.get_device_name(device), ".".join(map(str, LEAST_CAPABILITY))
         return f"{name} has compute capability {capability[0]}.{capability[1]}, below {least}"
-    return None
+    return why_triton_cannot_build()
 
 
 def _interpreted() -> bool:

@@ -26,7 +26,7 @@ from adaptive_span.allowed import Range
 from adaptive_span.attention import why_not_fused
 from adaptive_span.benchmark import costs, profiles
 from adaptive_span.benchmark.costs import Row, Settings
-from adaptive_span.config import ATTENTIONS, PRECISIONS
+from adaptive_span.config import ATTENTIONS
 from adaptive_span.cost import CARDS
 from adaptive_span.errors import UserError
 from adaptive_span.precision import EMULATED, is_emulated
@@ -108,7 +108,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layer", type=int, help="of `attention`, counted from 1; all of them")
     parser.add_argument("--dropout", type=float, help="0, of count 0.4")
     parser.add_argument("--attention", nargs="+", choices=ATTENTIONS[1:], help="ways to compare; all that run here")
-    parser.add_argument("--dtype", choices=PRECISIONS, help="of matrix products; fp32, of count bf16")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of matrix products; fp32, of count bf16")
     parser.add_argument("--repeats", type=int, default=5, help="5")
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     parser.add_argument("--no-memory", action="store_true", help="leave out the column that needs a process of its own")

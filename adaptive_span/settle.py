@@ -1,0 +1,54 @@
+"""Settle at the start of a run what its configuration leaves to the machine, and put it into words."""
+
+from dataclasses import replace
+
+import torch
+
+from adaptive_span import gpu, precision
+from adaptive_span.attention import chosen
+from adaptive_span.checkpoint import State
+from adaptive_span.compilers import why_inductor_cannot_build
+from adaptive_span.config import Config
+from adaptive_span.distributed import Process
+from adaptive_span.errors import UserError
+
+
+def settle(config: Config, process: Process, before: str | None) -> tuple[Config, list[str]]:
+    """Return the configuration with its precision filled in, and what to print: device, precision, attention.
+
+    `before` is the precision of the run's checkpoint, None where it begins. Called in every process; all get the same.
+    Raises `UserError` if this machine cannot have what is asked for.
+    """
+    hardware, device = config.hardware, process.device
+    if hardware.compile and (problem := why_inductor_cannot_build(device.type)):
+        raise UserError(f"hardware.compile=true cannot run here: {problem}; take hardware.compile=false")
+    name, reason = precision.choose(hardware.precision, before, device)
+    if process.max(int(name == "fp32")) and name == "bf16" and hardware.precision == "auto" and before is None:
+        name, reason = "fp32", "the GPU of another process has no bf16 in hardware"
+    lines = [precision.EMULATED] if precision.is_emulated(name, device) else []
+    lines += [_device(config, process), f"precision: {name} ({reason})", _attention(config, device, name)]
+    return replace(config, hardware=replace(hardware, precision=name)), lines
+
+
+def begun_with(saved: State | None) -> str | None:
+    """Return the precision of a training's state, None where there is no state."""
+    return None if saved is None else saved["config"].get("hardware", {}).get("precision", "fp32")
+
+
+def _device(config: Config, process: Process) -> str:
+    device, asked = process.device, config.hardware.device
+    name, reason = device.type, "as asked for"
+    if device.type == "cuda":
+        described = gpu.describe(device)
+        name = described.name if process.world_size == 1 else f"{process.world_size} × {described.name}"
+        reason = "there is a GPU" if asked == "auto" else reason
+        reason += "; ROCm is untested" if described.is_rocm else ""
+    elif asked == "auto":
+        reason = "torch sees no GPU"
+    return f"device: {name} ({reason})"
+
+
+def _attention(config: Config, device: torch.device, name: str) -> str:
+    model, dtype = config.model, torch.bfloat16 if name == "bf16" else torch.float32
+    attention, reason = chosen(model.attention, device, model.hidden_size // model.num_heads, dtype)
+    return f"attention: {attention} ({reason})"
