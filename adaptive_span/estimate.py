@@ -69,8 +69,8 @@ def estimate(config: Config, card: Card, spans: torch.Tensor) -> Estimate:
     step = counting.count(own, spans, vocabulary(config.data))
     head_size = model.hidden_size // model.num_heads
     kernels = sum(cost.seconds(step.parts, step.visited, head_size, hardware.precision, card).values())
-    graphs = hardware.graphs != "off" and processes == 1
-    launching = cost.host(step.whole.launches, graphs)
+    one_graph = hardware.graphs == "auto" and not model.cutoffs  # an adaptive softmax waits for the host
+    launching = cost.host(step.whole.launches, one_graph)
     seconds = max(kernels, launching) + cost.exchange(step.parameters, processes, card)
     tokens = train.batch_size * model.block_size
     hours = seconds * train.total_steps / 3600

@@ -5,13 +5,14 @@ and each kernel is noted with the bytes that it reads and writes and with its fl
 with the time that it lives, which gives the memory at the height of the step.
 """
 
+import math
 import re
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -137,9 +138,11 @@ def count(config: Config, spans: Tensor, vocab_size: int) -> Step:
     tokens = np.zeros(train.batch_size * (2 * model.block_size + 1), dtype=np.int16)
     corpus: Any = SimpleNamespace(vocab_size=vocab_size, tokens=lambda split: tokens)
     known: Any = SimpleNamespace(tolist=effective.tolist)  # which FakeTensors are not
-    with FakeTensorMode(), _as_on_a_gpu() as tracer, tracer:
+    with FakeTensorMode(), _as_on_a_gpu() as tracer, tracer, _words_by_frequency([*model.cutoffs, vocab_size]):
         with patch.object(Transformer, "spans", lambda model: known), patch.object(Transformer, "to"):
             training = Training(config, corpus, Process(0, 1, torch.device("cpu")))
+        for group in training.optimizer.param_groups:
+            group["foreach"] = True  # which torch's own take on a GPU alone
         _fill(training)
         tracer.start(training.model.parameters())
         training.update()
@@ -157,6 +160,19 @@ def _fill(training: Training) -> None:
         (rows, training.model.cache_length(heads), training.config.model.hidden_size) for heads in training.limits
     ]
     training.caches = [[torch.empty(shape, dtype=kind) for shape in shapes] for _ in training.caches]
+
+
+@contextmanager
+def _words_by_frequency(bounds: Sequence[int]) -> Iterator[None]:
+    """Within it, the words of each cluster of an adaptive softmax are so many as Zipf's law has it."""
+    ends = [0.0, *(math.log(bound + 1) / math.log(bounds[-1] + 1) for bound in bounds)]
+
+    def bincount(clusters: Tensor, minlength: int) -> Any:
+        places = [round(end * clusters.numel()) for end in ends]
+        return SimpleNamespace(tolist=lambda: [high - low for low, high in pairwise(places)])
+
+    with patch.object(Tensor, "bincount", bincount):
+        yield
 
 
 class _Recording:
@@ -218,7 +234,7 @@ class _Tracer(TorchDispatchMode):
         )
         launches = SEVERAL.get(name, 1)
         if name.startswith("_foreach"):
-            launches = ceil(sum(ceil(tensor.numel() / BLOCK) for tensor in args[0]) / BLOCKS)
+            launches = math.ceil(sum(math.ceil(tensor.numel() / BLOCK) for tensor in args[0]) / BLOCKS)
         return Launch(name, 0 if nothing else launches, sum(map(_bytes, [*read, *written])), flops)
 
     def kernel(self, kernel: Any, *args: Any, **kwargs: Any) -> None:
@@ -307,7 +323,7 @@ def _storage(tensor: Tensor) -> int:
 def _bytes(tensor: Tensor) -> int:
     """Return what a tensor has in memory: what is broadcast is there once."""
     sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
-    return prod(sizes) * tensor.element_size()
+    return math.prod(sizes) * tensor.element_size()
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
