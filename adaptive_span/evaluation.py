@@ -154,7 +154,7 @@ def exact(
         read, predicted = (_tensor(tokens[place].astype(np.int64), process) for place in (safe, safe + 1))
         nll = reader.read(read, predicted)
         if block >= 0:
-            nats.append(nll.double().where(_tensor(inside, process), 0.0).sum())
+            nats.append(_exact(nll.where(_tensor(inside, process), 0.0)).sum())
             count += int(inside.sum())
     return _total([Score(float(torch.stack(nats).sum()), count)], process)
 
@@ -163,9 +163,14 @@ def _score_rows(rows: np.ndarray, block_size: int, reader: Reader, process: Proc
     """All whole blocks of these rows, by a reader that has read nothing yet."""
     nats, count = [], 0
     for tokens, targets in stream.passes_once(rows, block_size, process.device):
-        nats.append(reader.read(tokens, targets).double().sum())
+        nats.append(_exact(reader.read(tokens, targets)).sum())
         count += targets.numel()
     return Score(float(torch.stack(nats).sum()), count)
+
+
+def _exact(nll: Tensor) -> Tensor:
+    """Return it in double precision: on the host where the device, like a GPU of Apple's, has none."""
+    return (nll.cpu() if nll.device.type == "mps" else nll).double()
 
 
 def _tensor(array: np.ndarray, process: Process) -> Tensor:

@@ -1,14 +1,16 @@
 """What of a GPU decides how it is used, and whether this build of torch can use it at all."""
 
+import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from adaptive_span.errors import UserError
 
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second one is the older name
 TENSOR_CORES = (8, 0)  # the compute capability from which on they multiply bfloat16 and TF32
 
 
@@ -36,6 +38,8 @@ def describe(device: torch.device) -> Gpu:
 
 def use(device: torch.device) -> None:
     """Make it this process's GPU. Raises `UserError` if this build of torch holds no code for it."""
+    if torch.version.hip is None:
+        expand_segments(os.environ)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torch\.cuda")  # which says in ten lines what is raised below
         torch.cuda.set_device(device)
@@ -45,6 +49,17 @@ def use(device: torch.device) -> None:
             f"{gpu} cannot run this build of torch, which holds code for {' '.join(torch.cuda.get_arch_list())}; "
             f"install one that was built for it (pytorch.org/get-started), or take hardware=cpu"
         )
+
+
+def expand_segments(environment: MutableMapping[str, str]) -> None:
+    """Let torch's allocator grow its pieces of memory, so that tensors whose sizes follow the spans leave fewer gaps.
+
+    It reads that when the GPU is first used, and what a user has set stays. NCCL would register such memory for the
+    graphs that it is part of, and then hang or fail (pytorch issue 158029), so that it is told not to.
+    """
+    if not any(name in environment for name in ALLOCATOR):
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+        environment.setdefault("NCCL_GRAPH_REGISTER", "0")
 
 
 def is_built_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool:

@@ -70,7 +70,7 @@ def _at_once(params: list[Any]) -> Iterator[list[Any]]:
     """So many as are updated together."""
     first = size = 0
     for place, parameter in enumerate(params):
-        if size and size + parameter.numel() > AT_ONCE[parameter.device.type]:
+        if size and size + parameter.numel() > AT_ONCE.get(parameter.device.type, AT_ONCE["cuda"]):
             yield params[first:place]
             first, size = place, 0
         size += parameter.numel()

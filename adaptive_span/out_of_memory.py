@@ -17,6 +17,7 @@ from adaptive_span.identity import flatten
 from adaptive_span.model import Limits
 
 GIB = 2**30
+OTHERS = "can't allocate memory|MPS backend out of memory"  # where it is no error of its own: on a CPU, of Apple's GPUs
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def explained(config: Config, process: Process, parameters: int, limits: Callabl
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
         asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not re.search(OTHERS, str(error)):
             raise
         size = config.model.hidden_size // config.model.num_heads
         name, _ = chosen(config.model.attention, process.device, size)

@@ -27,6 +27,7 @@ def settle(config: Config, process: Process, before: str | None) -> tuple[Config
         name, reason = "fp32", "the GPU of another process has no bf16 in hardware"
     lines = [precision.EMULATED] if precision.is_emulated(name, device) else []
     lines += [_device(config, process), f"precision: {name} ({reason})", _attention(config, device, name)]
+    lines.append(_graphs(config, device))
     return replace(config, hardware=replace(hardware, precision=name)), lines
 
 
@@ -43,9 +44,17 @@ def _device(config: Config, process: Process) -> str:
         name = described.name if process.world_size == 1 else f"{process.world_size} × {described.name}"
         reason = "there is a GPU" if asked == "auto" else reason
         reason += "; ROCm is untested" if described.is_rocm else ""
+    elif device.type == "mps":
+        reason += "; it is untested"
     elif asked == "auto":
         reason = "torch sees no GPU"
     return f"device: {name} ({reason})"
+
+
+def _graphs(config: Config, device: torch.device) -> str:
+    if config.hardware.graphs == "off":
+        return "graphs: off (as asked for)"
+    return "graphs: on (a step is one launch)" if device.type == "cuda" else "graphs: off (no GPU that records them)"
 
 
 def _attention(config: Config, device: torch.device, name: str) -> str:

@@ -26,7 +26,7 @@ class Report:
 
     def __init__(self, step: int, figures: Tensor, spans: Tensor):
         self.step, self.shape = step, spans.shape
-        self.numbers = torch.cat([figures, spans.flatten()]).to("cpu", non_blocking=True)
+        self.numbers = torch.cat([figures, spans.flatten()]).to("cpu", non_blocking=figures.is_cuda)
         self.arrived = torch.cuda.Event() if figures.is_cuda else None
         if self.arrived:
             self.arrived.record()

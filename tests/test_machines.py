@@ -11,7 +11,7 @@ from adaptive_span import compilers, precision
 from adaptive_span.config import HardwareConfig
 from adaptive_span.distributed import Process, pick_device
 from adaptive_span.errors import UserError
-from adaptive_span.gpu import Gpu, is_built_for
+from adaptive_span.gpu import Gpu, expand_segments, is_built_for
 from adaptive_span.settle import settle
 from adaptive_span.stored import read_yaml
 from tests.conftest import ROOT, finish, sentence
@@ -185,3 +185,13 @@ def test_a_run_that_is_resumed_keeps_its_precision_and_scores_stay_in_fp32(launc
 def test_an_apple_gpu_that_is_not_there():
     with pytest.raises(UserError, match=r"^hardware\.device=mps, but torch sees no GPU of Apple's on this machine"):
         pick_device(HardwareConfig(device="mps"))
+
+
+def test_memory_of_a_gpu_grows_in_segments_unless_the_user_has_set_something():
+    environment = {}
+    expand_segments(environment)
+    assert environment == {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "NCCL_GRAPH_REGISTER": "0"}
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        environment = {name: "max_split_size_mb:64"}
+        expand_segments(environment)
+        assert environment == {name: "max_split_size_mb:64"}

@@ -56,10 +56,11 @@ def test_a_run_leaves_what_it_promises(launch, tmp_path):
     assert f"{scores['splits']['test']['bpc']:.4f}" in out
     for line in ("train on", "evaluate", "layer", "metrics"):
         assert f"\n{line}" in out
-    assert out.splitlines()[:4] == [
+    assert out.splitlines()[:5] == [
         "device: cpu (as asked for)",
         "precision: fp32 (no GPU)",
         "attention: banded (no GPU that Triton supports)",
+        "graphs: off (no GPU that records them)",
         "training for 24 steps",
     ]
 

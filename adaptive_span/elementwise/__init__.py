@@ -6,7 +6,6 @@ B batch, M block, C hidden size, F feed-forward size, R = B·M rows.
 
 import functools
 import importlib.util
-import shutil
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive_span.attention.context import in_autocast
+from adaptive_span.compilers import why_triton_cannot_build
 
 LEAST_CAPABILITY = (8, 0)  # bfloat16 in hardware
 
@@ -58,6 +58,6 @@ def in_triton(tensor: Tensor) -> bool:
 @functools.cache
 def _compiles(device: torch.device) -> bool:
     """Return whether Triton can compile for this GPU, for which it also needs a C compiler."""
-    has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
-    capability = torch.cuda.get_device_capability(device)
-    return importlib.util.find_spec("triton") is not None and has_compiler and capability >= LEAST_CAPABILITY
+    if importlib.util.find_spec("triton") is None or torch.version.hip is not None:  # ROCm: untested
+        return False
+    return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY and why_triton_cannot_build() is None
