@@ -1,4 +1,4 @@
-"""Weights as precise as matrix products read them, cast once a step instead of once a product."""
+"""Matrices as precise as products read them, cast once a step instead of once a product."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from adaptive_span.memory import PersistentMemory
 from adaptive_span.model import Transformer
 from adaptive_span.own_types import OwnTypes
 
-READ_BY_PRODUCTS = (nn.Linear, PersistentMemory, Transformer)  # modules; of a Transformer itself, its position vectors
+WITH_MATRICES = (nn.Linear, PersistentMemory, Transformer)  # that products read: of a Transformer itself, its positions
 
 
 @contextmanager
@@ -26,9 +26,9 @@ def low_precision(model: Transformer, precision: str) -> Iterator[None]:
     weights = [
         (module._parameters, name)
         for module in model.modules()
-        if isinstance(module, READ_BY_PRODUCTS)
+        if isinstance(module, WITH_MATRICES)
         for name, weight in module._parameters.items()
-        if weight is not None
+        if weight is not None and weight.dim() > 1
     ]
     exact = [parameters[name] for parameters, name in weights]
     try:

@@ -224,7 +224,8 @@ class Transformer(nn.Module):
         """The sum over the layers of the mean span over the heads, in tokens (equation 5 without its coefficient)."""
         if not self._spans:
             return self.positions.new_zeros(())
-        return torch.stack([span.penalty() for span in self._spans]).sum()
+        fractions = torch.stack([span.fraction for span in self._spans])  # (N, H)
+        return (fractions * self.config.max_span).mean(1).sum()
 
     def highest_fractions(self, limits: Limits) -> Tensor:
         """Return the span parameters with which each head sees just as far as `limits` say, (N, H), on the model's

@@ -21,11 +21,11 @@ def step(dtype: torch.dtype, rows: int, size: int) -> None:
         return torch.zeros(*shape, dtype=dtype, requires_grad=True)
 
     norm = nn.LayerNorm(size)
-    for bias in (None, normal(size)):
+    for bias in (None, normal(size, dtype=torch.float32)):
         exact, operand = fused.add_and_norm(normal(rows, size, dtype=torch.float32), normal(rows, size), bias, norm)
         (exact.sum() + operand.float().sum()).backward()
     words = torch.zeros(2, dtype=torch.int32)
-    weights = normal(4 * size, size), normal(4 * size), normal(size, 4 * size)
+    weights = normal(4 * size, size), normal(4 * size, dtype=torch.float32), normal(size, 4 * size)
     fused.FeedForward.apply(normal(rows, size), *weights, 0.4, words).float().sum().backward()
     tensors = [torch.zeros(rows, size)]
     adagrad.update(tensors, tensors, tensors, torch.ones(1), torch.tensor(0.1), 0.03, 1e-10)

@@ -20,13 +20,18 @@ fused = pytest.importorskip(
     "adaptive_span.elementwise.fused", reason="there is no triton for this system", exc_type=ImportError
 )
 
-LOW = torch.float16  # Triton's interpreter has no bfloat16 to speak of
-TOLERANCE = {torch.float32: 2e-6, LOW: 2e-3}
+# Triton's interpreter has no bfloat16 to speak of.
+LOW = {"cpu": torch.float16, "cuda": torch.bfloat16}
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
-def normal(*shape, dtype=torch.float32, seed=0):
+def cases(*shapes, on_gpu):
+    return [("cpu", *shape) for shape in shapes] + [pytest.param("cuda", *on_gpu, marks=pytest.mark.gpu)]
+
+
+def normal(*shape, dtype=torch.float32, seed=0, device="cpu"):
     values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return values.to(dtype).requires_grad_()
+    return values.to(device, dtype).requires_grad_()
 
 
 def exactly(*tensors):
@@ -37,19 +42,23 @@ def relative(got, expected):
     return ((got - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, LOW], ids=str)
-@pytest.mark.parametrize(("rows", "size", "biased"), [((2, 17), 48, True), ((1, 3), 300, False)])
+@pytest.mark.parametrize("is_low", [False, True])
+@pytest.mark.parametrize(
+    ("device", "rows", "size", "biased"), cases(((2, 17), 48, True), ((1, 3), 300, False), on_gpu=((8, 511), 768, True))
+)
 @pytest.mark.parametrize("used", ["exact", "operand", "both"])
-def test_add_and_norm(dtype, rows, size, biased, used):
-    residual, branch = normal(*rows, size), normal(*rows, size, dtype=dtype, seed=1)
-    bias = normal(size, dtype=dtype, seed=2) if biased else None
-    norm = nn.LayerNorm(size)
-    norm.weight.data, norm.bias.data = normal(size, seed=3).data, normal(size, seed=4).data
+def test_add_and_norm(device, rows, size, biased, is_low, used):
+    dtype = LOW[device] if is_low else torch.float32
+    residual = normal(*rows, size, device=device)
+    branch = normal(*rows, size, dtype=dtype, seed=1, device=device)
+    bias = normal(size, seed=2, device=device) if biased else None
+    norm = nn.LayerNorm(size, device=device)
+    norm.weight.data, norm.bias.data = (normal(size, seed=seed, device=device).data for seed in (3, 4))
     norm.weight.data[0] = 0  # what the norm was applied to cannot be had from its output
     inputs = [x for x in (residual, branch, bias, norm.weight, norm.bias) if x is not None]
     r, b, *rest = exactly(*inputs)
     expected = F.layer_norm(r + b + (rest[0] if biased else 0), (size,), rest[-2], rest[-1], norm.eps)
-    grads = [normal(*rows, size, seed=5).detach(), normal(*rows, size, dtype=dtype, seed=6).detach()]
+    grads = [normal(*rows, size, dtype=x, seed=5, device=device).detach() for x in (torch.float32, dtype)]
     grads = {"exact": [grads[0], None], "operand": [None, grads[1]], "both": grads}[used]
     expected.backward(sum(grad.double() for grad in grads if grad is not None))
 
@@ -69,32 +78,34 @@ def test_add_and_norm(dtype, rows, size, biased, used):
     assert all(map(torch.equal, (*got, *found), (*again, *found_again)))
 
 
-def feed_forward_inputs(dtype, rows, size, inner):
+def feed_forward_inputs(dtype, rows, size, inner, device="cpu"):
     return [
-        normal(*rows, size, dtype=dtype),
-        (normal(inner, size, seed=1).detach() * size**-0.5).to(dtype).requires_grad_(),
-        normal(inner, dtype=dtype, seed=2),
-        (normal(size, inner, seed=3).detach() * inner**-0.5).to(dtype).requires_grad_(),
+        normal(*rows, size, dtype=dtype, device=device),
+        (normal(inner, size, seed=1, device=device).detach() * size**-0.5).to(dtype).requires_grad_(),
+        normal(inner, seed=2, device=device),
+        (normal(size, inner, seed=3, device=device).detach() * inner**-0.5).to(dtype).requires_grad_(),
     ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, LOW], ids=str)
+@pytest.mark.parametrize("is_low", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize(("rows", "inner"), [((2, 21), 272), ((1, 1), 16)])
-def test_feed_forward(dtype, dropout, rows, inner):
+@pytest.mark.parametrize(
+    ("device", "rows", "size", "inner"), cases(((2, 21), 24, 272), ((1, 1), 24, 16), on_gpu=((8, 511), 768, 4096))
+)
+def test_feed_forward(device, rows, size, inner, dropout, is_low):
     """The mask is read off what is kept for the backward pass, and must be the one of the forward pass."""
-    inputs = feed_forward_inputs(dtype, rows, 24, inner)
-    words = torch.tensor([12345, -678], dtype=torch.int32) if dropout else None
+    dtype = LOW[device] if is_low else torch.float32
+    inputs = feed_forward_inputs(dtype, rows, size, inner, device)
+    words = torch.tensor([12345, -678], dtype=torch.int32, device=device) if dropout else None
     got = fused.FeedForward.apply(*inputs, dropout, words)
     kept = got.grad_fn.saved_tensors[3].view(*rows, inner)
     scale = 1 / (1 - round(dropout * 2**16) / 2**16)
     x, w1, b1, w2 = exactly(*inputs)
     expected = F.linear(F.linear(x, w1, b1).relu() * (kept != 0) * scale, w2)
-    grad = normal(*rows, 24, dtype=dtype, seed=4).detach()
+    grad = normal(*rows, size, dtype=dtype, seed=4, device=device).detach()
     found = torch.autograd.grad(got, inputs, grad)
-    errors = list(
-        map(relative, (got, *found), (expected, *torch.autograd.grad(expected, (x, w1, b1, w2), grad.double())))
-    )
+    exact = (expected, *torch.autograd.grad(expected, (x, w1, b1, w2), grad.double()))
+    errors = list(map(relative, (got, *found), exact))
     assert max(errors) < TOLERANCE[dtype], errors
     again = fused.FeedForward.apply(*inputs, dropout, words)
     assert all(map(torch.equal, (got, *found), (again, *torch.autograd.grad(again, inputs, grad))))
@@ -102,8 +113,7 @@ def test_feed_forward(dtype, dropout, rows, inner):
 
 def mask(words):
     """What is kept of numbers that are all one."""
-    one = torch.ones(2**16, 1)
-    weights = torch.ones(1, 1), torch.zeros(1), torch.ones(1, 1)
+    one, weights = torch.ones(2**16, 1), (torch.ones(1, 1), torch.zeros(1), torch.ones(1, 1))
     output = fused.FeedForward.apply(one.requires_grad_(), *weights, 0.3, torch.tensor(words, dtype=torch.int32))
     return output.flatten() > 0
 
@@ -119,21 +129,23 @@ def test_numbers_are_dropped_at_that_rate_each_for_itself():
         assert (one & two).double().mean().item() == pytest.approx(0.49, abs=5 * (0.25 / len(one)) ** 0.5), name
 
 
-@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
-def test_adagrad(rate, monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("is_tensor", [False, True])
+def test_adagrad(device, is_tensor, monkeypatch):
     """Tensors of several blocks, of a part of one, and of one number; one whose gradient is clipped; gradients that are
     elsewhere in the second step."""
-    sizes = (5000, 3, 2048, 1, 4096)
+    rate, sizes = torch.tensor(0.1, device=device) if is_tensor else 0.1, (5000, 3, 2048, 1, 4096)
 
     def updated():
-        params = [nn.Parameter(normal(size, seed=size).detach()) for size in sizes]
+        params = [nn.Parameter(normal(size, seed=size, device=device).detach()) for size in sizes]
         adagrad, norms = optimizer.ClippedAdagrad(params, rate, clip=0.5), []
         for step in range(3):
             for index, (param, size) in enumerate(zip(params, sizes, strict=True)):
-                param.grad = normal(size, seed=step).detach() * (1e-4 if index == 4 else 1)
+                param.grad = normal(size, seed=step, device=device).detach() * (1e-4 if index == 4 else 1)
             norms.append(adagrad.step())
         return [*params, *(adagrad.state[param]["sum"] for param in params), torch.cat(norms)]
 
+    monkeypatch.setattr(elementwise, "in_triton", lambda tensor: False)
     expected = updated()
     monkeypatch.setattr(elementwise, "in_triton", lambda tensor: True)
     got = updated()
@@ -189,6 +201,18 @@ def test_they_compile_for_gpus_and_not_again_for_another_batch(capability):
     assert count == {"before": 13, "after": 13}
     assert {kernel["stack"] for kernel in compiled} == {0}
     assert max(kernel["loads"] for kernel in compiled if "adagrad" not in kernel["kernel"]) <= 10  # several bytes each
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, LOW["cpu"]], ids=str)
+def test_their_types_are_their_own_choice(dtype):
+    """Whatever autocast would make of their products."""
+    inputs = feed_forward_inputs(dtype, (1, 2), 8, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = fused.FeedForward.apply(*inputs, 0.0, None)
+        norms = fused.AddAndNorm.apply(inputs[0].float(), got, None, torch.ones(8), torch.zeros(8), 1e-5)
+        got.sum().backward()
+    assert (got.dtype, norms[0].dtype, norms[1].dtype) == (dtype, torch.float32, dtype)
+    assert [x.grad.dtype for x in inputs] == [x.dtype for x in inputs]
 
 
 class Casts(TorchDispatchMode):

@@ -55,6 +55,7 @@ PARTS = {
 # Operators that launch more than one kernel on a GPU, as a profiler shows them.
 SEVERAL = {"native_layer_norm_backward": 2, "slice_backward": 2, "select_backward": 2, "embedding_dense_backward": 4}
 PICKING = ("gather", "index_select", "embedding")  # read of their first argument as much as they return
+IN_PLACE = {"relu_dropout_kernel": "inner", "relu_dropout_backward_kernel": "grad"}  # what kernels read and write
 OVERWRITING = ("copy_", "fill_", "zero_", "normal_", "uniform_", "random_")  # do not look at what was there
 BLOCK, BLOCKS = 2**16, 320  # numbers of a block, and blocks of a launch, of torch's kernels for lists of tensors
 
@@ -240,6 +241,7 @@ class _Tracer(TorchDispatchMode):
     def kernel(self, kernel: Any, *args: Any, **kwargs: Any) -> None:
         """Note a launch of Triton's."""
         total = sum(map(_bytes, _tensors((args, kwargs))))
+        total += _bytes(kwargs[IN_PLACE[kernel.fn.__name__]]) if kernel.fn.__name__ in IN_PLACE else 0
         self.launches.append(Launch(kernel.fn.__name__, 1, total, 0))
 
     def _watch(self, tensors: list[Tensor], part: str) -> None:

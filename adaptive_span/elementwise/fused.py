@@ -33,8 +33,8 @@ def add_and_norm(residual: Tensor, branch: Tensor, branch_bias: Tensor | None, n
 def feed_forward(operand: Tensor, expand: nn.Linear, contract: Tensor, dropout: float) -> Tensor:
     """Return W₂ dropout(ReLU(W₁ x + b₁)). (…, C) → (…, C)"""
     words = random_words(operand.device) if dropout else None
-    weights = map(in_autocast, (expand.weight, expand.bias, contract))
-    return FeedForward.apply(in_autocast(operand), *weights, dropout, words)
+    operand, weight, contract = map(in_autocast, (operand, expand.weight, contract))
+    return FeedForward.apply(operand, weight, expand.bias, contract, dropout, words)
 
 
 def random_words(device: torch.device) -> Tensor:
@@ -116,14 +116,14 @@ class FeedForward(OwnTypes):
         words: Tensor | None,  # (2,)
     ) -> Tensor:
         rows = operand.flatten(0, -2)  # (R, C)
-        inner = torch.addmm(expand_bias, rows, expand.t())  # (R, F)
+        inner = torch.mm(rows, expand.t())  # (R, F)
         threshold = min(round(dropout * 2**16), 2**16 - 1)  # of 16 random bits: what lies below is dropped
         scale = 1 / (1 - threshold / 2**16)  # of the rate that is applied
         launch(
-            kernels.relu_dropout_kernel, (-(-inner.numel() // (2 * HALF)),), inner=inner, words=words,
-            total=inner.numel(), threshold=threshold, scale=scale, HALF=HALF, num_warps=4,
+            kernels.relu_dropout_kernel, (-(-inner.numel() // (2 * HALF)),), inner=inner, bias=expand_bias, words=words,
+            total=inner.numel(), threshold=threshold, scale=scale, SIZE=inner.size(1), HALF=HALF, num_warps=4,
         )  # fmt: skip
-        ctx.scale = scale
+        ctx.scale, ctx.bias_type = scale, expand_bias.dtype
         ctx.save_for_backward(operand, expand, contract, inner)
         return torch.mm(inner, contract.t()).view_as(operand)
 
@@ -144,7 +144,7 @@ class FeedForward(OwnTypes):
         return (
             torch.mm(grad_inner, expand).view_as(operand),
             torch.mm(grad_inner.t(), rows),  # (F, C)
-            partial.sum(0).to(expand.dtype),
+            partial.sum(0).to(ctx.bias_type),
             grad_contract,
             None,
             None,

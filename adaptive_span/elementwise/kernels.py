@@ -77,22 +77,27 @@ def norm_backward_kernel(
 
 
 @compiled
-def relu_dropout_kernel(inner, words, total, threshold, scale, HALF: tl.constexpr):
-    """ReLU and dropout in place, of 2 · HALF numbers. Two numbers share a hash of 32 bits: each is dropped where its
-    half of the bits lies below the threshold. What is not a number stays so."""
+def relu_dropout_kernel(inner, bias, words, total, threshold, scale, SIZE: tl.constexpr, HALF: tl.constexpr):
+    """dropout(ReLU(inner + bias)) in place, of 2 · HALF numbers. Two numbers share a hash of 32 bits: each is dropped
+    where its half of the bits lies below the threshold. What is not a number stays so."""
     start, i = tl.program_id(0).to(tl.int64) * (2 * HALF), tl.arange(0, HALF)
-    first, second = start + i, start + HALF + i
-    x = tl.load(inner + first, mask=first < total, other=0.0)
-    y = tl.load(inner + second, mask=second < total, other=0.0)
+    x, y = biased(inner, bias, start, i, total, SIZE), biased(inner, bias, start + HALF, i, total, SIZE)
     drop_x, drop_y = x <= 0, y <= 0
     if words is not None:
         bits = hashed(tl.program_id(0) * HALF + i, words)
         drop_x |= (bits & 0xFFFF).to(tl.int32) < threshold
         drop_y |= (bits >> 16).to(tl.int32) < threshold
-    x = tl.where(drop_x, 0.0, x.to(tl.float32) * scale)
-    y = tl.where(drop_y, 0.0, y.to(tl.float32) * scale)
-    tl.store(inner + first, x.to(inner.dtype.element_ty), mask=first < total)
-    tl.store(inner + second, y.to(inner.dtype.element_ty), mask=second < total)
+    x, y = tl.where(drop_x, 0.0, x * scale), tl.where(drop_y, 0.0, y * scale)
+    tl.store(inner + start + i, x.to(inner.dtype.element_ty), mask=start + i < total)
+    tl.store(inner + start + HALF + i, y.to(inner.dtype.element_ty), mask=start + HALF + i < total)
+
+
+@triton.jit
+def biased(inner, bias, start, i, total, SIZE: tl.constexpr):
+    """Numbers from `start` on, of rows of SIZE, plus the bias of their columns."""
+    column = ((start % SIZE).to(tl.int32) + i) % SIZE
+    x = tl.load(inner + start + i, mask=start + i < total, other=0.0).to(tl.float32)
+    return x + tl.load(bias + column).to(tl.float32)
 
 
 @triton.jit
