@@ -41,12 +41,12 @@ def headline(nats_per_token: float, level: str) -> tuple[str, float]:
 
 
 class Reader:
-    """A model that reads a text block by block; on a GPU by a recording of the block before, where `graphs`."""
+    """A model that reads a text block by block; by a recording of how it read the block before, where `graphs`."""
 
     def __init__(self, model: Transformer, limits: Limits, process: Process, graphs: bool):
         self.model, self.limits = model.eval(), limits
         self.cache = model.empty_inference_cache()
-        self.graph = StepGraph() if graphs and process.device.type == "cuda" else None
+        self.graph = StepGraph() if graphs else None
         self._block = torch.zeros(0)  # (2, B, M), of tokens and targets, where a graph looks for it
 
     def read(self, tokens: Tensor, targets: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from adaptive_span.adaptive_io import AdaptiveEmbedding, AdaptiveSoftmax
 from adaptive_span.attention import Context, HiddenStates, KeysValues, choose
 from adaptive_span.config import ModelConfig
 from adaptive_span.elementwise import Hidden, add_and_norm, feed_forward, with_operand
+from adaptive_span.embedding import Embedding
 from adaptive_span.memory import PersistentMemory
 from adaptive_span.span import AdaptiveSpan, upper_bound
 
@@ -257,7 +258,7 @@ def _kept_or_not(context: Any, operation: Any, *inputs: Any, **named: Any) -> Ch
 def _input_and_output(config: ModelConfig, vocab_size: int) -> tuple[nn.Module, Softmax | AdaptiveSoftmax]:
     size = config.hidden_size
     if not config.cutoffs:
-        return nn.Embedding(vocab_size, size), Softmax(size, vocab_size)
+        return Embedding(vocab_size, size), Softmax(size, vocab_size)
     embedding = AdaptiveEmbedding(size, vocab_size, config.cutoffs, config.division)
     tied_to = embedding if config.tied else None
     return embedding, AdaptiveSoftmax(size, vocab_size, config.cutoffs, config.division, tied_to)

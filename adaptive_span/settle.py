@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from adaptive_span import gpu, precision
+from adaptive_span import gpu, precision, step_graph
 from adaptive_span.attention import chosen
 from adaptive_span.checkpoint import State
 from adaptive_span.compilers import why_inductor_cannot_build
@@ -14,7 +14,8 @@ from adaptive_span.errors import UserError
 
 
 def settle(config: Config, process: Process, before: str | None) -> tuple[Config, list[str]]:
-    """Return the configuration with its precision filled in, and what to print: device, precision, attention.
+    """Return the configuration with its precision filled in, and what to print: device, precision,
+    attention, graphs.
 
     `before` is the precision of the run's checkpoint, None where it begins. Called in every process; all get the same.
     Raises `UserError` if this machine cannot have what is asked for.
@@ -52,12 +53,5 @@ def _device(config: Config, process: Process) -> str:
 
 
 def _graphs(config: Config, device: torch.device) -> str:
-    if config.hardware.graphs == "off":
-        return "graphs: off (as asked for)"
-    return "graphs: on (a step is one launch)" if device.type == "cuda" else "graphs: off (no GPU that records them)"
-
-
-def _attention(config: Config, device: torch.device, name: str) -> str:
-    model, dtype = config.model, torch.bfloat16 if name == "bf16" else torch.float32
-    attention, reason = chosen(model.attention, device, model.hidden_size // model.num_heads, dtype)
-    return f"attention: {attention} ({reason})"
+    wanted, reason = step_graph.choose(config.hardware.graphs, device)
+    return f"graphs: {'auto' if wanted else 'off'} ({reason})"

@@ -15,6 +15,17 @@ from adaptive_span.console import say
 Result = TypeVar("Result")
 
 
+def choose(asked: str, device: torch.device) -> tuple[bool, str]:
+    """Return whether steps are recorded on `device` where `hardware.graphs` is `asked`, and why, for people."""
+    if device.type != "cuda":
+        return False, "for NVIDIA GPUs"
+    if asked == "off":
+        return False, "as asked for"
+    if torch.version.hip is not None:
+        return False, "untested on ROCm"
+    return True, "a step is launched as a whole"
+
+
 class StepGraph:
     """The recording of one function, for as long as what decides the sizes of its tensors stays the same."""
 
@@ -22,7 +33,6 @@ class StepGraph:
         self._key: Hashable = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Any = None
-        self._pool = torch.cuda.graph_pool_handle()
         self._refused = False
         self.replays = 0
 
@@ -50,14 +60,16 @@ class StepGraph:
 
     def _record(self, function: Callable[[], object]) -> torch.cuda.CUDAGraph | None:
         """Return the graph, or say why there is none."""
-        graph = torch.cuda.CUDAGraph()
+        graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[torch.cuda.current_device()]
+        before = generator.clone_state()
         try:
             # Other threads, such as one that watches over NCCL, may go on calling CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._result = function()
         except RuntimeError as error:
             self.forget()
             self._refused = True
+            generator.graphsafe_set_state(before)  # it would wait for the end of a recording for ever
             reason = str(error).splitlines()[0]
             say(f"warning: the step cannot be recorded as a CUDA graph ({reason}); kernels are launched one by one")
             return None

@@ -19,6 +19,7 @@ from adaptive_span import (
     published,
     report,
     scores,
+    step_graph,
     stream,
 )
 from adaptive_span.config import Config, TrainConfig
@@ -164,6 +165,7 @@ class Run:
         valid = corpus.tokens("valid")
         self.validation_rows = stream.rows(valid, config.train.batch_size, config.model.block_size, "valid")
         self.training = Training(config, corpus, process)
+        self.graphs, _ = step_graph.choose(config.hardware.graphs, process.device)
 
     def go_on(self, interruption: Interruption) -> None:
         """The loop. A signal ends it after the step at hand, with everything saved."""
@@ -245,7 +247,7 @@ class Run:
         with autocast(config.hardware, self.process.device), low_precision(training.model, precision):
             score = evaluation.validate(
                 training.model, self.validation_rows, config.model.block_size, config.validation.blocks,
-                config.train.batch_split, training.limits, self.process, config.hardware.graphs == "auto",
+                config.train.batch_split, training.limits, self.process, self.graphs,
             )  # fmt: skip
         nats = score.nats / score.tokens
         if not math.isfinite(nats):
@@ -307,8 +309,7 @@ class Run:
         model = model_of(state, best, process.device)
         rows = min(8, config.train.batch_size // process.world_size)  # more of them would warm up for longer
         block_size = max(config.model.block_size, SCORING_BLOCK)
-        graphs = config.hardware.graphs == "auto"
-        result = report.score(model, self.corpus, "exact", rows * process.world_size, block_size, process, graphs)
+        result = report.score(model, self.corpus, "exact", rows * process.world_size, block_size, process, self.graphs)
         result |= {"checkpoint": str(best), "step": state["step"]}
         if not process.is_main:
             return

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adaptive_span import checkpoint, optimizer, span_bounds, stream
+from adaptive_span import checkpoint, optimizer, span_bounds, step_graph, stream
 from adaptive_span.config import Config
 from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process, autocast
@@ -83,8 +83,8 @@ class Training:
 
     def _step_graph(self) -> StepGraph | None:
         """A recording of the step, where there is a GPU to replay it."""
-        hardware, process = self.config.hardware, self.process
-        return StepGraph() if process.device.type == "cuda" and hardware.graphs == "auto" else None
+        wanted, _ = step_graph.choose(self.config.hardware.graphs, self.process.device)
+        return StepGraph() if wanted else None
 
     def _empty_caches(self) -> list[Cache]:
         train = self.config.train

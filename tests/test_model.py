@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from adaptive_span import AdaptiveSpan, ModelConfig, Transformer
 from adaptive_span import optimizer as optimizers
 from adaptive_span.config import ATTENTIONS, Config
 from adaptive_span.elementwise import with_operand
+from adaptive_span.embedding import Lookup
 from adaptive_span.errors import UserError
 from tests.test_config import composed
 
@@ -226,3 +228,10 @@ def test_the_library_needs_neither_hydra_nor_wandb_nor_triton():
         "sys.exit(bool(foreign & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_gradient_of_an_embedding_is_a_product():
+    tokens, weight = torch.randint(7, (3, 50)), torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(3, 50, 4, dtype=torch.float64)
+    expected = torch.autograd.grad(F.embedding(tokens, weight), weight, grad)
+    torch.testing.assert_close(torch.autograd.grad(Lookup.apply(tokens, weight), weight, grad), expected)

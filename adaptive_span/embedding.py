@@ -1,0 +1,43 @@
+"""The input layer of a vocabulary that fits in one table."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from adaptive_span.own_types import OwnTypes
+
+LARGEST = 1024  # symbols whose gradient is a matrix product
+
+
+class Embedding(nn.Embedding):
+    """A vector for each symbol. On a GPU, the same step gives the same bits."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, M) → (B, M, C)"""
+        if self.weight.is_cuda and self.num_embeddings <= LARGEST:
+            return Lookup.apply(tokens, self.weight)
+        return super().forward(tokens)
+
+
+class Lookup(OwnTypes):
+    """`F.embedding` whose gradient is the product with a matrix of ones, always summed up in one order.
+
+    On a GPU, that of torch differs between two runs where each of a few symbols stands in many places.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.size = len(weight)
+        return F.embedding(tokens, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        (tokens,) = ctx.saved_tensors
+        symbols = torch.arange(ctx.size, device=tokens.device)
+        places = (symbols[:, None] == tokens.flatten()).to(grad.dtype)  # (V, B·M)
+        return None, places @ grad.flatten(0, 1)
