@@ -54,4 +54,10 @@ def _device(config: Config, process: Process) -> str:
 
 def _graphs(config: Config, device: torch.device) -> str:
     wanted, reason = step_graph.choose(config.hardware.graphs, device)
-    return f"graphs: {'auto' if wanted else 'off'} ({reason})"
+    return f"graphs: {'on' if wanted else 'off'} ({reason})"
+
+
+def _attention(config: Config, device: torch.device, name: str) -> str:
+    model, dtype = config.model, torch.bfloat16 if name == "bf16" else torch.float32
+    attention, reason = chosen(model.attention, device, model.hidden_size // model.num_heads, dtype)
+    return f"attention: {attention} ({reason})"

@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 def choose(asked: str, device: torch.device) -> tuple[bool, str]:
     """Return whether steps are recorded on `device` where `hardware.graphs` is `asked`, and why, for people."""
     if device.type != "cuda":
-        return False, "for NVIDIA GPUs"
+        return False, "no GPU that records them"
     if asked == "off":
         return False, "as asked for"
     if torch.version.hip is not None:
