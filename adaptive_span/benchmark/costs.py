@@ -10,6 +10,7 @@ from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.profiles import VOCAB_SIZE
 from adaptive_span.benchmark.timing import Way, in_turns, matrix_peak, memory
 from adaptive_span.config import OptimizerConfig
+from adaptive_span.low_precision import low_precision
 from adaptive_span.model import AdaptiveSpanAttention, Transformer
 
 Row = dict[str, float | None]
@@ -89,9 +90,10 @@ def step(settings: Settings, name: str) -> Way:
     limits, cache = profiles.limits_in_training(model), settings.cache(model)
 
     def way() -> None:
-        with settings.autocast():
-            nll, _ = model(text[:, :-1], text[:, 1:], cache, limits)
-        nll.mean().backward()
+        with low_precision(model, settings.precision):
+            with settings.autocast():
+                nll, _ = model(text[:, :-1], text[:, 1:], cache, limits)
+            nll.mean().backward()
         update.step()
         update.zero_grad()
 
@@ -108,13 +110,13 @@ def evaluate(settings: Settings, name: str) -> Way:
     limits, cache = model.limits(), settings.cache(model)
     if not name.endswith("training"):
         full, cache = max(past.size(1) for past in cache), model.empty_inference_cache()
-        with torch.inference_mode(), settings.autocast():
+        with torch.inference_mode(), settings.autocast(), low_precision(model, settings.precision):
             for _ in range(0, full, text.size(1)):
                 _, cache = model(text, text, cache, limits)
 
     def way() -> None:
         past = cache
-        with torch.inference_mode(), settings.autocast():
+        with torch.inference_mode(), settings.autocast(), low_precision(model, settings.precision):
             for _ in range(BLOCKS):
                 _, past = model(text, text, past, limits)
 
