@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from adaptive_span.adaptive_io import AdaptiveEmbedding, AdaptiveSoftmax
-from adaptive_span.attention import Context, HiddenStates, KeysValues, choose
+from adaptive_span.attention import Context, HiddenStates, KeysValues, choose, join
 from adaptive_span.config import ModelConfig
 from adaptive_span.elementwise import Hidden, add_and_norm, feed_forward, with_operand
 from adaptive_span.embedding import Embedding
@@ -55,22 +55,22 @@ class AdaptiveSpanAttention(nn.Module):
             else None
         )
 
-    def forward(self, hidden: Tensor, past: Tensor, positions: Tensor, limits: Sequence[int]) -> Tensor:
-        """hidden (B, M, C), past (B, T, C), positions (D, L) → (B, M, C)"""
-        context = HiddenStates(past, hidden, self.key.weight, self.value.weight, self.num_heads)
-        return self._attend(hidden, context, positions, limits)
+    def forward(self, hidden: Tensor, states: Tensor, positions: Tensor, limits: Sequence[int]) -> Tensor:
+        """hidden (B, M, C), positions (D, L) → (B, M, C). `states` (B, T, C): the past, joined with `hidden`."""
+        return self._attend(HiddenStates(states, hidden, self._weights(), self.num_heads), positions, limits)
 
     def infer(
         self, hidden: Tensor, past: list[Tensor], positions: Tensor, limits: Sequence[int]
     ) -> tuple[Tensor, list[Tensor]]:
         """The same without gradients, from past keys and values; and those of the next block's past."""
-        context = KeysValues(past, hidden, self.key.weight, self.value.weight, self.num_heads)
-        return self._attend(hidden, context, positions, limits), context.kept
+        context = KeysValues(past, hidden, self._weights(), self.num_heads)
+        return self._attend(context, positions, limits), context.kept
 
-    def _attend(self, hidden: Tensor, context: Context, positions: Tensor, limits: Sequence[int]) -> Tensor:
-        query = self.query(hidden).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, M, D)
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.query.weight, self.key.weight, self.value.weight
+
+    def _attend(self, context: Context, positions: Tensor, limits: Sequence[int]) -> Tensor:
         heads = self.attend(
-            query,
             context,
             positions,
             self.span.tokens() if self.span is not None else None,
@@ -78,8 +78,8 @@ class AdaptiveSpanAttention(nn.Module):
             limits,
             self.dropout if self.training else 0.0,
             self.memory() if self.memory is not None else None,
-        )  # (B, H, M, D)
-        return self.output(heads.transpose(1, 2).flatten(2))
+        )  # (B, M, H, D)
+        return self.output(heads.flatten(2))
 
 
 class AttentionBlock(nn.Module):
@@ -90,8 +90,8 @@ class AttentionBlock(nn.Module):
         self.attention = AdaptiveSpanAttention(config)
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, hidden: Hidden, past: Tensor, positions: Tensor, limits: Sequence[int]) -> Hidden:
-        attended = self.attention(hidden.operand, past, positions, limits)
+    def forward(self, hidden: Hidden, states: Tensor, positions: Tensor, limits: Sequence[int]) -> Hidden:
+        attended = self.attention(hidden.operand, states, positions, limits)
         return add_and_norm(hidden.exact, attended, self.norm)
 
     def infer(
@@ -174,10 +174,10 @@ class Transformer(nn.Module):
                 continue
             block, past, heads = next(attention)
             if isinstance(past, Tensor):
-                kept = hidden.operand.detach()  # as keys and values will be made of it
-                past = past.to(kept.dtype)
-                new_cache.append(torch.cat([past, kept], dim=1)[:, -self.cache_length(heads) :])
-                hidden = self._run(block, hidden, past, self.positions, heads)
+                keep = self.cache_length(heads)
+                states = join(past, hidden.operand, max(*heads, keep - tokens.size(1)))
+                new_cache.append(states[:, -keep:])
+                hidden = self._run(block, hidden, states, self.positions, heads)
             else:
                 hidden, kept = block.infer(hidden, past, self.positions, heads)
                 new_cache.append(kept)

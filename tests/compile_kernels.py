@@ -18,10 +18,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from adaptive_span.attention import HiddenStates, fused
+from adaptive_span.attention import HiddenStates, fused, join
 from adaptive_span.attention import fused_kernels as kernels
 
-KERNELS = [getattr(kernels, name) for name in fused.TILES[torch.float32, 64]]
+KERNELS = [getattr(kernels, name) for name in fused.TILES[32, 64]]
 
 
 class Driver:
@@ -60,12 +60,11 @@ def step(dtype: torch.dtype, head_size: int, parts: tuple[bool, ...], limits: li
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=dtype, requires_grad=True)
 
-    weights = normal(size, size), normal(size, size)
-    context = HiddenStates(normal(batch, 64, size), normal(batch, block, size), *weights, num_heads=heads)
+    weights, hidden = (normal(size, size), normal(size, size), normal(size, size)), normal(batch, block, size)
+    context = HiddenStates(join(normal(batch, 64, size), hidden, max(limits)), hidden, weights, num_heads=heads)
     spans = torch.zeros(heads, requires_grad=True) if adaptive else None
     kept = (normal(heads, head_size, 16), normal(heads, 16, head_size)) if memory else None
-    query, positions = normal(batch, heads, block, head_size), normal(head_size, 1024)
-    fused.attend(query, context, positions, spans, 32, limits, 0.3 if dropout else 0.0, kept).sum().backward()
+    fused.attend(context, normal(head_size, 1024), spans, 32, limits, 0.3 if dropout else 0.0, kept).sum().backward()
 
 
 def compiled() -> list[tuple[str, Any]]:

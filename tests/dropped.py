@@ -10,60 +10,64 @@ LENGTH = SPAN + BLOCK
 
 
 class Given:
-    """A context of keys and values as they are."""
+    """A context of queries (B, M, H, D) and keys and values (B, T, H, 2, D) as they are."""
 
-    def __init__(self, keys_values):
-        self.both = keys_values  # (B, 2, H, D, T)
+    def __init__(self, query, keys_values):
+        self.query, self.keys_values, self.dtype = query, keys_values, query.dtype
 
-    def keys_values(self, groups):
-        return [self.both[:, :, list(heads), :, -length:] for heads, length in groups]
+    def project(self, groups):
+        block = self.query.size(1)
+        return [
+            (self.query[:, :, list(heads)], self.keys_values[:, -span - block :, list(heads)]) for heads, span in groups
+        ]
 
 
 def layer(device):
     """Return numbers that bfloat16 holds, so that rounding them is no part of the error."""
     draw, heads = torch.Generator().manual_seed(0), len(SPANS)
     shapes = {
-        "query": (2, heads, BLOCK, HEAD_SIZE),
-        "keys_values": (2, 2, heads, HEAD_SIZE, LENGTH),
+        "query": (2, BLOCK, heads, HEAD_SIZE),
+        "keys_values": (2, LENGTH, heads, 2, HEAD_SIZE),
         "positions": (HEAD_SIZE, SPAN),
         "memory_key": (heads, HEAD_SIZE, MEMORY),
         "memory_value": (heads, MEMORY, HEAD_SIZE),
     }
     drawn = {name: torch.randn(*shape, generator=draw).bfloat16().float() for name, shape in shapes.items()}
+    drawn["query"] /= 8  # or each query would look at one key alone
     return {name: x.to(device) for name, x in (drawn | {"spans": torch.tensor(SPANS)}).items()}
 
 
 def attend(attention, x, dropout, low):
-    """Run it as the model does: in bf16 under autocast, from queries, keys and values that are in bf16 already."""
+    """Return the output, (B, M, H, D). Runs it as the model does: in bf16 under autocast, from queries, keys and values that are in bf16 already."""
     dtype, memory = torch.bfloat16 if low else torch.float32, (x["memory_key"], x["memory_value"])
-    query, context = x["query"].to(dtype), Given(x["keys_values"].to(dtype))
+    context = Given(x["query"].to(dtype), x["keys_values"].to(dtype))
     torch.manual_seed(0)
-    with torch.autocast(query.device.type, torch.bfloat16, enabled=low):
-        return choose(attention)(query, context, x["positions"], x["spans"], RAMP, LIMITS, dropout, memory)
+    with torch.autocast(x["query"].device.type, torch.bfloat16, enabled=low):
+        return choose(attention)(context, x["positions"], x["spans"], RAMP, LIMITS, dropout, memory)
 
 
 def kept(attention, x, dropout, low):
     """Return which weights dropout leaves, (B, H, M, T + N)."""
     units = torch.eye(HEAD_SIZE, device=x["query"].device)[: LENGTH + MEMORY]
     keys_values = x["keys_values"].clone()
-    keys_values[:, 1] = units[:LENGTH].t()
+    keys_values[..., 1, :] = units[:LENGTH, None]
     shown = x | {"keys_values": keys_values, "memory_value": units[LENGTH:].expand(len(SPANS), -1, -1)}
-    return attend(attention, shown, dropout, low)[..., : LENGTH + MEMORY] > 0
+    return attend(attention, shown, dropout, low)[..., : LENGTH + MEMORY].transpose(1, 2) > 0
 
 
 def by_the_definition(x, keep, dropout):
     """Dense attention with that mask, in the precision of `x`."""
-    query = x["query"] * HEAD_SIZE**-0.5
-    key, value = x["keys_values"].unbind(1)  # (B, H, D, T)
+    query = x["query"].transpose(1, 2)  # (B, H, M, D)
+    key, value = x["keys_values"].permute(3, 0, 2, 1, 4).unbind()  # (B, H, T, D)
     distance = SPAN + torch.arange(BLOCK)[:, None] - torch.arange(LENGTH)  # (M, T)
     distance = distance.to(query.device)
     near = (query @ x["positions"]).gather(3, (SPAN - distance).clamp(0, SPAN - 1).expand(*query.shape[:2], -1, -1))
     height = (RAMP + 1 + x["spans"][:, None, None] - distance) / RAMP
     seen = (height >= 0) & (distance >= 1) & (distance <= SPAN)
     log_mask = torch.where(seen, (height.clamp(0, 1) + 1e-20).log(), float("-inf"))
-    scores = torch.cat([query @ key + near + log_mask, query @ x["memory_key"]], dim=3)
-    values = torch.cat([value.transpose(2, 3), x["memory_value"].expand(query.size(0), -1, -1, -1)], dim=2)
-    return (scores.softmax(3) * keep / (1 - dropout)) @ values
+    scores = torch.cat([query @ key.transpose(2, 3) + near + log_mask, query @ x["memory_key"]], dim=3)
+    values = torch.cat([value, x["memory_value"].expand(query.size(0), -1, -1, -1)], dim=2)
+    return ((scores.softmax(3) * keep / (1 - dropout)) @ values).transpose(1, 2)
 
 
 def errors(attention, device, dropout, low):

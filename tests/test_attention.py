@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from adaptive_span.attention import HiddenStates, banded, choose
+from adaptive_span.attention import HiddenStates, banded, choose, join
 from adaptive_span.config import ATTENTIONS
 from adaptive_span.span import AdaptiveSpan, log_soft_mask, upper_bound
 from tests import dropped
@@ -50,38 +50,44 @@ def inputs(batch, heads, head_size, block, past, max_span, ramp, seed, dtype=tor
         return torch.randn(*shape, generator=draw, dtype=dtype)
 
     return {
-        "query": normal(batch, heads, block, head_size),
-        "hidden": normal(batch, past + block, size),
+        "present": normal(batch, block, size),
+        "query_weight": normal(size, size) / size**0.5,
         "key_weight": normal(size, size) / size**0.5,
         "value_weight": normal(size, size) / size**0.5,
         "positions": normal(head_size, max_span),
+        "past": normal(batch, past, size),  # the one that is a constant
     }
 
 
+def leaves_of(x):
+    return [tensor.requires_grad_() for name, tensor in x.items() if name != "past"]
+
+
 def call(attend, x, spans, ramp, limits, dropout=0.0, memory=None):
-    past, present = x["hidden"].split([x["hidden"].size(1) - x["query"].size(2), x["query"].size(2)], dim=1)
-    context = HiddenStates(past, present, x["key_weight"], x["value_weight"], x["query"].size(1))
-    return attend(x["query"], context, x["positions"], spans, ramp, limits, dropout, memory)
+    weights = x["query_weight"], x["key_weight"], x["value_weight"]
+    context = HiddenStates(join(x["past"], x["present"], max(limits)), x["present"], weights, len(limits))
+    return attend(context, x["positions"], spans, ramp, limits, dropout, memory)
 
 
-def by_the_definition(x, spans, ramp):
+def by_the_definition(x, heads, spans, ramp):
     """One query, head and distance at a time."""
-    batch, heads, block, size = x["query"].shape
-    past, max_span = x["hidden"].size(1) - block, x["positions"].size(1)
-    output = torch.zeros_like(x["query"])
+    (batch, block, _), past, (size, max_span) = x["present"].shape, x["past"].size(1), x["positions"].shape
+    states = torch.cat([x["past"], x["present"]], dim=1)
+    output = x["present"].new_zeros(batch, block, heads, size)
     for b in range(batch):
         for h in range(heads):
             rows = slice(h * size, (h + 1) * size)
             for m in range(block):
+                query = x["query_weight"][rows] @ x["present"][b, m]
                 total, result = 0.0, torch.zeros(size, dtype=output.dtype)
                 for d in range(1, max_span + 1):
                     place = past + m - d
-                    hidden = x["hidden"][b, place] if place >= 0 else torch.zeros_like(x["hidden"][b, 0])
+                    hidden = states[b, place] if place >= 0 else torch.zeros_like(states[b, 0])
                     key, value = x["key_weight"][rows] @ hidden, x["value_weight"][rows] @ hidden
-                    score = x["query"][b, h, m] @ (key + x["positions"][:, -d]) / math.sqrt(size)
+                    score = query @ (key + x["positions"][:, -d]) / math.sqrt(size)
                     mask = 1.0 if spans is None else min(1.0, max(0.0, (ramp + 1 + spans[h].item() - d) / ramp))
                     total, result = total + math.exp(score) * mask, result + math.exp(score) * mask * value
-                output[b, h, m] = result / total
+                output[b, m, h] = result / total
     return output
 
 
@@ -173,10 +179,10 @@ def test_attention_is_its_definition(attention, data, shape):
     spans = data.draw(st.none() | fractions(shape["heads"]))
     limits = [shape["max_span"]] * shape["heads"]
     if spans is not None:
-        spans = torch.tensor(spans, dtype=x["query"].dtype) * shape["max_span"]
+        spans = torch.tensor(spans, dtype=x["present"].dtype) * shape["max_span"]
     got = call(choose(attention), x, spans, shape["ramp"], limits)
     x = {name: tensor.double() for name, tensor in x.items()}
-    close(attention, got, by_the_definition(x, spans, shape["ramp"]))
+    close(attention, got, by_the_definition(x, shape["heads"], spans, shape["ramp"]))
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -184,7 +190,7 @@ def test_attention_is_its_definition(attention, data, shape):
 @given(data=st.data(), shape=shapes)
 def test_trimmed_is_untrimmed(attention, data, shape):
     x = inputs(**shape, dtype=DTYPE.get(attention, torch.float64))
-    spans = torch.tensor(data.draw(fractions(shape["heads"])), dtype=x["query"].dtype) * shape["max_span"]
+    spans = torch.tensor(data.draw(fractions(shape["heads"])), dtype=x["present"].dtype) * shape["max_span"]
     full = [shape["max_span"]] * shape["heads"]
     tight = [min(shape["max_span"], math.floor(z) + shape["ramp"] + 1) for z in spans.tolist()]
     slack = [data.draw(st.integers(limit, shape["max_span"])) for limit in tight]
@@ -212,18 +218,18 @@ def output_and_gradients(attention, layer, device="cpu", dtype=torch.float64):
     """Of everything that has one, in double precision."""
     shape, spans, memory_size = layer
     heads, size, longest = shape["heads"], shape["head_size"], shape["max_span"]
-    tensors = list(inputs(**shape).values())
+    x = {name: tensor.to(device, dtype) for name, tensor in inputs(**shape).items()}
+    leaves, memory = leaves_of(x), []
     if memory_size:
         draw = torch.Generator().manual_seed(1)
         sizes = ((heads, size, memory_size), (heads, memory_size, size))
-        tensors += [torch.randn(*s, generator=draw, dtype=torch.float64) for s in sizes]
-    leaves = [tensor.to(device, dtype).requires_grad_() for tensor in tensors]
+        memory = [torch.randn(*s, generator=draw, dtype=torch.float64).to(device, dtype) for s in sizes]
+        leaves += [tensor.requires_grad_() for tensor in memory]
     z, limits = None, [longest] * heads
     if spans is not None:
         z = torch.tensor(spans, device=device, dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
         limits = [upper_bound(min(span + shape["ramp"], longest), longest) for span in spans]
-    x = dict(zip(inputs(**shape), leaves, strict=False))
-    output = call(choose(attention), x, z, shape["ramp"], limits, memory=leaves[5:] or None)
+    output = call(choose(attention), x, z, shape["ramp"], limits, memory=memory or None)
     output.square().sum().backward()
     return [x.double().cpu() for x in (output, *(leaf.grad for leaf in leaves), *([] if z is None else [z.grad]))]
 
@@ -243,15 +249,14 @@ def test_banded_computes_what_dense_does(layer):
 @pytest.mark.parametrize("spans", [None, [2.3, 0.4], [6.6, 0.7]])
 def test_gradients_are_derivatives(attention, spans):
     x = inputs(batch=1, heads=2, head_size=2, block=3, past=4, max_span=8, ramp=3, seed=0)
-    leaves = {name: tensor.requires_grad_() for name, tensor in x.items()}
+    leaves = leaves_of(x)
     if spans is not None:
-        leaves["spans"] = torch.tensor(spans, dtype=torch.float64, requires_grad=True)
+        leaves.append(torch.tensor(spans, dtype=torch.float64, requires_grad=True))
 
     def output(*tensors):
-        given = dict(zip(leaves, tensors, strict=True))
-        return call(choose(attention), given, given.get("spans"), 3, [8, 8])
+        return call(choose(attention), x, None if spans is None else tensors[-1], 3, [8, 8])  # x holds the others
 
-    assert torch.autograd.gradcheck(output, tuple(leaves.values()))
+    assert torch.autograd.gradcheck(output, tuple(leaves))
 
 
 @pytest.mark.parametrize("attention", IN_DOUBLE)
@@ -287,13 +292,13 @@ def test_autocast_changes_no_type_inside_attention(attention):
 
     def gradients(autocast):
         draw = torch.Generator().manual_seed(0)
-        shapes = ((2, 3, 16, 8), (2, 2, 3, 8, 56), (8, 40), (3, 8, 5), (3, 5, 8))
+        shapes = ((2, 16, 3, 8), (2, 56, 3, 2, 8), (8, 40), (3, 8, 5), (3, 5, 8))
         leaves = [torch.randn(*shape, generator=draw).requires_grad_() for shape in shapes]
         spans = torch.tensor([0.0, 30.0, 8.0], requires_grad=True)
         query, both, positions, *memory = leaves
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            output = choose(attention)(query, dropped.Given(both), positions, spans, 8, [8, 40, 16], 0.3, memory)
+            output = choose(attention)(dropped.Given(query, both), positions, spans, 8, [8, 40, 16], 0.3, memory)
             output.square().sum().backward()
         return [output, *(leaf.grad for leaf in leaves), spans.grad]
 

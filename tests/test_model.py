@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from adaptive_span import AdaptiveSpan, ModelConfig, Transformer
 from adaptive_span import optimizer as optimizers
+from adaptive_span.attention import join
 from adaptive_span.config import ATTENTIONS, Config
 from adaptive_span.elementwise import with_operand
 from adaptive_span.embedding import Lookup
@@ -194,8 +195,12 @@ def test_blocks_run_in_the_order_asked_for():
     tokens = torch.randint(11, (2, 6))
     hidden, past, limits = with_operand(model.embedding(tokens)), model.empty_cache(2), model.limits()
     (first, last), feed_forward = model.attention_blocks, model.feed_forward_blocks
-    hidden = feed_forward[1](feed_forward[0](first(hidden, past[0], model.positions, limits[0])))
-    hidden = last(hidden, past[1], model.positions, limits[1])
+
+    def attended(block, hidden, past, limits):
+        return block(hidden, join(past, hidden.operand, max(limits)), model.positions, limits)
+
+    hidden = feed_forward[1](feed_forward[0](attended(first, hidden, past[0], limits[0])))
+    hidden = attended(last, hidden, past[1], limits[1])
     torch.testing.assert_close(model.hidden_states(tokens, model.empty_cache(2))[0], hidden.exact)
 
 

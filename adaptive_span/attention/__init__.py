@@ -1,9 +1,8 @@
 """Attention over the positions before each query, as far as each head's learned span: one signature, chosen by name.
 
-`attend(query, context, positions, spans, ramp, limits, dropout, memory)` returns the heads' outputs, (B, H, M, D):
+`attend(context, positions, spans, ramp, limits, dropout, memory)` returns the heads' outputs, (B, M, H, D):
 
-- query (B, H, M, D), of the present block.
-- context: keys and values of the past and the present (see `context.py`).
+- context: queries, keys and values, projected as they are asked for (see `context.py`).
 - positions (D, L): one learned vector a distance, oldest first (column −1 is the position just before the query).
 - spans (H,): z of each head in tokens, exact, on the device; None where every head looks at all L positions.
 - ramp: tokens over which the soft mask falls from 1 to 0.
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from adaptive_span.attention import banded, dense
-from adaptive_span.attention.context import Context, HiddenStates, KeysValues, in_autocast
+from adaptive_span.attention.context import Context, HiddenStates, KeysValues, join
 from adaptive_span.compilers import why_triton_cannot_build
 from adaptive_span.errors import UserError
 
@@ -45,9 +44,9 @@ def choose(name: str) -> Attend:
 
 
 @torch.compiler.disable
-def _attend(name: str, query: Tensor, *others: Any, **named: Any) -> Tensor:
-    name, _ = chosen(name, query.device, query.size(3), query.dtype)
-    return _implementation(name)(query, *others, **named)
+def _attend(name: str, context: Context, positions: Tensor, *others: Any, **named: Any) -> Tensor:
+    name, _ = chosen(name, positions.device, positions.size(0), context.dtype)
+    return _implementation(name)(context, positions, *others, **named)
 
 
 def chosen(name: str, device: torch.device, head_size: int, dtype: torch.dtype = torch.float32) -> tuple[str, str]:
@@ -73,7 +72,7 @@ def why_not_fused(device: torch.device, head_size: int, dtype: torch.dtype = tor
     if head_size > LARGEST_HEAD:
         return f"heads of {head_size} are larger than {LARGEST_HEAD}"
     if _interpreted():
-        return None if dtype == torch.float32 else "Triton's interpreter computes in fp32 alone"
+        return None if dtype in (torch.float32, torch.float16) else "Triton's interpreter computes in fp32 and fp16 alone"
     if device.type != "cuda":
         return "no GPU that Triton supports"
     if torch.version.hip is not None:
@@ -99,4 +98,4 @@ def _implementation(name: str) -> Attend:
     return fused.attend
 
 
-__all__ = ["Attend", "Context", "HiddenStates", "KeysValues", "choose", "chosen", "in_autocast", "why_not_fused"]
+__all__ = ["Attend", "Context", "HiddenStates", "KeysValues", "choose", "chosen", "join", "why_not_fused"]

@@ -27,7 +27,6 @@ WASTE = 1.3  # a group's longest head costs at most so many times what its short
 
 @torch.compiler.disable  # nothing in it could be fused, and its sizes change with the spans
 def attend(
-    query: Tensor,
     context: Context,
     positions: Tensor,
     spans: Tensor | None,
@@ -37,16 +36,14 @@ def attend(
     memory: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """See `adaptive_span.attention`."""
-    block, groups = query.size(2), group_heads(limits)
-    query = by_groups(query * query.size(3) ** -0.5, 1, groups)
-    near = positions[:, -max(limits) :].to(query.dtype)
+    groups = group_heads(limits)
+    near = positions[:, -max(limits) :].to(context.dtype)
     log_mask = None
     if spans is not None:
-        log_mask = log_soft_mask(by_groups(spans, 0, groups), ramp, max(limits)).to(query.dtype)
-    kept = (None, None) if memory is None else tuple(by_groups(x, 0, groups).to(query.dtype) for x in memory)
-    keys_values = context.keys_values([(heads, span + block) for heads, span in groups])
-    output = Bands.apply([len(heads) for heads, _ in groups], dropout, query, near, log_mask, *kept, *keys_values)
-    return out_of_groups(output, 1, groups)
+        log_mask = log_soft_mask(by_groups(spans, 0, groups), ramp, max(limits)).to(context.dtype)
+    kept = (None, None) if memory is None else tuple(by_groups(x, 0, groups).to(context.dtype) for x in memory)
+    projected = [tensor for group in context.project(groups) for tensor in group]
+    return out_of_groups(Bands.apply(dropout, near, log_mask, *kept, *projected), 2, groups)
 
 
 def group_heads(limits: Sequence[int]) -> list[tuple[list[int], int]]:
@@ -77,45 +74,41 @@ class Bands(OwnTypes):
     @staticmethod
     def forward(
         ctx: Any,
-        sizes: Sequence[int],  # heads of each group
         dropout: float,
-        query: Tensor,  # (B, H, M, D), scaled
         positions: Tensor,  # (D, S) of the longest group
         log_mask: Tensor | None,  # (H, S)
         memory_key: Tensor | None,  # (H, D, N)
         memory_value: Tensor | None,  # (H, N, D)
-        *keys_values: Tensor,  # of each group (B, 2, h, D, T)
+        *projected: Tensor,  # of each group queries (B, M, h, D), scaled, and keys and values (B, T, h, 2, D)
     ) -> Tensor:
-        output, saved = torch.empty_like(query), []
-        for heads, group in parts(sizes, query, positions, log_mask, memory_key, memory_value, keys_values):
-            output[:, heads], *kept = group.forward(dropout)
+        outputs, saved = [], []
+        for _, group in parts(projected, positions, log_mask, memory_key, memory_value):
+            output, *kept = group.forward(dropout)
+            outputs.append(output)
             saved += kept
-        ctx.sizes = sizes
-        ctx.save_for_backward(query, positions, log_mask, memory_key, memory_value, *keys_values, *saved)
-        return output
+        ctx.save_for_backward(positions, log_mask, memory_key, memory_value, *projected, *saved)
+        return torch.cat(outputs, dim=2)  # (B, M, H, D)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, positions, log_mask, memory_key, memory_value, *rest = ctx.saved_tensors
-        keys_values, saved = rest[: len(ctx.sizes)], rest[len(ctx.sizes) :]
-        grad_query, grad_positions = torch.empty_like(query), torch.zeros_like(positions)
+        positions, log_mask, memory_key, memory_value, *rest = ctx.saved_tensors
+        projected, saved = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        grad_positions = torch.zeros_like(positions)
         grad_mask, grad_memory_key, grad_memory_value = (
             None if x is None else torch.zeros_like(x) for x in (log_mask, memory_key, memory_value)
         )
-        grad_keys_values: list[Tensor] = []
-        groups = parts(ctx.sizes, query, positions, log_mask, memory_key, memory_value, keys_values)
+        grad_projected: list[Tensor] = []
+        groups = parts(projected, positions, log_mask, memory_key, memory_value)
         for (heads, group), weights, keep in zip(groups, saved[::2], saved[1::2], strict=True):
-            found = group.backward(grad[:, heads], weights, keep)
-            grad_query[:, heads] = found.query
+            found = group.backward(grad[:, :, heads], weights, keep)
+            grad_projected += [found.query, found.keys_values]
             grad_positions[:, -group.span :] += found.positions
-            grad_keys_values.append(found.keys_values)
             if grad_mask is not None and found.log_mask is not None:
                 grad_mask[heads, -group.span :] = found.log_mask
             if grad_memory_key is not None and grad_memory_value is not None and found.memory is not None:
                 grad_memory_key[heads], grad_memory_value[heads] = found.memory
-        memory = (grad_memory_key, grad_memory_value)
-        return None, None, grad_query, grad_positions, grad_mask, *memory, *grad_keys_values
+        return None, grad_positions, grad_mask, grad_memory_key, grad_memory_value, *grad_projected
 
 
 @dataclass
@@ -131,14 +124,14 @@ class Gradients:
 class Group:
     """One group's share of a layer: n = B·h heads and rows as so many matrices, cut into t tiles of m queries."""
 
-    query: Tensor  # (B, h, M, D)
-    keys_values: Tensor  # (B, 2, h, D, T)
+    query: Tensor  # (B, M, h, D)
+    keys_values: Tensor  # (B, T, h, 2, D)
     positions: Tensor  # (D, S)
     log_mask: Tensor | None  # (h, S)
     memory: tuple[Tensor, Tensor] | None  # (n, D, N), (n, N, D)
 
     def __post_init__(self) -> None:
-        self.batch, self.heads, self.block, self.size = self.query.shape
+        self.batch, self.block, self.heads, self.size = self.query.shape
         self.span = self.positions.size(1)
         self.tile = min(tile_size(self.span), self.block)
         self.tiles = -(-self.block // self.tile)
@@ -146,10 +139,10 @@ class Group:
         self.width = self.span + self.tile - 1
         self.shape = (self.batch, self.heads)
         self.q = self.in_tiles(self.query)  # (n, t·m, D)
-        self.key, self.value = self.keys_values.unbind(1)  # (B, h, D, T)
+        self.key, self.value = self.keys_values.unbind(3)  # (B, T, h, D)
 
     def forward(self, dropout: float) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The output (B, h, M, D); and for `backward` the weights and what dropout kept of them, (n·t, m, W + N)."""
+        """The output (B, M, h, D); and for `backward` the weights and what dropout kept of them, (n·t, m, W + N)."""
         scores = self.scores()
         if self.memory is not None:
             to_memory = torch.bmm(self.q, self.memory[0])  # (n, t·m, N)
@@ -157,7 +150,7 @@ class Group:
         weights = scores.softmax(2)
         keep = kept(weights, dropout) if dropout else None
         dropped = weights if keep is None else weights * keep
-        output = torch.bmm(dropped[:, :, : self.width], self.windows(self.value).transpose(1, 2))  # (n·t, m, D)
+        output = torch.bmm(dropped[:, :, : self.width], self.windows(self.value))  # (n·t, m, D)
         output = output.view(self.q.shape)
         if self.memory is not None:
             output.baddbmm_(self.to_memory(dropped), self.memory[1])
@@ -166,7 +159,7 @@ class Group:
     def backward(self, grad: Tensor, weights: Tensor, keep: Tensor | None) -> Gradients:
         q, g = self.by_tile(self.q), self.by_tile(self.in_tiles(grad))  # (n·t, m, D)
         dropped = weights if keep is None else weights * keep  # (n·t, m, W + N)
-        grad_weights = torch.bmm(g, self.windows(self.value))
+        grad_weights = torch.bmm(g, self.windows(self.value).transpose(1, 2))
         if self.memory is not None:
             of_memory = torch.bmm(g.view(self.q.shape), self.memory[1].transpose(1, 2))
             grad_weights = torch.cat([grad_weights, of_memory.view(*g.shape[:2], -1)], dim=2)
@@ -175,7 +168,7 @@ class Group:
         grad_scores = torch._softmax_backward_data(grad_weights, weights, 2, weights.dtype)
         seen = grad_scores[:, :, : self.width]  # (n·t, m, W)
         grad_near = by_distance(seen, self.span).reshape(*self.q.shape[:2], self.span)  # (n, t·m, S)
-        grad_q = torch.bmm(seen, self.windows(self.key).transpose(1, 2)).view(self.q.shape)
+        grad_q = torch.bmm(seen, self.windows(self.key)).view(self.q.shape)
         grad_q += torch.matmul(grad_near, self.positions.t())
         grad_memory = None
         if self.memory is not None:
@@ -193,7 +186,7 @@ class Group:
             log_mask=None if self.log_mask is None else grad_near.unflatten(0, self.shape).sum((0, 2)),
             memory=grad_memory,
             keys_values=self.out_of_windows(
-                torch.bmm(q.transpose(1, 2), seen), torch.bmm(g.transpose(1, 2), dropped[:, :, : self.width])
+                torch.bmm(seen.transpose(1, 2), q), torch.bmm(dropped[:, :, : self.width].transpose(1, 2), g)
             ),
         )
 
@@ -207,10 +200,11 @@ class Group:
             band.copy_(near)
         else:
             torch.add(near, self.log_mask[:, None, None], out=band)
-        return scores.baddbmm_(self.by_tile(self.q), self.windows(self.key))
+        return scores.baddbmm_(self.by_tile(self.q), self.windows(self.key).transpose(1, 2))
 
     def in_tiles(self, rows: Tensor) -> Tensor:
-        """(B, h, M, D) → (n, t·m, D), with zeros after the last query."""
+        """(B, M, h, D) → (n, t·m, D), with zeros after the last query."""
+        rows = rows.transpose(1, 2)
         if self.spare:
             rows = F.pad(rows, (0, 0, 0, self.spare))
         return rows.reshape(-1, self.tiles * self.tile, self.size).contiguous()  # a lone head's would stay a view
@@ -220,58 +214,48 @@ class Group:
         return rows.view(-1, self.tile, self.size)
 
     def out_of_tiles(self, rows: Tensor) -> Tensor:
-        """(n, t·m, D) → (B, h, M, D)"""
-        return rows[:, : self.block].unflatten(0, self.shape)
+        """(n, t·m, D) → (B, M, h, D)"""
+        return rows[:, : self.block].unflatten(0, self.shape).transpose(1, 2)
 
     def to_memory(self, weights: Tensor) -> Tensor:
         """(n·t, m, W + N) → (n, t·m, N)"""
         return weights[:, :, self.width :].reshape(*self.q.shape[:2], -1)
 
     def windows(self, keys: Tensor) -> Tensor:
-        """(B, h, D, T) → (n·t, D, W): what each tile's queries see."""
+        """(B, T, h, D) → (n·t, W, D): what each tile's queries see."""
         if self.spare:
-            keys = F.pad(keys, (0, self.spare))
-        return keys.unfold(3, self.width, self.tile)[:, :, :, : self.tiles].transpose(2, 3).flatten(0, 2)
+            keys = F.pad(keys, (0, 0, 0, 0, 0, self.spare))
+        tiles = keys.unfold(1, self.width, self.tile)[:, : self.tiles]  # (B, t, h, D, W)
+        return tiles.permute(0, 2, 1, 4, 3).flatten(0, 2)
 
     def out_of_windows(self, *keys_values: Tensor) -> Tensor:
-        """(n·t, D, W), of keys and of values → (B, 2, h, D, T), where positions that several tiles see add up."""
+        """(n·t, W, D), of keys and of values → (B, T, h, 2, D), where positions that several tiles see add up."""
         length = self.span + self.tiles * self.tile
-        total = self.q.new_zeros(self.batch, 2, self.heads, self.size, length)
+        total = self.q.new_zeros(self.batch, length, self.heads, 2, self.size)
         for kind, grad in enumerate(keys_values):
-            tiles = grad.unflatten(0, (*self.shape, self.tiles))
-            for tile in range(self.tiles):
-                total[:, kind, ..., tile * self.tile : tile * self.tile + self.width] += tiles[:, :, tile]
-        return total[..., : self.span + self.block]
+            tiles = grad.unflatten(0, (*self.shape, self.tiles)).permute(2, 0, 3, 1, 4)  # (t, B, W, h, D)
+            for tile, found in enumerate(tiles):
+                total[:, tile * self.tile : tile * self.tile + self.width, :, kind] += found
+        return total[:, : self.span + self.block]
 
 
 def parts(
-    sizes: Sequence[int],
-    query: Tensor,
+    projected: Sequence[Tensor],
     positions: Tensor,
     log_mask: Tensor | None,
     memory_key: Tensor | None,
     memory_value: Tensor | None,
-    keys_values: Sequence[Tensor],
 ) -> Iterator[tuple[slice, Group]]:
     """Each group and its heads."""
-    first, batch = 0, query.size(0)
-    for size, both in zip(sizes, keys_values, strict=True):
-        heads = slice(first, first + size)
-        span = both.size(4) - query.size(2)
+    first = 0
+    for query, keys_values in zip(projected[::2], projected[1::2], strict=True):
+        heads, span = slice(first, first + query.size(2)), keys_values.size(1) - query.size(1)
         memory = None
         if memory_key is not None and memory_value is not None:
-            memory = (each_row(memory_key[heads], batch), each_row(memory_value[heads], batch))
-        yield (
-            heads,
-            Group(
-                query[:, heads],
-                both,
-                positions[:, -span:],
-                None if log_mask is None else log_mask[heads, -span:],
-                memory,
-            ),
-        )
-        first += size
+            memory = (each_row(memory_key[heads], len(query)), each_row(memory_value[heads], len(query)))
+        mask = None if log_mask is None else log_mask[heads, -span:]
+        yield heads, Group(query, keys_values, positions[:, -span:], mask, memory)
+        first = heads.stop
 
 
 def kept(weights: Tensor, dropout: float) -> Tensor:

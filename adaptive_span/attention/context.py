@@ -1,25 +1,37 @@
-"""What a layer knows of the past and the present, offered to attention as keys and values.
+"""What a layer knows of the past and the present, offered to attention as queries, keys and values.
 
-B batch, H heads, h heads of a group, D head size, C hidden size, M block, T positions before it.
+B batch, H heads, h heads of a group, D head size, C hidden size, M block, T positions: the present block is the last M.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from adaptive_span.own_types import OwnTypes
 
-Group = tuple[Sequence[int], int]  # some heads, and how many of the last positions they want
+Group = tuple[Sequence[int], int]  # some heads, and how many positions before the present block they want
+Projected = tuple[Tensor, Tensor]  # queries (B, M, h, D), times 1/sqrt(D); keys and values (B, T, h, 2, D)
+Weights = tuple[Tensor, Tensor, Tensor]  # of queries, keys and values: (C, C) each
 
 
 class Context(Protocol):
     """The seam between the model and attention: no attention sees hidden states, no model sees bands or tiles."""
 
-    def keys_values(self, groups: Sequence[Group]) -> list[Tensor]:
-        """For each group of heads, of which each is in one group, its keys and values (B, 2, h, D, length) at the last
-        `length` positions (the present block's included), oldest first; zeros before the first known one."""
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of queries, keys and values."""
+        ...
+
+    def project(self, groups: Sequence[Group]) -> list[Projected]:
+        """Return each group's queries of the present block, and its keys and values there and at `span` positions before.
+
+        Each head is in one group. Positions run from the oldest to the newest; what is before the first known one has
+        zeros for its key and value.
+        """
         ...
 
 
@@ -27,19 +39,18 @@ class HiddenStates:
     """The training context: hidden states, projected for just the heads and positions that are asked for, so that the
     projections receive gradient from the cached positions too."""
 
-    def __init__(self, past: Tensor, present: Tensor, key_weight: Tensor, value_weight: Tensor, num_heads: int):
-        self.past, self.present = past, present  # (B, T, C), a constant; (B, M, C)
-        self.weights = torch.stack([key_weight, value_weight]).unflatten(1, (num_heads, -1))  # (2, H, D, C)
+    def __init__(self, states: Tensor, present: Tensor, weights: Weights, num_heads: int):
+        """`states` (B, T, C) from `join` are what is multiplied, and constants; `present` (B, M, C), of which the last
+        of them were made, gets the gradient of these."""
+        self.states, self.present = states, present
+        self.weights, self.num_heads = weights, num_heads
+        self.dtype = states.dtype
 
-    def keys_values(self, groups: Sequence[Group]) -> list[Tensor]:
-        sizes = [len(heads) for heads, _ in groups]
-        weights = by_groups(self.weights, 1, groups)
-        present = project(weights, self.present).split(sizes, dim=2)  # every head sees the present block
-        block, found = self.present.size(1), []
-        for (_, length), own, here in zip(groups, weights.split(sizes, dim=1), present, strict=True):
-            past = self.past[:, max(0, self.past.size(1) + block - length) :]
-            found.append(_joined(project(own, past) if past.size(1) else here[..., :0], here, length))
-        return found
+    def project(self, groups: Sequence[Group]) -> list[Projected]:
+        query, key_value = head_weights(self.weights, self.num_heads, groups, self.dtype)
+        sizes = [(len(heads), span + self.present.size(1)) for heads, span in groups]
+        projected = Projection.apply(sizes, self.present, self.states, query, key_value)
+        return list(zip(projected[: len(groups)], projected[len(groups) :], strict=True))
 
 
 class KeysValues:
@@ -48,28 +59,37 @@ class KeysValues:
     `past` is what `kept` was after the block before, for the same groups; empty at the start.
     """
 
-    def __init__(
-        self, past: Sequence[Tensor], present: Tensor, key_weight: Tensor, value_weight: Tensor, num_heads: int
-    ):
+    def __init__(self, past: Sequence[Tensor], present: Tensor, weights: Weights, num_heads: int):
         if torch.is_grad_enabled():
             raise RuntimeError("keys and values are kept for inference: gradients would miss what they came from")
-        self.past, self.present = past, present  # for each group (B, 2, h, D, T); (B, M, C)
-        self.weights = torch.stack([key_weight, value_weight]).unflatten(1, (num_heads, -1))  # (2, H, D, C)
+        self.past, self.present = past, present  # for each group (B, T, h, 2, D); (B, M, C)
+        self.weights, self.num_heads = weights, num_heads
+        self.dtype = self.present.dtype
         self.kept: list[Tensor] = []
 
-    def keys_values(self, groups: Sequence[Group]) -> list[Tensor]:
-        present = project(by_groups(self.weights, 1, groups), self.present)
-        present = present.split([len(heads) for heads, _ in groups], dim=2)
-        past = self.past or [here[..., :0] for here in present]
-        found = [_joined(before, here, length) for before, here, (_, length) in zip(past, present, groups, strict=True)]
-        self.kept = [both[..., self.present.size(1) :] for both in found]
-        return found
+    def project(self, groups: Sequence[Group]) -> list[Projected]:
+        sizes = [len(heads) for heads, _ in groups]
+        weights = head_weights(self.weights, self.num_heads, groups, self.dtype)
+        queries, present = (_projected(self.present, each).split(sizes, dim=2) for each in weights)
+        past = self.past or [here[:, :0] for here in present]
+        keys_values = [
+            torch.cat([_zeros(before, span - before.size(1)), before, here], dim=1)
+            for before, here, (_, span) in zip(past, present, groups, strict=True)
+        ]
+        self.kept = [both[:, self.present.size(1) :] for both in keys_values]
+        return list(zip(queries, keys_values, strict=True))
 
 
-def project(weights: Tensor, hidden: Tensor) -> Tensor:
-    """(2, h, D, C), (B, T, C) → keys and values (B, 2, h, D, T)"""
-    rows = in_autocast(weights.flatten(0, 2))  # by itself it would cast a copy of them for every row of the batch
-    return torch.bmm(rows.expand(hidden.size(0), -1, -1), hidden.transpose(1, 2)).unflatten(1, weights.shape[:3])
+def join(past: Tensor, present: Tensor, reach: int) -> Tensor:
+    """Return the last `reach` hidden states of the past (B, T, C), zeros where it has fewer, and the present's (B, M, C):
+    one constant tensor (B, reach + M, C)."""
+    with torch.no_grad():
+        known, (batch, block, size) = min(reach, past.size(1)), present.shape
+        joined = present.new_empty(batch, reach + block, size)
+        joined[:, : reach - known].zero_()
+        joined[:, reach - known : reach] = past[:, past.size(1) - known :]
+        joined[:, reach:] = present
+    return joined
 
 
 def in_autocast(tensor: Tensor) -> Tensor:
@@ -78,33 +98,105 @@ def in_autocast(tensor: Tensor) -> Tensor:
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
 
-def _joined(past: Tensor, present: Tensor, length: int) -> Tensor:
-    """(B, 2, h, D, length): without biases, the key and value of a zero hidden state before the first are zero."""
-    zeros = present.new_zeros(*present.shape[:4], length - past.size(4) - present.size(4))
-    return torch.cat([zeros, past, present], dim=4)
+def head_weights(
+    weights: Weights, num_heads: int, groups: Sequence[Group], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return what makes queries, (H, D, C), and keys and values, (H, 2, D, C), with the heads in the order of the groups.
+
+    Heads are put in order, and queries scaled, here, where there is least of them.
+    """
+    query, key, value = (weight.unflatten(0, (num_heads, -1)) for weight in weights)
+    query = by_groups(query, 0, groups) * query.size(1) ** -0.5
+    return query.to(dtype), by_groups(torch.stack([key, value], dim=1), 0, groups).to(dtype)
+
+
+class Projection(OwnTypes):
+    """Queries, keys and values of all groups, one matrix product each; and in the backward pass one sum of all that
+    reaches the present hidden states, and no gradient of the past ones."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sizes: Sequence[tuple[int, int]],  # heads of each group, and positions
+        present: Tensor,  # (B, M, C)
+        states: Tensor,  # (B, T, C)
+        query_weight: Tensor,  # (H, D, C)
+        key_value_weight: Tensor,  # (H, 2, D, C)
+    ) -> tuple[Tensor, ...]:
+        ctx.sizes, ctx.block = sizes, present.size(1)
+        ctx.save_for_backward(states, query_weight, key_value_weight)
+        recent = states[:, -ctx.block :]
+        heads = [size for size, _ in sizes]
+        queries = [_projected(recent, weight) for weight in query_weight.split(heads)]
+        lengths = [length for _, length in sizes]
+        keys_values = [
+            _projected(states[:, -length:], weight)
+            for weight, length in zip(key_value_weight.split(heads), lengths, strict=True)
+        ]
+        return (*queries, *keys_values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        states, query_weight, key_value_weight = ctx.saved_tensors
+        grad_queries, grad_keys_values = grads[: len(ctx.sizes)], grads[len(ctx.sizes) :]
+        recent = states[:, -ctx.block :].flatten(0, 1)  # (B·M, C)
+        grad_present = torch.empty_like(recent)
+        grad_query_weight, grad_key_value_weight = torch.empty_like(query_weight), torch.empty_like(key_value_weight)
+        first = 0
+        for (size, length), grad_query, grad_both in zip(ctx.sizes, grad_queries, grad_keys_values, strict=True):
+            heads = slice(first, first + size)
+            grad_query = grad_query.flatten(2).flatten(0, 1)  # (B·M, h·D)
+            grad_both = grad_both.flatten(2)  # (B, T, h·2·D)
+            grad_present.addmm_(grad_query, query_weight[heads].flatten(0, 1), beta=min(first, 1))
+            weight = key_value_weight[heads].flatten(0, 2)
+            grad_present.view(len(states), ctx.block, -1).baddbmm_(
+                grad_both[:, -ctx.block :], weight.expand(len(states), *weight.shape)
+            )
+            torch.mm(grad_query.t(), recent, out=grad_query_weight[heads].flatten(0, 1))
+            seen = states[:, -length:].flatten(0, 1)  # a view for the group that looks furthest
+            torch.mm(grad_both.flatten(0, 1).t(), seen, out=grad_key_value_weight[heads].flatten(0, 2))
+            first += size
+        return None, grad_present.view(len(states), ctx.block, -1), None, grad_query_weight, grad_key_value_weight
+
+
+def _projected(states: Tensor, weight: Tensor) -> Tensor:
+    """(B, T, C), (h, …, C) → (B, T, h, …): one product where all rows lie one behind another, else one a row."""
+    rows = weight.detach().flatten(0, -2)
+    return torch.matmul(states, rows.t()).unflatten(2, weight.shape[:-1])
+
+
+def _zeros(like: Tensor, length: int) -> Tensor:
+    """Without biases, the key and value of a zero hidden state are zero."""
+    return like.new_zeros(like.size(0), length, *like.shape[2:])
 
 
 def by_groups(tensor: Tensor, dim: int, groups: Sequence[Group]) -> Tensor:
     """The heads in the order of the groups."""
-    return _reorder(tensor, dim, [head for heads, _ in groups for head in heads])
+    return _reorder(tensor, dim, tuple(head for heads, _ in groups for head in heads))
 
 
 def out_of_groups(tensor: Tensor, dim: int, groups: Sequence[Group]) -> Tensor:
     """The heads in their own order again."""
-    return _reorder(tensor, dim, _inverse([head for heads, _ in groups for head in heads]))
+    return _reorder(tensor, dim, _inverse(tuple(head for heads, _ in groups for head in heads)))
 
 
-def _inverse(order: Sequence[int]) -> list[int]:
-    return sorted(range(len(order)), key=order.__getitem__)
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-def _reorder(tensor: Tensor, dim: int, heads: Sequence[int]) -> Tensor:
+def _reorder(tensor: Tensor, dim: int, heads: tuple[int, ...]) -> Tensor:
     """The heads, in that order."""
-    if list(heads) == list(range(len(heads))):
+    if heads == tuple(range(len(heads))):
         return tensor
-    back = _inverse(heads)
-    both = torch.tensor([heads, back], pin_memory=tensor.is_cuda)  # so that the host need not wait
-    return _Reordered.apply(tensor, dim, *both.to(tensor.device, non_blocking=True))
+    return _Reordered.apply(tensor, dim, order_on(tensor.device, heads), order_on(tensor.device, _inverse(heads)))
+
+
+@functools.cache
+def order_on(device: torch.device, heads: tuple[int, ...]) -> Tensor:
+    """Return these numbers of heads, on the device, where they stay: a step that was captured as a graph reads them."""
+    with torch.inference_mode(False):  # whoever asks first: training may ask next
+        return torch.tensor(heads, dtype=torch.int32, device=device)
 
 
 class _Reordered(OwnTypes):

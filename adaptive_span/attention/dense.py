@@ -14,7 +14,6 @@ from adaptive_span.span import log_soft_mask
 
 
 def attend(
-    query: Tensor,
     context: Context,
     positions: Tensor,
     spans: Tensor | None,
@@ -24,23 +23,23 @@ def attend(
     memory: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """See `adaptive_span.attention`."""
-    block, span = query.size(2), max(limits)
-    query = query * query.size(3) ** -0.5
-    [both] = context.keys_values([(range(query.size(1)), span + block)])
-    key, value = both[:, 0], both[:, 1].transpose(2, 3)  # (B, H, D, S + M), (B, H, S + M, D)
+    span = max(limits)
+    [(query, both)] = context.project([(range(len(limits)), span)])
+    query, key_value = query.transpose(1, 2), both.permute(3, 0, 2, 1, 4)  # (B, H, M, D), (2, B, H, S + M, D)
+    key, value = key_value.unbind()
 
-    scores = unskew(query @ key, span) + query @ positions[:, -span:]  # (B, H, M, S)
+    scores = unskew(query @ key.transpose(2, 3), span) + query @ positions[:, -span:]  # (B, H, M, S)
     if spans is not None:
         scores = scores + log_soft_mask(spans, ramp, span)[:, None]  # (H, 1, S)
     if memory is None:
         weights = F.dropout(scores.softmax(3), dropout, training=dropout > 0)
-        return skew(weights) @ value[:, :, :-1]
+        return (skew(weights) @ value[:, :, :-1]).transpose(1, 2)
     memory_key, memory_value = memory
     scores = torch.cat([scores, query @ memory_key], dim=3)  # (B, H, M, S + N)
     weights, memory_weights = F.dropout(scores.softmax(3), dropout, training=dropout > 0).split(
         [span, memory_key.size(2)], dim=3
     )
-    return skew(weights) @ value[:, :, :-1] + memory_weights @ memory_value
+    return (skew(weights) @ value[:, :, :-1] + memory_weights @ memory_value).transpose(1, 2)
 
 
 def unskew(scores: Tensor, span: int) -> Tensor:

@@ -5,10 +5,28 @@ A query m sees the key at position j through column c = j − m of `near`, its p
 column S − d belongs to distance d. It sees the columns from S − reach to S − 1. Weights are powers of two, which is
 what the hardware computes: exp(s) = 2^(s · log₂e).
 
-B batch, H heads of the layer (those of a launch begin at `first`), M block, D head size, P the next power of two,
-S span of the launch's longest head, T = S + M positions, N persistent vectors; q and k, queries and keys of a tile.
+The backward pass. With weights p = softmax(s), where s holds the soft mask's logarithm too, what dropout leaves of them
+u = keep · p / (1 − rate), and the output o = Σ u v, a gradient g of the output gives
 
-Tensors of queries, (B, H, M, …), are contiguous; `near` (B, h, M, S) too. Keys and values share their strides.
+    grad v = Σ u g        grad u = g · v        grad p = keep · grad u / (1 − rate)
+    grad s = p (grad p − Σ p grad p) = p (grad p − delta),    delta = Σ u grad u = g · o
+
+since Σ p grad p = Σ p keep (g · v) / (1 − rate) = g · Σ u v. So one number a query, delta, stands for the sum over all
+that it sees, and p is made again from the scores and the sum of the query's weights, `lse`. From there
+
+    grad k = Σ grad s q    grad q = Σ grad s k + Σ grad near p_d    grad near = grad s, by distance
+    grad z = Σ grad s · d log m / dz,    d log m / dz = 1 / (R m) on the ramp, 0 elsewhere
+
+`near` is read for the last time where its gradient is made: a number of it belongs to one query and one key, so one
+program reads it, after the gradients of keys and values are done, and then needs it no more. Its gradient takes its
+place, and saves the largest tensor of the pass a twin.
+
+B batch, H heads of the layer, h heads of the launch (their numbers are in `order`, at `first` and after it), M block,
+D head size, P the next power of two, S span of the launch's longest head, T = S + M positions, N persistent vectors;
+q and k, queries and keys of a tile.
+
+All tensors are contiguous: a group's queries (B, M, h, D), keys and values (B, T, h, 2, D) and `near` (B, M, h, S), with
+heads in the launch's order; a layer's outputs (B, M, H, D) and one number a query (B, H, M), with heads in their own.
 """
 
 import triton
@@ -29,112 +47,152 @@ def reach_of(z, ramp, span):
 
 
 @triton.jit
-def first_row(b, head, heads, block):
+def numbers_of(b, head, heads, block):
+    """Where a head's numbers, one a query, begin in a row: (B, H, M)."""
     return (b * heads + head).to(tl.int64) * block
 
 
 @triton.jit
-def rows(tensor, row, m, d, block, SIZE: tl.constexpr):
-    """(q, P): a tile of queries, or of what has their shape."""
-    inside = (m < block)[:, None] & (d < SIZE)[None, :]
-    return tl.load(tensor + row * SIZE + m[:, None] * SIZE + d[None, :], mask=inside, other=0.0)
+def vectors_of(b, head, heads, length, SIZE: tl.constexpr):
+    """Where a head's vectors begin in a row: (B, length, heads, SIZE)."""
+    return (b.to(tl.int64) * length * heads + head) * SIZE
 
 
 @triton.jit
-def columns(tensor, j, d, length, stride_j, stride_d, SIZE: tl.constexpr):
-    """(P, k): a tile of keys or values."""
-    inside = (j < length)[None, :] & (d < SIZE)[:, None]
-    return tl.load(tensor + d[:, None] * stride_d + j[None, :] * stride_j, mask=inside, other=0.0)
+def rows(tensor, i, d, length, stride, SIZE: tl.constexpr):
+    """(i, P): vectors that lie `stride` apart."""
+    inside = (i < length)[:, None] & (d < SIZE)[None, :]
+    return tl.load(tensor + i[:, None] * stride + d[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
-def put_columns(tensor, tile, j, d, length, stride_j, stride_d, SIZE: tl.constexpr):
-    inside = (j < length)[None, :] & (d < SIZE)[:, None]
-    tl.store(tensor + d[:, None] * stride_d + j[None, :] * stride_j, tile.to(tensor.dtype.element_ty), mask=inside)
+def put_rows(tensor, tile, i, d, length, stride, SIZE: tl.constexpr):
+    inside = (i < length)[:, None] & (d < SIZE)[None, :]
+    tl.store(tensor + i[:, None] * stride + d[None, :], tile.to(tensor.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def context_scores(q, k, near, m, j, block, span, reach):
-    """(q, k), −inf where nothing is seen, in units of log 2."""
+def columns(tensor, i, d, length, SIZE: tl.constexpr):
+    """(i, P): vectors that are columns of (SIZE, length)."""
+    inside = (i < length)[:, None] & (d < SIZE)[None, :]
+    return tl.load(tensor + d[None, :] * length + i[:, None], mask=inside, other=0.0)
+
+
+@triton.jit
+def numbers(tensor, m, block):
+    return tl.load(tensor + m, mask=m < block, other=0)
+
+
+@triton.jit
+def product(a, b, PRECISION: tl.constexpr):
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def context_scores(q, k, near, m, j, block, span, reach, stride, PRECISION: tl.constexpr):
+    """(q, k), −inf where nothing is seen, in units of log 2; `near` has a query's numbers each `stride`."""
     column = j[None, :] - m[:, None]
     seen = (column >= span - reach) & (column < span) & (m < block)[:, None]
-    scores = tl.dot(q, k, input_precision="ieee")
-    scores += tl.load(near + m[:, None] * span + column, mask=seen, other=0.0).to(tl.float32)
+    scores = product(q, tl.trans(k), PRECISION)
+    scores += tl.load(near + m[:, None] * stride + column, mask=seen, other=0.0).to(tl.float32)
     return tl.where(seen, scores * LOG2E, float("-inf"))
 
 
 @triton.jit
-def memory_scores(q, k, n, memory_size):
-    return tl.where((n < memory_size)[None, :], tl.dot(q, k, input_precision="ieee") * LOG2E, float("-inf"))
+def memory_scores(q, k, n, memory_size, PRECISION: tl.constexpr):
+    return tl.where((n < memory_size)[None, :], product(q, tl.trans(k), PRECISION) * LOG2E, float("-inf"))
 
 
 @triton.jit
-def masked(weights, m, j, z, ramp, span):
-    """Times the soft mask. A logarithm of it among the scores would mean the same and cost more."""
-    if z is not None:
-        distance = span - (j[None, :] - m[:, None])
-        weights *= tl.minimum((ramp + 1 + z - distance) * (1.0 / ramp), 1.0) + FLOOR
-    return weights
+def rise_of(m, j, z, ramp, span):
+    """(q, k): the height of each key on its head's ramp, in tokens: `ramp` at its top, 0 at its foot."""
+    return ramp + 1 + z - (span - (j[None, :] - m[:, None]))
 
 
 @triton.jit
-def random_words(words, row, m, block, plane):
-    """Two of each query, (q,)."""
-    low = tl.load(words + row + m, mask=m < block, other=0).to(tl.uint32, bitcast=True)
-    high = tl.load(words + plane + row + m, mask=m < block, other=0).to(tl.uint32, bitcast=True)
-    return low, high
+def soft_mask(m, j, z, ramp, span):
+    """(q, k), to multiply weights by. A logarithm of it among the scores would mean the same and cost more."""
+    return tl.minimum(rise_of(m, j, z, ramp, span) * (1.0 / ramp), 1.0) + FLOOR
 
 
 @triton.jit
-def kept(low, high, counter, threshold):
-    """(q, k): which weights dropout leaves. Each query has two random words of its own; hashed with a counter of what
-    it looks at (distances count up from 1, persistent vectors down from −1), they give the same answer in every kernel,
-    whatever the tiles. Words as random as those need no more mixing than this, a tenth of what Philox would cost."""
-    x = counter.to(tl.uint32, bitcast=True) + low[:, None]
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x ^= high[:, None]
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    x ^= x >> 16
+def span_gradient(grad_scores, m, j, z, ramp, span):
+    """(q,): what each query says of its head's span."""
+    rise = rise_of(m, j, z, ramp, span)
+    slope = 1.0 / (tl.maximum(rise, 0.0) + ramp * FLOOR)
+    return tl.sum(tl.where(rise <= ramp, grad_scores * slope, 0.0), 1)
+
+
+@triton.jit
+def random_lines(words, m, block, plane):
+    """A random line for each query, (q,): its slope, which is odd, and where it begins."""
+    slope = numbers(words, m, block).to(tl.uint32, bitcast=True) | 1
+    return slope, numbers(words + plane, m, block).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def kept(slope, begin, place, threshold):
+    """(q, k): which weights dropout leaves. A place on a random line is a random number, and of any two places on it
+    independent ones; one more mixing makes more places so. It is a third of the work of a hash of the place alone. As a
+    function of places it gives the same answer in every kernel, whatever the tiles."""
+    x = begin[:, None] + slope[:, None] * place.to(tl.uint32, bitcast=True)[None, :]
+    x = (x ^ (x >> 16)) * 0x846CA68B
     return x.to(tl.int32, bitcast=True) >= threshold
 
 
 @triton.jit
-def context_kept(low, high, m, j, span, threshold):
-    return kept(low, high, span - (j[None, :] - m[:, None]), threshold)
+def context_kept(slope, begin, m, j, span, threshold):
+    """The place of a key is minus its distance, S − (j − m)."""
+    return kept(slope, begin - slope * (span + m).to(tl.uint32, bitcast=True), j, threshold)
 
 
 @triton.jit
-def memory_kept(low, high, n, threshold):
-    return kept(low, high, -1 - n[None, :], threshold)
+def memory_kept(slope, begin, n, threshold):
+    return kept(slope, begin + slope, n, threshold)
 
 
 @compiled
 def delta_kernel(
-    grad, output, delta, total,
-    SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr,
+    grad, output, delta, heads, block, total,
+    SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """For a tile of all `total` queries, the sum of grad · output: the mean of a query's gradients of its weights."""
-    m, d = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES), tl.arange(0, PADDED)
-    g, o = rows(grad, 0, m, d, total, SIZE), rows(output, 0, m, d, total, SIZE)
-    tl.store(delta + m, tl.sum(g.to(tl.float32) * o.to(tl.float32), 1), mask=m < total)
+    """The sum of grad · output of each query and head, for a tile of all `total` of them."""
+    i, d = tl.program_id(0).to(tl.int64) * QUERIES + tl.arange(0, QUERIES), tl.arange(0, PADDED)
+    g, o = rows(grad, i, d, total, SIZE, SIZE), rows(output, i, d, total, SIZE, SIZE)
+    head, m, b = i % heads, i // heads % block, i // heads // block
+    place = (b * heads + head) * block + m
+    tl.store(delta + place, tl.sum(g.to(tl.float32) * o.to(tl.float32), 1), mask=i < total)
+
+
+@triton.jit
+def weighed(scores, v, keep, mask, top, total, found, PRECISION: tl.constexpr):
+    """The sum of the values so far, and that of the weights, relative to 2^top, with one more tile of scores."""
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    decay = tl.exp2(top - new_top)
+    weights = tl.exp2(scores - new_top[:, None])
+    if mask is not None:
+        weights *= mask
+    total = total * decay + tl.sum(weights, 1)
+    if keep is not None:
+        weights = tl.where(keep, weights, 0.0)
+    return new_top, total, found * decay[:, None] + product(weights.to(v.dtype), v, PRECISION)
 
 
 @compiled
 def forward_kernel(
-    query, key, value, near, memory_key, memory_value, spans, words, output, lse,
+    query, key_value, near, memory_key, memory_value, spans, words, output, lse, order,
     first, heads, block, span, memory_size, ramp, threshold, scale, plane,
-    stride_b, stride_h, stride_j, stride_d,
-    SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`output` and the base-2 logarithm of each query's sum of weights, for a tile of queries."""
     start, slot, b = tl.program_id(0) * QUERIES, tl.program_id(1), tl.program_id(2)
-    head, row = first + slot, first_row(b, first + slot, heads, block)
+    head, here = tl.load(order + first + slot), tl.num_programs(1)
     m, d = start + tl.arange(0, QUERIES), tl.arange(0, PADDED)
     z = None if spans is None else tl.load(spans + head)
     reach = reach_of(z, ramp, span)
-    q = rows(query, row, m, d, block, SIZE)
+    q = rows(query + vectors_of(b, slot, here, block, SIZE), m, d, block, here * SIZE, SIZE)
     if words is not None:
-        low, high = random_words(words, row, m, block, plane)
+        slope, begin = random_lines(words + numbers_of(b, head, heads, block), m, block, plane)
     top = tl.full([QUERIES], -1e30, tl.float32)  # finite, so that a tile in which nothing is seen is no special case
     total = tl.zeros([QUERIES], tl.float32)
     found = tl.zeros([QUERIES, PADDED], tl.float32)
@@ -144,186 +202,182 @@ def forward_kernel(
         memory_value += head * SIZE * memory_size
         for at in range(0, memory_size, KEYS):
             n = at + tl.arange(0, KEYS)
-            k = columns(memory_key, n, d, memory_size, 1, memory_size, SIZE)
-            v = columns(memory_value, n, d, memory_size, SIZE, 1, SIZE)
-            scores = memory_scores(q, k, n, memory_size)
-            new_top = tl.maximum(top, tl.max(scores, 1))
-            decay = tl.exp2(top - new_top)
-            weights = tl.exp2(scores - new_top[:, None])
-            total, top = total * decay + tl.sum(weights, 1), new_top
-            if words is not None:
-                weights = tl.where(memory_kept(low, high, n, threshold), weights, 0.0)
-            found = found * decay[:, None] + tl.dot(weights.to(v.dtype), tl.trans(v), input_precision="ieee")
+            k = columns(memory_key, n, d, memory_size, SIZE)
+            v = rows(memory_value, n, d, memory_size, SIZE, SIZE)
+            scores = memory_scores(q, k, n, memory_size, PRECISION)
+            keep = None if words is None else memory_kept(slope, begin, n, threshold)
+            top, total, found = weighed(scores, v, keep, None, top, total, found, PRECISION)
 
-    key += b.to(tl.int64) * stride_b + slot * stride_h
-    value += b.to(tl.int64) * stride_b + slot * stride_h
-    near += first_row(b, slot, tl.num_programs(1), block) * span
+    key_value += vectors_of(b, slot, here, span + block, 2 * SIZE)
+    near += vectors_of(b, slot, here, block, 1) * span
     last = tl.minimum(start + QUERIES, block) - 1
     for at in range((start + span - reach) // KEYS * KEYS, last + span, KEYS):
         j = at + tl.arange(0, KEYS)
-        k = columns(key, j, d, span + block, stride_j, stride_d, SIZE)
-        v = columns(value, j, d, span + block, stride_j, stride_d, SIZE)
-        scores = context_scores(q, k, near, m, j, block, span, reach)
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        decay = tl.exp2(top - new_top)
-        weights = masked(tl.exp2(scores - new_top[:, None]), m, j, z, ramp, span)
-        total, top = total * decay + tl.sum(weights, 1), new_top
-        if words is not None:
-            weights = tl.where(context_kept(low, high, m, j, span, threshold), weights, 0.0)
-        found = found * decay[:, None] + tl.dot(weights.to(v.dtype), tl.trans(v), input_precision="ieee")
+        k = rows(key_value, j, d, span + block, here * 2 * SIZE, SIZE)
+        v = rows(key_value + SIZE, j, d, span + block, here * 2 * SIZE, SIZE)
+        scores = context_scores(q, k, near, m, j, block, span, reach, here * span, PRECISION)
+        keep = None if words is None else context_kept(slope, begin, m, j, span, threshold)
+        mask = None if z is None else soft_mask(m, j, z, ramp, span)
+        top, total, found = weighed(scores, v, keep, mask, top, total, found, PRECISION)
 
     total = tl.where(m < block, total, 1.0)
     found *= (scale / total)[:, None]
-    inside = (m < block)[:, None] & (d < SIZE)[None, :]
-    place = output + row * SIZE + m[:, None] * SIZE + d[None, :]
-    tl.store(place, found.to(output.dtype.element_ty), mask=inside)
-    tl.store(lse + row + m, top + tl.log2(total), mask=m < block)
+    put_rows(output + vectors_of(b, head, heads, block, SIZE), found, m, d, block, heads * SIZE, SIZE)
+    tl.store(lse + numbers_of(b, head, heads, block) + m, top + tl.log2(total), mask=m < block)
 
 
 @compiled
 def query_kernel(
-    query, key, value, near, memory_key, memory_value, spans, words, grad, lse, delta, grad_query,
+    query, key_value, near, memory_key, memory_value, spans, words, grad, lse, delta, grad_query, grad_spans, order,
     first, heads, block, span, memory_size, ramp, threshold, scale, plane,
-    stride_b, stride_h, stride_j, stride_d,
-    SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a tile of queries, without what comes through `near`; and that of `near`, in its place."""
+    """The gradient of a tile of queries, without what comes through `near`; that of `near`, in its place; and what each
+    query says of its head's span."""
     start, slot, b = tl.program_id(0) * QUERIES, tl.program_id(1), tl.program_id(2)
-    head, row = first + slot, first_row(b, first + slot, heads, block)
+    head, here = tl.load(order + first + slot), tl.num_programs(1)
     m, d = start + tl.arange(0, QUERIES), tl.arange(0, PADDED)
     z = None if spans is None else tl.load(spans + head)
     reach = reach_of(z, ramp, span)
-    q, g = rows(query, row, m, d, block, SIZE), rows(grad, row, m, d, block, SIZE)
-    norm = tl.load(lse + row + m, mask=m < block, other=0.0)
-    mean = tl.load(delta + row + m, mask=m < block, other=0.0)
+    row = numbers_of(b, head, heads, block)
+    q = rows(query + vectors_of(b, slot, here, block, SIZE), m, d, block, here * SIZE, SIZE)
+    g = rows(grad + vectors_of(b, head, heads, block, SIZE), m, d, block, heads * SIZE, SIZE)
+    norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
     if words is not None:
-        low, high = random_words(words, row, m, block, plane)
+        slope, begin = random_lines(words + row, m, block, plane)
     found = tl.zeros([QUERIES, PADDED], tl.float32)
+    felt = tl.zeros([QUERIES], tl.float32)
 
     if memory_key is not None:
         memory_key += head * SIZE * memory_size
         memory_value += head * SIZE * memory_size
         for at in range(0, memory_size, KEYS):
             n = at + tl.arange(0, KEYS)
-            k = columns(memory_key, n, d, memory_size, 1, memory_size, SIZE)
-            v = columns(memory_value, n, d, memory_size, SIZE, 1, SIZE)
-            weights = tl.exp2(memory_scores(q, k, n, memory_size) - norm[:, None])
-            grad_weights = tl.dot(g, v, input_precision="ieee") * scale
+            k = columns(memory_key, n, d, memory_size, SIZE)
+            v = rows(memory_value, n, d, memory_size, SIZE, SIZE)
+            weights = tl.exp2(memory_scores(q, k, n, memory_size, PRECISION) - norm[:, None])
+            grad_weights = product(g, tl.trans(v), PRECISION) * scale
             if words is not None:
-                grad_weights = tl.where(memory_kept(low, high, n, threshold), grad_weights, 0.0)
+                grad_weights = tl.where(memory_kept(slope, begin, n, threshold), grad_weights, 0.0)
             grad_scores = weights * (grad_weights - mean[:, None])
-            found += tl.dot(grad_scores.to(k.dtype), tl.trans(k), input_precision="ieee")
+            found += product(grad_scores.to(k.dtype), k, PRECISION)
 
-    key += b.to(tl.int64) * stride_b + slot * stride_h
-    value += b.to(tl.int64) * stride_b + slot * stride_h
-    near += first_row(b, slot, tl.num_programs(1), block) * span
+    key_value += vectors_of(b, slot, here, span + block, 2 * SIZE)
+    near += vectors_of(b, slot, here, block, 1) * span
     last = tl.minimum(start + QUERIES, block) - 1
     nearest = (start + span - reach) // KEYS * KEYS
     for at in range(start // KEYS * KEYS, nearest, KEYS):  # beyond the reach
         column = at + tl.arange(0, KEYS)[None, :] - m[:, None]
         nothing = tl.zeros([QUERIES, KEYS], near.dtype.element_ty)
-        tl.store(near + m[:, None] * span + column, nothing, mask=(column >= 0) & (m < block)[:, None])
+        tl.store(near + m[:, None] * (here * span) + column, nothing, mask=(column >= 0) & (m < block)[:, None])
     for at in range(nearest, last + span, KEYS):
         j = at + tl.arange(0, KEYS)
-        k = columns(key, j, d, span + block, stride_j, stride_d, SIZE)
-        v = columns(value, j, d, span + block, stride_j, stride_d, SIZE)
-        scores = context_scores(q, k, near, m, j, block, span, reach)
-        weights = masked(tl.exp2(scores - norm[:, None]), m, j, z, ramp, span)
-        grad_weights = tl.dot(g, v, input_precision="ieee") * scale
+        k = rows(key_value, j, d, span + block, here * 2 * SIZE, SIZE)
+        v = rows(key_value + SIZE, j, d, span + block, here * 2 * SIZE, SIZE)
+        scores = context_scores(q, k, near, m, j, block, span, reach, here * span, PRECISION)
+        weights = tl.exp2(scores - norm[:, None])
+        if z is not None:
+            weights *= soft_mask(m, j, z, ramp, span)
+        grad_weights = product(g, tl.trans(v), PRECISION) * scale
         if words is not None:
-            keep = context_kept(low, high, m, j, span, threshold)
+            keep = context_kept(slope, begin, m, j, span, threshold)
             grad_weights = tl.where(keep, grad_weights, 0.0)
-        grad_scores = (weights * (grad_weights - mean[:, None])).to(k.dtype)
-        found += tl.dot(grad_scores, tl.trans(k), input_precision="ieee")
+        grad_scores = weights * (grad_weights - mean[:, None])
+        if z is not None:
+            felt += span_gradient(grad_scores, m, j, z, ramp, span)
+        grad_scores = grad_scores.to(k.dtype)
+        found += product(grad_scores, k, PRECISION)
         column = j[None, :] - m[:, None]
         inside = (column >= 0) & (column < span) & (m < block)[:, None]
-        tl.store(near + m[:, None] * span + column, grad_scores, mask=inside)
+        tl.store(near + m[:, None] * (here * span) + column, grad_scores, mask=inside)
 
-    inside = (m < block)[:, None] & (d < SIZE)[None, :]
-    place = grad_query + row * SIZE + m[:, None] * SIZE + d[None, :]
-    tl.store(place, found.to(grad_query.dtype.element_ty), mask=inside)
+    put_rows(grad_query + vectors_of(b, slot, here, block, SIZE), found, m, d, block, here * SIZE, SIZE)
+    if z is not None:
+        tl.store(grad_spans + row + m, felt, mask=m < block)
 
 
 @compiled
 def key_value_kernel(
-    query, key, value, near, spans, words, grad, lse, delta, grad_key, grad_value,
+    query, key_value, near, spans, words, grad, lse, delta, grad_key_value, order,
     first, heads, block, span, ramp, threshold, scale, plane,
-    stride_b, stride_h, stride_j, stride_d, grad_stride_b, grad_stride_h, grad_stride_d,
-    SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a tile of keys and values, from all the queries that see some of them."""
     start, slot, b = tl.program_id(0) * KEYS, tl.program_id(1), tl.program_id(2)
-    head, row = first + slot, first_row(b, first + slot, heads, block)
+    head, here = tl.load(order + first + slot), tl.num_programs(1)
     j, d = start + tl.arange(0, KEYS), tl.arange(0, PADDED)
     z = None if spans is None else tl.load(spans + head)
     reach = reach_of(z, ramp, span)
-    key += b.to(tl.int64) * stride_b + slot * stride_h
-    value += b.to(tl.int64) * stride_b + slot * stride_h
-    near += first_row(b, slot, tl.num_programs(1), block) * span
-    k = columns(key, j, d, span + block, stride_j, stride_d, SIZE)
-    v = columns(value, j, d, span + block, stride_j, stride_d, SIZE)
-    found_key = tl.zeros([PADDED, KEYS], tl.float32)
-    found_value = tl.zeros([PADDED, KEYS], tl.float32)
+    row = numbers_of(b, head, heads, block)
+    query += vectors_of(b, slot, here, block, SIZE)
+    grad += vectors_of(b, head, heads, block, SIZE)
+    place = vectors_of(b, slot, here, span + block, 2 * SIZE)
+    near += vectors_of(b, slot, here, block, 1) * span
+    k = rows(key_value + place, j, d, span + block, here * 2 * SIZE, SIZE)
+    v = rows(key_value + place + SIZE, j, d, span + block, here * 2 * SIZE, SIZE)
+    found_key = tl.zeros([KEYS, PADDED], tl.float32)
+    found_value = tl.zeros([KEYS, PADDED], tl.float32)
 
     earliest = tl.maximum(start - span + 1, 0) // QUERIES * QUERIES
     for at in range(earliest, tl.minimum(start + KEYS - span + reach, block), QUERIES):
         m = at + tl.arange(0, QUERIES)
-        q, g = rows(query, row, m, d, block, SIZE), rows(grad, row, m, d, block, SIZE)
-        norm = tl.load(lse + row + m, mask=m < block, other=0.0)
-        mean = tl.load(delta + row + m, mask=m < block, other=0.0)
-        scores = context_scores(q, k, near, m, j, block, span, reach)
-        weights = masked(tl.exp2(scores - norm[:, None]), m, j, z, ramp, span)
-        grad_weights = tl.dot(g, v, input_precision="ieee") * scale
+        q = rows(query, m, d, block, here * SIZE, SIZE)
+        g = rows(grad, m, d, block, heads * SIZE, SIZE)
+        norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
+        scores = context_scores(q, k, near, m, j, block, span, reach, here * span, PRECISION)
+        weights = tl.exp2(scores - norm[:, None])
+        if z is not None:
+            weights *= soft_mask(m, j, z, ramp, span)
+        grad_weights = product(g, tl.trans(v), PRECISION) * scale
         dropped = weights
         if words is not None:
-            low, high = random_words(words, row, m, block, plane)
-            keep = context_kept(low, high, m, j, span, threshold)
+            slope, begin = random_lines(words + row, m, block, plane)
+            keep = context_kept(slope, begin, m, j, span, threshold)
             dropped = tl.where(keep, weights, 0.0)
             grad_weights = tl.where(keep, grad_weights, 0.0)
-        found_value += tl.dot(tl.trans(g), dropped.to(g.dtype), input_precision="ieee")
+        found_value += product(tl.trans(dropped.to(g.dtype)), g, PRECISION)
         grad_scores = weights * (grad_weights - mean[:, None])
-        found_key += tl.dot(tl.trans(q), grad_scores.to(q.dtype), input_precision="ieee")
+        found_key += product(tl.trans(grad_scores.to(q.dtype)), q, PRECISION)
 
-    grad_key += b.to(tl.int64) * grad_stride_b + slot * grad_stride_h
-    grad_value += b.to(tl.int64) * grad_stride_b + slot * grad_stride_h
-    put_columns(grad_key, found_key, j, d, span + block, 1, grad_stride_d, SIZE)
-    put_columns(grad_value, found_value * scale, j, d, span + block, 1, grad_stride_d, SIZE)
+    put_rows(grad_key_value + place, found_key, j, d, span + block, here * 2 * SIZE, SIZE)
+    put_rows(grad_key_value + place + SIZE, found_value * scale, j, d, span + block, here * 2 * SIZE, SIZE)
 
 
 @compiled
 def memory_kernel(
-    query, memory_key, memory_value, words, grad, lse, delta, grad_memory_key, grad_memory_value,
-    heads, batch, block, memory_size, threshold, scale, plane,
-    SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    query, memory_key, memory_value, words, grad, lse, delta, grad_memory_key, grad_memory_value, order,
+    first, heads, batch, block, memory_size, threshold, scale, plane,
+    SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a tile of persistent keys and values, from every query of every row: one sum, in one order."""
+    """The gradients of a tile of persistent keys and values, from every query of some of the rows: the rows are dealt
+    out to as many programs as the third dimension has, each of which adds up its own in one order."""
     n, d = tl.program_id(0) * KEYS + tl.arange(0, KEYS), tl.arange(0, PADDED)
-    head = tl.program_id(1)
-    k = columns(memory_key + head * SIZE * memory_size, n, d, memory_size, 1, memory_size, SIZE)
-    v = columns(memory_value + head * SIZE * memory_size, n, d, memory_size, SIZE, 1, SIZE)
-    found_key = tl.zeros([PADDED, KEYS], tl.float32)
-    found_value = tl.zeros([PADDED, KEYS], tl.float32)
+    slot, part, parts = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
+    head, here = tl.load(order + first + slot), tl.num_programs(1)
+    k = columns(memory_key + head * SIZE * memory_size, n, d, memory_size, SIZE)
+    v = rows(memory_value + head * SIZE * memory_size, n, d, memory_size, SIZE, SIZE)
+    found_key = tl.zeros([KEYS, PADDED], tl.float32)
+    found_value = tl.zeros([KEYS, PADDED], tl.float32)
 
     tiles = (block + QUERIES - 1) // QUERIES
-    for tile in range(0, batch * tiles):
-        row = first_row(tile // tiles, head, heads, block)
-        m = tile % tiles * QUERIES + tl.arange(0, QUERIES)
-        q, g = rows(query, row, m, d, block, SIZE), rows(grad, row, m, d, block, SIZE)
-        norm = tl.load(lse + row + m, mask=m < block, other=0.0)
-        mean = tl.load(delta + row + m, mask=m < block, other=0.0)
-        weights = tl.exp2(memory_scores(q, k, n, memory_size) - norm[:, None])
-        grad_weights = tl.dot(g, v, input_precision="ieee") * scale
+    for tile in range(part * batch // parts * tiles, (part + 1) * batch // parts * tiles):
+        b, m = tile // tiles, tile % tiles * QUERIES + tl.arange(0, QUERIES)
+        row = numbers_of(b, head, heads, block)
+        q = rows(query + vectors_of(b, slot, here, block, SIZE), m, d, block, here * SIZE, SIZE)
+        g = rows(grad + vectors_of(b, head, heads, block, SIZE), m, d, block, heads * SIZE, SIZE)
+        norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
+        weights = tl.exp2(memory_scores(q, k, n, memory_size, PRECISION) - norm[:, None])
+        grad_weights = product(g, tl.trans(v), PRECISION) * scale
         dropped = weights
         if words is not None:
-            low, high = random_words(words, row, m, block, plane)
-            keep = memory_kept(low, high, n, threshold)
+            slope, begin = random_lines(words + row, m, block, plane)
+            keep = memory_kept(slope, begin, n, threshold)
             dropped = tl.where(keep, weights, 0.0)
             grad_weights = tl.where(keep, grad_weights, 0.0)
-        found_value += tl.dot(tl.trans(g), dropped.to(g.dtype), input_precision="ieee")
+        found_value += product(tl.trans(dropped.to(g.dtype)), g, PRECISION)
         grad_scores = weights * (grad_weights - mean[:, None])
-        found_key += tl.dot(tl.trans(q), grad_scores.to(q.dtype), input_precision="ieee")
+        found_key += product(tl.trans(grad_scores.to(q.dtype)), q, PRECISION)
 
-    grad_memory_key += head * SIZE * memory_size
-    grad_memory_value += head * SIZE * memory_size
-    put_columns(grad_memory_key, found_key, n, d, memory_size, 1, memory_size, SIZE)
-    put_columns(grad_memory_value, found_value * scale, n, d, memory_size, SIZE, 1, SIZE)
+    place = (part * heads + head).to(tl.int64) * memory_size * SIZE
+    put_rows(grad_memory_key + place, found_key, n, d, memory_size, SIZE, SIZE)
+    put_rows(grad_memory_value + place, found_value * scale, n, d, memory_size, SIZE, SIZE)
