@@ -38,7 +38,8 @@ def layer(device):
 
 
 def attend(attention, x, dropout, low):
-    """Return the output, (B, M, H, D). Runs it as the model does: in bf16 under autocast, from queries, keys and values that are in bf16 already."""
+    """Return the output, (B, M, H, D), computed as in the model: in bf16 under autocast, from queries, keys and values
+    that are in bf16 already."""
     dtype, memory = torch.bfloat16 if low else torch.float32, (x["memory_key"], x["memory_value"])
     context = Given(x["query"].to(dtype), x["keys_values"].to(dtype))
     torch.manual_seed(0)

@@ -72,7 +72,9 @@ def why_not_fused(device: torch.device, head_size: int, dtype: torch.dtype = tor
     if head_size > LARGEST_HEAD:
         return f"heads of {head_size} are larger than {LARGEST_HEAD}"
     if _interpreted():
-        return None if dtype in (torch.float32, torch.float16) else "Triton's interpreter computes in fp32 and fp16 alone"
+        return (
+            None if dtype in (torch.float32, torch.float16) else "Triton's interpreter computes in fp32 and fp16 alone"
+        )
     if device.type != "cuda":
         return "no GPU that Triton supports"
     if torch.version.hip is not None:

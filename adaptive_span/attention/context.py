@@ -27,7 +27,7 @@ class Context(Protocol):
         ...
 
     def project(self, groups: Sequence[Group]) -> list[Projected]:
-        """Return each group's queries of the present block, and its keys and values there and at `span` positions before.
+        """Return each group's queries of the present block, and its keys and values there and `span` positions before.
 
         Each head is in one group. Positions run from the oldest to the newest; what is before the first known one has
         zeros for its key and value.
@@ -81,8 +81,8 @@ class KeysValues:
 
 
 def join(past: Tensor, present: Tensor, reach: int) -> Tensor:
-    """Return the last `reach` hidden states of the past (B, T, C), zeros where it has fewer, and the present's (B, M, C):
-    one constant tensor (B, reach + M, C)."""
+    """Return the last `reach` hidden states of the past (B, T, C), zeros where it has fewer, and the present's
+    (B, M, C): one constant tensor (B, reach + M, C)."""
     with torch.no_grad():
         known, (batch, block, size) = min(reach, past.size(1)), present.shape
         joined = present.new_empty(batch, reach + block, size)
@@ -101,9 +101,9 @@ def in_autocast(tensor: Tensor) -> Tensor:
 def head_weights(
     weights: Weights, num_heads: int, groups: Sequence[Group], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return what makes queries, (H, D, C), and keys and values, (H, 2, D, C), with the heads in the order of the groups.
+    """Return what makes queries, (H, D, C), and keys and values, (H, 2, D, C), with heads in the order of the groups.
 
-    Heads are put in order, and queries scaled, here, where there is least of them.
+    Heads are put in order, and queries scaled, here, where they are small.
     """
     query, key, value = (weight.unflatten(0, (num_heads, -1)) for weight in weights)
     query = by_groups(query, 0, groups) * query.size(1) ** -0.5

@@ -140,7 +140,16 @@ class FusedAttention(OwnTypes):
         groups = list(parts(saved[8:]))
         back = Backward(Layer(*ctx.constants, *inputs), grad.contiguous(), output, lse)
         grad_projected = [found for group in groups for found in back.group(group)]
-        return None, None, None, None, back.grad_positions, back.span_gradient(), *back.memory_gradients(), *grad_projected
+        return (
+            None,
+            None,
+            None,
+            None,
+            back.grad_positions,
+            back.span_gradient(),
+            *back.memory_gradients(),
+            *grad_projected,
+        )
 
 
 @dataclass

@@ -25,8 +25,8 @@ B batch, H heads of the layer, h heads of the launch (their numbers are in `orde
 D head size, P the next power of two, S span of the launch's longest head, T = S + M positions, N persistent vectors;
 q and k, queries and keys of a tile.
 
-All tensors are contiguous: a group's queries (B, M, h, D), keys and values (B, T, h, 2, D) and `near` (B, M, h, S), with
-heads in the launch's order; a layer's outputs (B, M, H, D) and one number a query (B, H, M), with heads in their own.
+All tensors are contiguous: queries (B, M, h, D), keys and values (B, T, h, 2, D) and `near` (B, M, h, S), with heads in
+the launch's order; outputs (B, M, H, D) and one number a query (B, H, M), with heads in their own.
 """
 
 import triton

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from adaptive_span import flops, optimizer
-from adaptive_span.attention import HiddenStates, choose
+from adaptive_span.attention import HiddenStates, choose, join
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.profiles import VOCAB_SIZE
 from adaptive_span.benchmark.timing import Way, in_turns, matrix_peak, memory
@@ -50,15 +50,12 @@ class Settings:
 
 
 def attention(settings: Settings, name: str) -> Way:
-    """Attention with its keys and values, forward and backward, one layer after the other."""
+    """Attention with its queries, keys and values, forward and backward, one layer after the other."""
     model = settings.build(name)
     config, attend = model.config, choose(name)
     limits, cache = profiles.limits_in_training(model), settings.cache(model)
     shape = (settings.batch_size, config.block_size, config.hidden_size)
-    hidden = torch.randn(shape, device=settings.device, requires_grad=True)
-    query = torch.randn(shape, device=settings.device, dtype=settings.dtype)
-    query = query.unflatten(2, (config.num_heads, -1)).transpose(1, 2)
-    query.requires_grad_()
+    hidden = torch.randn(shape, device=settings.device, dtype=settings.dtype, requires_grad=True)
 
     def way() -> None:
         for layer in settings.layers(config.num_layers):
@@ -66,10 +63,12 @@ def attention(settings: Settings, name: str) -> Way:
             assert isinstance(module, AdaptiveSpanAttention)
             assert module.span is not None
             with settings.autocast():
-                context = HiddenStates(cache[layer], hidden, module.key.weight, module.value.weight, config.num_heads)
+                weights = module.query.weight, module.key.weight, module.value.weight
+                states = join(cache[layer], hidden, max(limits[layer]))
                 output = attend(
-                    query, context, model.positions, module.span.tokens(), config.ramp, limits[layer], config.dropout
-                )
+                    HiddenStates(states, hidden, weights, config.num_heads), model.positions, module.span.tokens(),
+                    config.ramp, limits[layer], config.dropout,
+                )  # fmt: skip
             output.sum().backward()
 
     return way
@@ -162,7 +161,7 @@ def _operations(what: str, settings: Settings) -> float:
     if what == "attention":
         chosen = [spans[layer] for layer in settings.layers(config.num_layers)]
         scores = 6 * config.hidden_size // config.num_heads * sum(map(sum, chosen))
-        return flops.TRAINING * (scores + 4 * config.hidden_size**2 * len(chosen)) * tokens
+        return flops.TRAINING * (scores + 6 * config.hidden_size**2 * len(chosen)) * tokens
     forward = sum(flops.forward(config, VOCAB_SIZE, spans).values()) * tokens
     return forward * BLOCKS if what == "evaluate" else flops.TRAINING * forward
 

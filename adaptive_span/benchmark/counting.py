@@ -40,7 +40,7 @@ GIB = 2**30
 PARTS = {
     "attention kernels": "^(forward|query|key_value|delta|memory)_kernel",
     "optimizer": "_foreach(?!_copy)|adagrad",
-    "matrix products": "^(mm|addmm|bmm|baddbmm)$",
+    "matrix products": "^(mm|addmm|bmm|baddbmm)_?$",
     "layer norms": "layer_norm|^norm_",
     "dropout": "dropout",
     "ReLU": "relu|threshold",
@@ -230,9 +230,8 @@ class _Tracer(TorchDispatchMode):
         read = given[1:] if name in OVERWRITING else given
         if name in PICKING:
             read = [*made, *given[1:]]
-        flops = (
-            flop_registry[func.overloadpacket](*args, out_val=made[0]) if func.overloadpacket in flop_registry else 0
-        )
+        product = getattr(torch.ops.aten, name.rstrip("_"), None)  # which counts the same where it writes in place
+        flops = flop_registry[product](*args, out_val=made[0]) if product in flop_registry else 0
         launches = SEVERAL.get(name, 1)
         if name.startswith("_foreach"):
             launches = math.ceil(sum(math.ceil(tensor.numel() / BLOCK) for tensor in args[0]) / BLOCKS)
