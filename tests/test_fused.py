@@ -41,7 +41,7 @@ def compare(layer):
     """Where a query sees one key alone, gradients of scores are differences of equal numbers: each error counts against
     no less than a tenth of the largest gradient."""
     expected = output_and_gradients("dense", layer)
-    largest = max(each.norm() for each in expected)
+    largest = max(each.norm().item() for each in [torch.ones(1), *expected])
     got = output_and_gradients("fused", layer, dtype=torch.float32)
     errors = [(a - b).norm() / b.norm().clamp(min=largest / 10) for a, b in zip(got, expected, strict=True)]
     assert max(errors) < 1e-5, errors
