@@ -7,6 +7,7 @@ with the time that it lives, which gives the memory at the height of the step.
 
 import math
 import re
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -139,7 +140,8 @@ def count(config: Config, spans: Tensor, vocab_size: int) -> Step:
     tokens = np.zeros(train.batch_size * (2 * model.block_size + 1), dtype=np.int16)
     corpus: Any = SimpleNamespace(vocab_size=vocab_size, tokens=lambda split: tokens)
     known: Any = SimpleNamespace(tolist=effective.tolist)  # which FakeTensors are not
-    with FakeTensorMode(), _as_on_a_gpu() as tracer, tracer, _words_by_frequency([*model.cutoffs, vocab_size]):
+    words = _words_by_frequency([*model.cutoffs, vocab_size])
+    with _nothing_remembered(), FakeTensorMode(), _as_on_a_gpu() as tracer, tracer, words:
         with patch.object(Transformer, "spans", lambda model: known), patch.object(Transformer, "to"):
             training = Training(config, corpus, Process(0, 1, torch.device("cpu")))
         for group in training.optimizer.param_groups:
@@ -161,6 +163,24 @@ def _fill(training: Training) -> None:
         (rows, training.model.cache_length(heads), training.config.model.hidden_size) for heads in training.limits
     ]
     training.caches = [[torch.empty(shape, dtype=kind) for shape in shapes] for _ in training.caches]
+
+
+@contextmanager
+def _nothing_remembered() -> Iterator[None]:
+    """Begin and end without what functions remember: FakeTensors are of no use to others, nor others' tensors here."""
+    _forget()
+    try:
+        yield
+    finally:
+        _forget()
+
+
+def _forget() -> None:
+    for name, module in list(sys.modules.items()):
+        if name.startswith("adaptive_span."):
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
 
 
 @contextmanager
