@@ -47,7 +47,7 @@ PARTS = {
     "ReLU": "relu|threshold",
     "heads in order": "index_select|gather|scatter",
     "joining": "^cat$|zeros|fill|zero_",
-    "copies and casts": "copy|clone|lift_fresh",
+    "copies and casts": "copy|clone",
     "sums": "^(sum|mean|linalg_vector_norm)$",
     "input and output": "embedding|softmax|nll",
     "elementwise": "",
@@ -55,6 +55,7 @@ PARTS = {
 
 # Operators that launch more than one kernel on a GPU, as a profiler shows them.
 SEVERAL = {"native_layer_norm_backward": 2, "slice_backward": 2, "select_backward": 2, "embedding_dense_backward": 4}
+FREE = "empty|lift_fresh"  # what has memory alone, and constants, which are made for the first step
 PICKING = ("gather", "index_select", "embedding")  # read of their first argument as much as they return
 IN_PLACE = {"relu_dropout_kernel": "inner", "relu_dropout_backward_kernel": "grad"}  # what kernels read and write
 OVERWRITING = ("copy_", "fill_", "zero_", "normal_", "uniform_", "random_")  # do not look at what was there
@@ -246,7 +247,7 @@ class _Tracer(TorchDispatchMode):
             for tensor in _tensors(value)
         ]
         is_view = not func._schema.is_mutable and all(_storage(tensor) in storages for tensor in made)
-        nothing = is_view or not written or "empty" in name or (name == "copy_" and _same(*given[:2]))
+        nothing = is_view or not written or re.search(FREE, name) or (name == "copy_" and _same(*given[:2]))
         read = given[1:] if name in OVERWRITING else given
         if name in PICKING:
             read = [*made, *given[1:]]
