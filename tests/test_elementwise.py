@@ -209,7 +209,7 @@ def test_their_types_are_their_own_choice(dtype):
     inputs = feed_forward_inputs(dtype, (1, 2), 8, 16)
     with torch.autocast("cpu", torch.bfloat16):
         got = fused.FeedForward.apply(*inputs, 0.0, None)
-        norms = fused.AddAndNorm.apply(inputs[0].float(), got, None, torch.ones(8), torch.zeros(8), 1e-5)
+        norms = fused.AddAndNorm.apply(inputs[0].float(), got, None, torch.ones(8), torch.zeros(8), 1e-5, False)
         got.sum().backward()
     assert (got.dtype, norms[0].dtype, norms[1].dtype) == (dtype, torch.float32, dtype)
     assert [x.grad.dtype for x in inputs] == [x.dtype for x in inputs]

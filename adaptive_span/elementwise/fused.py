@@ -26,7 +26,8 @@ def add_and_norm(residual: Tensor, branch: Tensor, branch_bias: Tensor | None, n
 
     (…, C) all, but branch_bias (C,).
     """
-    return Hidden(*AddAndNorm.apply(residual, branch, branch_bias, norm.weight, norm.bias, norm.eps))
+    is_kept = torch.is_grad_enabled()
+    return Hidden(*AddAndNorm.apply(residual, branch, branch_bias, norm.weight, norm.bias, norm.eps, is_kept))
 
 
 @torch.compiler.disable
@@ -55,10 +56,10 @@ class AddAndNorm(OwnTypes):
         weight: Tensor,  # (C,)
         bias: Tensor,  # (C,)
         eps: float,
+        is_kept: bool,  # what the backward pass reads
     ) -> tuple[Tensor, Tensor]:
         residual, branch = residual.contiguous(), branch.contiguous()
         size, rows = residual.size(-1), residual.numel() // residual.size(-1)
-        is_kept = any(ctx.needs_input_grad)
         exact = torch.empty_like(residual, dtype=weight.dtype)
         operand = torch.empty_like(branch) if branch.dtype != weight.dtype else None
         normalized = torch.empty_like(branch) if is_kept else None
@@ -97,6 +98,7 @@ class AddAndNorm(OwnTypes):
             grad_branch_bias[0].to(branch_bias_type) if grad_branch_bias else None,
             grad_weight.to(weight.dtype),
             grad_bias.to(weight.dtype),
+            None,
             None,
         )
 
