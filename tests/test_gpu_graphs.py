@@ -75,7 +75,8 @@ def test_a_graph_takes_no_more_memory(text, tmp_path):
         return torch.cuda.max_memory_reserved()
 
     peak()  # what is compiled and loaded at first
-    assert peak() <= 1.05 * peak("hardware.graphs=off")
+    workspaces = 2 * 32 * 2**20  # of cuBLAS and cuBLASLt, for the stream that records
+    assert peak() <= peak("hardware.graphs=off") + workspaces + 2**24
 
 
 def assert_same(one, other):
