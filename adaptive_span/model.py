@@ -193,10 +193,7 @@ class Transformer(nn.Module):
         return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=keep)
 
     def cache_length(self, limits: Sequence[int]) -> int:
-        """Tokens that a layer's cache keeps: as far as its longest head sees, and some to spare."""
-        if not self.config.trim_cache:
-            return self.config.max_span
-        return min(-(-max(limits) // CACHE_STEP) * CACHE_STEP + CACHE_STEP, self.config.max_span)
+        return cache_length(self.config, limits)
 
     def empty_cache(self, batch_size: int) -> Cache:
         """The start of a stream. What a cache does not hold counts as zero hidden states."""
@@ -253,6 +250,13 @@ def _kept_or_not(context: Any, operation: Any, *inputs: Any, **named: Any) -> Ch
     """Return that random numbers are kept for the backward pass, and all else is computed again."""
     drawn = torch.Tag.nondeterministic_seeded in operation.tags
     return CheckpointPolicy.MUST_SAVE if drawn else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def cache_length(config: ModelConfig, limits: Sequence[int]) -> int:
+    """Return how many tokens a layer's cache keeps: as far as its longest head sees, and some to spare."""
+    if not config.trim_cache:
+        return config.max_span
+    return min(-(-max(limits) // CACHE_STEP) * CACHE_STEP + CACHE_STEP, config.max_span)
 
 
 def _input_and_output(config: ModelConfig, vocab_size: int) -> tuple[nn.Module, Softmax | AdaptiveSoftmax]:

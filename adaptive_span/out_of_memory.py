@@ -14,9 +14,12 @@ from adaptive_span.config import Config, ModelConfig
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.identity import flatten
-from adaptive_span.model import Limits
+from adaptive_span.model import Limits, cache_length
 
 GIB = 2**30
+# What a layer keeps of a token beside weights, keys and values: so many hidden and feed-forward vectors. Fused kernels
+# come with others that make again what they can.
+KEPT, KEPT_FUSED = (11, 3), (9, 1)
 OTHERS = "can't allocate memory|MPS backend out of memory"  # where it is no error of its own: on a CPU, of Apple's GPUs
 
 
@@ -43,14 +46,16 @@ def explained(config: Config, process: Process, parameters: int, limits: Callabl
 
 
 def step_bytes(config: Config, processes: int, parameters: int, limits: Limits) -> float:
-    """A rough count of the bytes that one process holds at the height of a step.
+    """Return a rough count of the bytes that one process holds at the height of a step.
 
-    Parameters, gradients and optimizer state; what each layer keeps for the backward pass; and the widest layer's
-    temporaries.
+    Parameters, gradients and optimizer state; the caches before and after it; what each layer keeps for the backward
+    pass; and the widest layer's temporaries. What products read is of 2 bytes in bf16.
     """
     model, train = config.model, config.train
     rows, block = train.batch_size // processes // train.batch_split, model.block_size
-    state = parameters * (4 if config.optimizer.name == "adam" else 3)
+    width = 2 if config.hardware.precision == "bf16" else 4
+    state = parameters * (4 * (4 if config.optimizer.name == "adam" else 3) + (2 if width == 2 else 0))
+    caches = 2 * train.batch_split * model.hidden_size * sum(cache_length(model, heads) for heads in limits)
     kept, widest = [], 0.0
     for heads in limits:
         if model.attention == "dense":  # every head as far as the longest one
@@ -58,13 +63,13 @@ def step_bytes(config: Config, processes: int, parameters: int, limits: Limits) 
         weights, at_once = _scores(model, heads)
         lengths = [limit + block for limit in heads]
         keys_values = 2 * model.hidden_size // model.num_heads * sum(lengths)
-        hidden = (max(heads) + block) * model.hidden_size
-        kept.append(weights + keys_values + hidden + block * (8 * model.hidden_size + 3 * model.ffn_size))
+        in_hidden, in_ffn = KEPT_FUSED if model.attention == "fused" else KEPT
+        kept.append(weights + keys_values + block * (in_hidden * model.hidden_size + in_ffn * model.ffn_size))
         widest = max(widest, at_once)
     if config.hardware.activation_checkpointing:
         widest += max(kept)
-        kept = [(max(heads) + block) * model.hidden_size for heads in limits]
-    return 4.0 * (state + rows * (sum(kept) + widest))
+        kept = [6.0 * block * model.hidden_size for _ in limits]
+    return state + float(width * rows * (caches + sum(kept) + widest))
 
 
 def _scores(model: ModelConfig, heads: Sequence[int]) -> tuple[float, float]:
@@ -75,7 +80,7 @@ def _scores(model: ModelConfig, heads: Sequence[int]) -> tuple[float, float]:
         return 0.0, block * max(len(group) * limit for group, limit in group_heads(heads))
     if model.attention == "dense":  # weights by distance and by position
         scores = block * sum(limit + block for limit in heads) + memory
-        return 2.0 * copies * scores, 3.0 * scores
+        return 1.5 * copies * scores, 3.0 * scores
     scores = block * sum(limit + tile_size(limit) for limit in heads) + memory
     widest = block * max(len(group) * (limit + tile_size(limit)) for group, limit in group_heads(heads))
     return float(copies * scores), 3.0 * widest
