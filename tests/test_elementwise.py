@@ -203,7 +203,7 @@ def test_they_compile_for_gpus_and_not_again_for_another_batch(capability):
     *compiled, count = map(json.loads, result.stdout.splitlines())
     assert count == {"before": 13, "after": 13}
     assert {kernel["stack"] for kernel in compiled} == {0}
-    assert max(kernel["loads"] for kernel in compiled if "adagrad" not in kernel["kernel"]) <= 10  # several bytes each
+    assert max(kernel["loads"] for kernel in compiled if "adagrad" not in kernel["kernel"]) <= 11  # several bytes each
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, LOW["cpu"]], ids=str)

@@ -15,8 +15,7 @@ from adaptive_span.own_types import OwnTypes
 
 PROGRAMS = 1024  # that share the rows of a norm in the backward pass: as many as a GPU runs at once
 LEAST_ROWS = 8  # of each of them, so that their sums are few beside what they read
-HALF = 1024  # numbers that share hashes with as many others
-TILE = {"ROWS": 8, "COLUMNS": 256}  # of the gradient of ReLU
+TILE = {"ROWS": 8, "COLUMNS": 256}  # of what ReLU sees, and of its gradient
 ROW_PROGRAMS = 128  # that share the rows of that gradient
 
 
@@ -121,9 +120,11 @@ class FeedForward(OwnTypes):
         inner = torch.mm(rows, expand.t())  # (R, F)
         threshold = min(round(dropout * 2**16), 2**16 - 1)  # of 16 random bits: what lies below is dropped
         scale = 1 / (1 - threshold / 2**16)  # of the rate that is applied
+        length, size = inner.shape
+        grid = -(-length // (2 * TILE["ROWS"])), -(-size // TILE["COLUMNS"])
         launch(
-            kernels.relu_dropout_kernel, (-(-inner.numel() // (2 * HALF)),), inner=inner, bias=expand_bias, words=words,
-            total=inner.numel(), threshold=threshold, scale=scale, SIZE=inner.size(1), HALF=HALF, num_warps=4,
+            kernels.relu_dropout_kernel, grid, inner=inner, bias=expand_bias, words=words, rows=length,
+            threshold=threshold, scale=scale, SIZE=size, num_warps=4, **TILE,
         )  # fmt: skip
         ctx.scale, ctx.bias_type = scale, expand_bias.dtype
         ctx.save_for_backward(operand, expand, contract, inner)

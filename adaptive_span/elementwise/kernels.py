@@ -6,7 +6,7 @@ R rows, SIZE numbers in each, P programs. Tensors are contiguous. None stands fo
 import triton
 import triton.language as tl
 
-# Nothing is compiled anew for another batch. `total` is looked at for being a multiple of 16: other loads are slow.
+# Nothing is compiled anew for another batch.
 compiled = triton.jit(do_not_specialize=["rows", "threshold"])
 
 
@@ -77,27 +77,35 @@ def norm_backward_kernel(
 
 
 @compiled
-def relu_dropout_kernel(inner, bias, words, total, threshold, scale, SIZE: tl.constexpr, HALF: tl.constexpr):
-    """dropout(ReLU(inner + bias)) in place, of 2 · HALF numbers. Two numbers share a hash of 32 bits: each is dropped
-    where its half of the bits lies below the threshold. What is not a number stays so."""
-    start, i = tl.program_id(0).to(tl.int64) * (2 * HALF), tl.arange(0, HALF)
-    x, y = biased(inner, bias, start, i, total, SIZE), biased(inner, bias, start + HALF, i, total, SIZE)
+def relu_dropout_kernel(
+    inner, bias, words, rows, threshold, scale, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """dropout(ReLU(inner + bias)) in place, of two tiles, one below the other. Two numbers share a hash of 32 bits:
+    each is dropped where its half of the bits lies below the threshold. What is not a number stays so."""
+    r, c = tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    upper, lower = tl.program_id(0) * (2 * ROWS) + r, tl.program_id(0) * (2 * ROWS) + ROWS + r
+    b = tl.load(bias + c, mask=c < SIZE, other=0.0).to(tl.float32)[None, :]
+    x, y = tile(inner, upper, c, rows, SIZE) + b, tile(inner, lower, c, rows, SIZE) + b
     drop_x, drop_y = x <= 0, y <= 0
     if words is not None:
-        bits = hashed(tl.program_id(0) * HALF + i, words)
+        bits = hashed((tl.program_id(0) * ROWS + r)[:, None] * SIZE + c[None, :], words)
         drop_x |= (bits & 0xFFFF).to(tl.int32) < threshold
         drop_y |= (bits >> 16).to(tl.int32) < threshold
-    x, y = tl.where(drop_x, 0.0, x * scale), tl.where(drop_y, 0.0, y * scale)
-    tl.store(inner + start + i, x.to(inner.dtype.element_ty), mask=start + i < total)
-    tl.store(inner + start + HALF + i, y.to(inner.dtype.element_ty), mask=start + HALF + i < total)
+    put_tile(inner, tl.where(drop_x, 0.0, x * scale), upper, c, rows, SIZE)
+    put_tile(inner, tl.where(drop_y, 0.0, y * scale), lower, c, rows, SIZE)
 
 
 @triton.jit
-def biased(inner, bias, start, i, total, SIZE: tl.constexpr):
-    """Numbers from `start` on, of rows of SIZE, plus the bias of their columns."""
-    column = ((start % SIZE).to(tl.int32) + i) % SIZE
-    x = tl.load(inner + start + i, mask=start + i < total, other=0.0).to(tl.float32)
-    return x + tl.load(bias + column).to(tl.float32)
+def tile(tensor, r, c, rows, SIZE: tl.constexpr):
+    inside = (r < rows)[:, None] & (c < SIZE)[None, :]
+    return tl.load(tensor + r.to(tl.int64)[:, None] * SIZE + c[None, :], mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def put_tile(tensor, values, r, c, rows, SIZE: tl.constexpr):
+    inside = (r < rows)[:, None] & (c < SIZE)[None, :]
+    at = r.to(tl.int64)[:, None] * SIZE + c[None, :]
+    tl.store(tensor + at, values.to(tensor.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -121,13 +129,9 @@ def relu_dropout_backward_kernel(
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(tl.program_id(1) * ROWS, rows, tl.num_programs(1) * ROWS):
         r = start + tl.arange(0, ROWS)
-        inside = (r < rows)[:, None] & (c < SIZE)[None, :]
-        at = r.to(tl.int64)[:, None] * SIZE + c[None, :]
-        left = tl.load(inner + at, mask=inside, other=0.0) > 0
-        g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32) * scale
-        g = tl.where(left, g, 0.0)
+        g = tl.where(tile(inner, r, c, rows, SIZE) > 0, tile(grad, r, c, rows, SIZE) * scale, 0.0)
         total += g
-        tl.store(grad + at, g.to(grad.dtype.element_ty), mask=inside)
+        put_tile(grad, g, r, c, rows, SIZE)
     tl.store(partial + tl.program_id(1) * SIZE + c, tl.sum(total, 0), mask=c < SIZE)
 
 
