@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from adaptive_span import compose
 from adaptive_span.config import Config, EvaluateConfig, ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.identity import default_run_dir
@@ -21,6 +20,8 @@ GROUPS = {
 
 
 def composed(*overrides: str) -> Config:
+    from adaptive_span import compose  # Hydra, which what imports other helpers from here may lack
+
     return compose(overrides)
 
 
