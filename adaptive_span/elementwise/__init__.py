@@ -55,8 +55,13 @@ def in_triton(tensor: Tensor) -> bool:
     return tensor.is_cuda and _compiles(tensor.device)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _compiles(device: torch.device) -> bool:
+    return _can_compile(device)
+
+
+@functools.cache
+def _can_compile(device: torch.device) -> bool:
     """Return whether Triton can compile for this GPU, for which it also needs a C compiler."""
     if importlib.util.find_spec("triton") is None or torch.version.hip is not None:  # ROCm: untested
         return False
