@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from adaptive_span import capacity, evaluation, figures, flops, out_of_memory, published, scores
+from adaptive_span import capacity, evaluation, figures, flops, out_of_memory, published, scores, step_graph
 from adaptive_span.config import MISSING, Config, DataConfig, EvaluateConfig, ModelConfig
 from adaptive_span.console import flops_table, list_places, say, score_table, show, span_table
 from adaptive_span.corpus import Corpus
@@ -108,7 +108,7 @@ def evaluate(asked: EvaluateConfig) -> None:
         block_size = asked.block_size or config.model.block_size
         rows, memory = asked.batch_size // process.world_size, out_of_memory.available_memory(process)
         capacity.check_scoring(config.model, model.vocab_size, rows, block_size, memory)
-        name, graphs = hardware.precision, hardware.graphs == "auto"
+        name, (graphs, _) = hardware.precision, step_graph.choose(hardware.graphs, process.device)
         with autocast(hardware, process.device), low_precision(model, name), tf32(name == "tf32"):
             result = score(model, corpus, asked.protocol, asked.batch_size, block_size, process, graphs)
         if process.is_main:
