@@ -47,6 +47,35 @@ def reach_of(z, ramp, span):
 
 
 @triton.jit
+def full_of(z, span):
+    """How many of those columns it sees at full weight, whatever becomes of its span a little later: off its ramp."""
+    return span if z is None else tl.minimum(span, z.to(tl.int32))
+
+
+@triton.jit
+def parts_of_keys(start, block, span, reach, full, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """Where the keys begin that some query of a tile sees, those that all of them see at full weight, those after these,
+    and where they end. All but the end are multiples of KEYS, which the compiler must see: loads depend on it."""
+    nearest = (start + span - reach) // KEYS * KEYS
+    outer = tl.maximum((start + span) // KEYS, nearest // KEYS) * KEYS
+    inner = (start + QUERIES - 1 + span - full + KEYS - 1) // KEYS
+    inner = tl.minimum(tl.maximum(inner, nearest // KEYS), outer // KEYS) * KEYS
+    inner = outer if start + QUERIES > block else inner
+    return nearest, inner // KEYS * KEYS, outer, tl.minimum(start + QUERIES, block) - 1 + span
+
+
+@triton.jit
+def parts_of_queries(start, block, span, reach, full, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """The same of the queries that see a tile of keys, in multiples of QUERIES."""
+    earliest = tl.maximum(start - span + 1, 0) // QUERIES
+    end = tl.minimum(start + KEYS - span + reach, block)
+    outer = tl.maximum(tl.minimum(start - span + full + 1, block) // QUERIES, earliest)
+    inner = (tl.maximum(start + KEYS - span, 0) + QUERIES - 1) // QUERIES
+    inner = tl.minimum(tl.maximum(inner, earliest), outer)
+    return earliest * QUERIES, inner * QUERIES, outer * QUERIES, end
+
+
+@triton.jit
 def numbers_of(b, head, heads, block):
     """Where a head's numbers, one a query, begin in a row: (B, H, M)."""
     return (b * heads + head).to(tl.int64) * block
@@ -96,6 +125,14 @@ def context_scores(q, k, near, m, j, block, span, reach, stride, PRECISION: tl.c
     scores = product(q, tl.trans(k), PRECISION)
     scores += tl.load(near + m[:, None] * stride + column, mask=seen, other=0.0).to(tl.float32)
     return tl.where(seen, scores * LOG2E, float("-inf"))
+
+
+@triton.jit
+def inner_scores(q, k, near, m, j, stride, PRECISION: tl.constexpr):
+    """(q, k), where all is seen."""
+    scores = product(q, tl.trans(k), PRECISION)
+    scores += tl.load(near + m[:, None] * (stride - 1) + j[None, :]).to(tl.float32)
+    return scores * LOG2E
 
 
 @triton.jit
@@ -210,15 +247,19 @@ def forward_kernel(
 
     key_value += vectors_of(b, slot, here, span + block, 2 * SIZE)
     near += vectors_of(b, slot, here, block, 1) * span
-    last = tl.minimum(start + QUERIES, block) - 1
-    for at in range((start + span - reach) // KEYS * KEYS, last + span, KEYS):
-        j = at + tl.arange(0, KEYS)
-        k = rows(key_value, j, d, span + block, here * 2 * SIZE, SIZE)
-        v = rows(key_value + SIZE, j, d, span + block, here * 2 * SIZE, SIZE)
-        scores = context_scores(q, k, near, m, j, block, span, reach, here * span, PRECISION)
-        keep = None if words is None else context_kept(slope, begin, m, j, span, threshold)
-        mask = None if z is None else soft_mask(m, j, z, ramp, span)
-        top, total, found = weighed(scores, v, keep, mask, top, total, found, PRECISION)
+    marks = parts_of_keys(start, block, span, reach, full_of(z, span), QUERIES, KEYS)
+    for part in tl.static_range(3):  # the second needs no masks
+        for at in range(marks[part], marks[part + 1], KEYS):
+            j = at + tl.arange(0, KEYS)
+            k = rows(key_value, j, d, span + block, here * 2 * SIZE, SIZE)
+            v = rows(key_value + SIZE, j, d, span + block, here * 2 * SIZE, SIZE)
+            if part == 1:
+                scores, mask = inner_scores(q, k, near, m, j, here * span, PRECISION), None
+            else:
+                scores = context_scores(q, k, near, m, j, block, span, reach, here * span, PRECISION)
+                mask = None if z is None else soft_mask(m, j, z, ramp, span)
+            keep = None if words is None else context_kept(slope, begin, m, j, span, threshold)
+            top, total, found = weighed(scores, v, keep, mask, top, total, found, PRECISION)
 
     total = tl.where(m < block, total, 1.0)
     found *= (scale / total)[:, None]
@@ -264,32 +305,38 @@ def query_kernel(
 
     key_value += vectors_of(b, slot, here, span + block, 2 * SIZE)
     near += vectors_of(b, slot, here, block, 1) * span
-    last = tl.minimum(start + QUERIES, block) - 1
-    nearest = (start + span - reach) // KEYS * KEYS
-    for at in range(start // KEYS * KEYS, nearest, KEYS):  # beyond the reach
+    marks = parts_of_keys(start, block, span, reach, full_of(z, span), QUERIES, KEYS)
+    for at in range(start // KEYS * KEYS, marks[0], KEYS):  # beyond the reach
         column = at + tl.arange(0, KEYS)[None, :] - m[:, None]
         nothing = tl.zeros([QUERIES, KEYS], near.dtype.element_ty)
         tl.store(near + m[:, None] * (here * span) + column, nothing, mask=(column >= 0) & (m < block)[:, None])
-    for at in range(nearest, last + span, KEYS):
-        j = at + tl.arange(0, KEYS)
-        k = rows(key_value, j, d, span + block, here * 2 * SIZE, SIZE)
-        v = rows(key_value + SIZE, j, d, span + block, here * 2 * SIZE, SIZE)
-        scores = context_scores(q, k, near, m, j, block, span, reach, here * span, PRECISION)
-        weights = tl.exp2(scores - norm[:, None])
-        if z is not None:
-            weights *= soft_mask(m, j, z, ramp, span)
-        grad_weights = product(g, tl.trans(v), PRECISION) * scale
-        if words is not None:
-            keep = context_kept(slope, begin, m, j, span, threshold)
-            grad_weights = tl.where(keep, grad_weights, 0.0)
-        grad_scores = weights * (grad_weights - mean[:, None])
-        if z is not None:
-            felt += span_gradient(grad_scores, m, j, z, ramp, span)
-        grad_scores = grad_scores.to(k.dtype)
-        found += product(grad_scores, k, PRECISION)
-        column = j[None, :] - m[:, None]
-        inside = (column >= 0) & (column < span) & (m < block)[:, None]
-        tl.store(near + m[:, None] * (here * span) + column, grad_scores, mask=inside)
+    for part in tl.static_range(3):  # the second needs no masks
+        for at in range(marks[part], marks[part + 1], KEYS):
+            j = at + tl.arange(0, KEYS)
+            k = rows(key_value, j, d, span + block, here * 2 * SIZE, SIZE)
+            v = rows(key_value + SIZE, j, d, span + block, here * 2 * SIZE, SIZE)
+            if part == 1:
+                scores = inner_scores(q, k, near, m, j, here * span, PRECISION)
+            else:
+                scores = context_scores(q, k, near, m, j, block, span, reach, here * span, PRECISION)
+            weights = tl.exp2(scores - norm[:, None])
+            if part != 1 and z is not None:
+                weights *= soft_mask(m, j, z, ramp, span)
+            grad_weights = product(g, tl.trans(v), PRECISION) * scale
+            if words is not None:
+                keep = context_kept(slope, begin, m, j, span, threshold)
+                grad_weights = tl.where(keep, grad_weights, 0.0)
+            grad_scores = weights * (grad_weights - mean[:, None])
+            if part != 1 and z is not None:
+                felt += span_gradient(grad_scores, m, j, z, ramp, span)
+            grad_scores = grad_scores.to(k.dtype)
+            found += product(grad_scores, k, PRECISION)
+            column = j[None, :] - m[:, None]
+            place = near + m[:, None] * (here * span) + column
+            if part == 1:
+                tl.store(place, grad_scores)
+            else:
+                tl.store(place, grad_scores, mask=(column >= 0) & (column < span) & (m < block)[:, None])
 
     put_rows(grad_query + vectors_of(b, slot, here, block, SIZE), found, m, d, block, here * SIZE, SIZE)
     if z is not None:
@@ -318,26 +365,30 @@ def key_value_kernel(
     found_key = tl.zeros([KEYS, PADDED], tl.float32)
     found_value = tl.zeros([KEYS, PADDED], tl.float32)
 
-    earliest = tl.maximum(start - span + 1, 0) // QUERIES * QUERIES
-    for at in range(earliest, tl.minimum(start + KEYS - span + reach, block), QUERIES):
-        m = at + tl.arange(0, QUERIES)
-        q = rows(query, m, d, block, here * SIZE, SIZE)
-        g = rows(grad, m, d, block, heads * SIZE, SIZE)
-        norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
-        scores = context_scores(q, k, near, m, j, block, span, reach, here * span, PRECISION)
-        weights = tl.exp2(scores - norm[:, None])
-        if z is not None:
-            weights *= soft_mask(m, j, z, ramp, span)
-        grad_weights = product(g, tl.trans(v), PRECISION) * scale
-        dropped = weights
-        if words is not None:
-            slope, begin = random_lines(words + row, m, block, plane)
-            keep = context_kept(slope, begin, m, j, span, threshold)
-            dropped = tl.where(keep, weights, 0.0)
-            grad_weights = tl.where(keep, grad_weights, 0.0)
-        found_value += product(tl.trans(dropped.to(g.dtype)), g, PRECISION)
-        grad_scores = weights * (grad_weights - mean[:, None])
-        found_key += product(tl.trans(grad_scores.to(q.dtype)), q, PRECISION)
+    marks = parts_of_queries(start, block, span, reach, full_of(z, span), QUERIES, KEYS)
+    for part in tl.static_range(3):  # the second needs no masks
+        for at in range(marks[part], marks[part + 1], QUERIES):
+            m = at + tl.arange(0, QUERIES)
+            q = rows(query, m, d, block, here * SIZE, SIZE)
+            g = rows(grad, m, d, block, heads * SIZE, SIZE)
+            norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
+            if part == 1:
+                scores = inner_scores(q, k, near, m, j, here * span, PRECISION)
+            else:
+                scores = context_scores(q, k, near, m, j, block, span, reach, here * span, PRECISION)
+            weights = tl.exp2(scores - norm[:, None])
+            if part != 1 and z is not None:
+                weights *= soft_mask(m, j, z, ramp, span)
+            grad_weights = product(g, tl.trans(v), PRECISION) * scale
+            dropped = weights
+            if words is not None:
+                slope, begin = random_lines(words + row, m, block, plane)
+                keep = context_kept(slope, begin, m, j, span, threshold)
+                dropped = tl.where(keep, weights, 0.0)
+                grad_weights = tl.where(keep, grad_weights, 0.0)
+            found_value += product(tl.trans(dropped.to(g.dtype)), g, PRECISION)
+            grad_scores = weights * (grad_weights - mean[:, None])
+            found_key += product(tl.trans(grad_scores.to(q.dtype)), q, PRECISION)
 
     put_rows(grad_key_value + place, found_key, j, d, span + block, here * 2 * SIZE, SIZE)
     put_rows(grad_key_value + place + SIZE, found_value * scale, j, d, span + block, here * 2 * SIZE, SIZE)
