@@ -58,17 +58,17 @@ def random_words(query: Tensor, heads: int) -> Tensor:
 # multiply at once. In fp32 they have no part, since TF32 would not keep its digits.
 TILES = {
     (16, 64): {
-        "forward_kernel": (64, 64, 4, 3),
+        "forward_kernel": (64, 32, 4, 3),
         "delta_kernel": (64, None, 4, 1),
-        "query_kernel": (64, 32, 4, 2),
+        "query_kernel": (64, 32, 4, 3),
         "key_value_kernel": (64, 64, 4, 2),
         "memory_kernel": (64, 64, 4, 2),
     },
     (16, 128): {
-        "forward_kernel": (64, 32, 4, 2),
+        "forward_kernel": (64, 32, 4, 3),
         "delta_kernel": (64, None, 4, 1),
-        "query_kernel": (64, 32, 4, 2),
-        "key_value_kernel": (64, 32, 4, 2),
+        "query_kernel": (64, 32, 4, 3),
+        "key_value_kernel": (64, 64, 4, 2),
         "memory_kernel": (64, 32, 4, 2),
     },
     (32, 64): {
