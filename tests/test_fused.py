@@ -21,6 +21,9 @@ fused = pytest.importorskip(
     "adaptive_span.attention.fused", reason="there is no triton for this system", exc_type=ImportError
 )
 
+# Bytes of a thread for what its registers cannot hold: so much stays in L1, beside the shared memory of two programs. A
+# tile that is too large asks for thousands.
+STACK = 256
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a program may have
 CPU = torch.device("cpu")
 
@@ -225,7 +228,7 @@ def test_it_compiles_for_gpus_and_not_again_when_spans_change():
             assert count == {"before": 8, "after": 8}
             assert len(kernels) == 8
             for kernel in kernels:
-                assert kernel["stack"] <= 128, kernel
+                assert kernel["stack"] <= STACK, kernel
                 assert kernel["shared"] <= SHARED_MEMORY[int(words.split()[0])], kernel
 
 

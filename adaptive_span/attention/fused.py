@@ -68,7 +68,7 @@ TILES = {
         "forward_kernel": (64, 32, 4, 3),
         "delta_kernel": (64, None, 4, 1),
         "query_kernel": (64, 32, 4, 3),
-        "key_value_kernel": (64, 64, 4, 2),
+        "key_value_kernel": (64, 32, 4, 2),
         "memory_kernel": (64, 32, 4, 2),
     },
     (32, 64): {

@@ -65,17 +65,6 @@ def parts_of_keys(start, block, span, reach, full, QUERIES: tl.constexpr, KEYS: 
 
 
 @triton.jit
-def parts_of_queries(start, block, span, reach, full, QUERIES: tl.constexpr, KEYS: tl.constexpr):
-    """The same of the queries that see a tile of keys, in multiples of QUERIES."""
-    earliest = tl.maximum(start - span + 1, 0) // QUERIES
-    end = tl.minimum(start + KEYS - span + reach, block)
-    outer = tl.maximum(tl.minimum(start - span + full + 1, block) // QUERIES, earliest)
-    inner = (tl.maximum(start + KEYS - span, 0) + QUERIES - 1) // QUERIES
-    inner = tl.minimum(tl.maximum(inner, earliest), outer)
-    return earliest * QUERIES, inner * QUERIES, outer * QUERIES, end
-
-
-@triton.jit
 def numbers_of(b, head, heads, block):
     """Where a head's numbers, one a query, begin in a row: (B, H, M)."""
     return (b * heads + head).to(tl.int64) * block
@@ -365,30 +354,26 @@ def key_value_kernel(
     found_key = tl.zeros([KEYS, PADDED], tl.float32)
     found_value = tl.zeros([KEYS, PADDED], tl.float32)
 
-    marks = parts_of_queries(start, block, span, reach, full_of(z, span), QUERIES, KEYS)
-    for part in tl.static_range(3):  # the second needs no masks
-        for at in range(marks[part], marks[part + 1], QUERIES):
-            m = at + tl.arange(0, QUERIES)
-            q = rows(query, m, d, block, here * SIZE, SIZE)
-            g = rows(grad, m, d, block, heads * SIZE, SIZE)
-            norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
-            if part == 1:
-                scores = inner_scores(q, k, near, m, j, here * span, PRECISION)
-            else:
-                scores = context_scores(q, k, near, m, j, block, span, reach, here * span, PRECISION)
-            weights = tl.exp2(scores - norm[:, None])
-            if part != 1 and z is not None:
-                weights *= soft_mask(m, j, z, ramp, span)
-            grad_weights = product(g, tl.trans(v), PRECISION) * scale
-            dropped = weights
-            if words is not None:
-                slope, begin = random_lines(words + row, m, block, plane)
-                keep = context_kept(slope, begin, m, j, span, threshold)
-                dropped = tl.where(keep, weights, 0.0)
-                grad_weights = tl.where(keep, grad_weights, 0.0)
-            found_value += product(tl.trans(dropped.to(g.dtype)), g, PRECISION)
-            grad_scores = weights * (grad_weights - mean[:, None])
-            found_key += product(tl.trans(grad_scores.to(q.dtype)), q, PRECISION)
+    earliest = tl.maximum(start - span + 1, 0) // QUERIES * QUERIES
+    for at in range(earliest, tl.minimum(start + KEYS - span + reach, block), QUERIES):
+        m = at + tl.arange(0, QUERIES)
+        q = rows(query, m, d, block, here * SIZE, SIZE)
+        g = rows(grad, m, d, block, heads * SIZE, SIZE)
+        norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
+        scores = context_scores(q, k, near, m, j, block, span, reach, here * span, PRECISION)
+        weights = tl.exp2(scores - norm[:, None])
+        if z is not None:
+            weights *= soft_mask(m, j, z, ramp, span)
+        grad_weights = product(g, tl.trans(v), PRECISION) * scale
+        dropped = weights
+        if words is not None:
+            slope, begin = random_lines(words + row, m, block, plane)
+            keep = context_kept(slope, begin, m, j, span, threshold)
+            dropped = tl.where(keep, weights, 0.0)
+            grad_weights = tl.where(keep, grad_weights, 0.0)
+        found_value += product(tl.trans(dropped.to(g.dtype)), g, PRECISION)
+        grad_scores = weights * (grad_weights - mean[:, None])
+        found_key += product(tl.trans(grad_scores.to(q.dtype)), q, PRECISION)
 
     put_rows(grad_key_value + place, found_key, j, d, span + block, here * 2 * SIZE, SIZE)
     put_rows(grad_key_value + place + SIZE, found_value * scale, j, d, span + block, here * 2 * SIZE, SIZE)
