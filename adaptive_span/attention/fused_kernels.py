@@ -54,8 +54,8 @@ def full_of(z, span):
 
 @triton.jit
 def parts_of_keys(start, block, span, reach, full, QUERIES: tl.constexpr, KEYS: tl.constexpr):
-    """Where the keys begin that some query of a tile sees, those that all of them see at full weight, those after these,
-    and where they end. All but the end are multiples of KEYS, which the compiler must see: loads depend on it."""
+    """Where the keys begin that some query of a tile sees, those that all of them see at full weight, those after;
+    and where they end. All but the end are multiples of KEYS, and the compiler must see it, or loads are slow."""
     nearest = (start + span - reach) // KEYS * KEYS
     outer = tl.maximum((start + span) // KEYS, nearest // KEYS) * KEYS
     inner = (start + QUERIES - 1 + span - full + KEYS - 1) // KEYS
