@@ -18,6 +18,7 @@ from adaptive_span.attention import Context, HiddenStates, KeysValues, choose, j
 from adaptive_span.config import ModelConfig
 from adaptive_span.elementwise import Hidden, add_and_norm, feed_forward, with_operand
 from adaptive_span.embedding import Embedding
+from adaptive_span.layout import as_rows, is_positions_first, out_of_rows
 from adaptive_span.memory import PersistentMemory
 from adaptive_span.span import AdaptiveSpan, upper_bound
 
@@ -27,6 +28,11 @@ Cache = list[Any]
 Limits = Sequence[Sequence[int]]  # for each layer and head: tokens that its effective span does not exceed
 
 CACHE_STEP = 64  # tokens: a cache holds the longest span rounded up, and one step more for a span to grow into
+
+
+def linear(layer: nn.Linear, states: Tensor) -> Tensor:
+    """Return layer(states), (B, M, C), without a copy of what lies positions first."""
+    return out_of_rows(layer(as_rows(states)), states)
 
 
 class AdaptiveSpanAttention(nn.Module):
@@ -79,7 +85,7 @@ class AdaptiveSpanAttention(nn.Module):
             self.dropout if self.training else 0.0,
             self.memory() if self.memory is not None else None,
         )  # (B, M, H, D)
-        return self.output(heads.flatten(2))
+        return linear(self.output, heads.flatten(2))
 
 
 class AttentionBlock(nn.Module):
@@ -121,8 +127,9 @@ class Softmax(nn.Linear):
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """(B, M, C), (B, M) → nats of every target, (B, M)."""
-        logits = self(hidden).flatten(0, 1)
-        return F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
+        targets = targets.t() if (first := is_positions_first(hidden)) else targets
+        nll = F.cross_entropy(self(as_rows(hidden)), targets.flatten(), reduction="none").view(targets.shape)
+        return nll.t() if first else nll
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:
         """(B, M, C) → (B, M, V)"""
@@ -164,7 +171,8 @@ class Transformer(nn.Module):
     def hidden_states(self, tokens: Tensor, cache: Cache, limits: Limits | None = None) -> tuple[Tensor, Cache]:
         """What the output layer reads, (B, M, C), and the cache for the next block."""
         limits = self.limits() if limits is None else limits
-        hidden = with_operand(self.embedding_dropout(self.embedding(tokens)))
+        vectors = self.embedding(tokens.t()).transpose(0, 1) if tokens.is_cuda else self.embedding(tokens)
+        hidden = with_operand(self.embedding_dropout(vectors))
         new_cache: Cache = []
         attention: Iterator[Any] = zip(self.attention_blocks, cache, limits, strict=True)
         feed_forward = iter(self.feed_forward_blocks)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from adaptive_span.layout import as_rows, cat_positions, is_positions_first, out_of_rows
 from adaptive_span.own_types import OwnTypes
 
 Group = tuple[Sequence[int], int]  # some heads, and how many positions before the present block they want
@@ -73,7 +74,7 @@ class KeysValues:
         queries, present = (_projected(self.present, each).split(sizes, dim=2) for each in weights)
         past = self.past or [here[:, :0] for here in present]
         keys_values = [
-            torch.cat([_zeros(before, span - before.size(1)), before, here], dim=1)
+            cat_positions([_zeros(before, span - before.size(1)), before, here])
             for before, here, (_, span) in zip(past, present, groups, strict=True)
         ]
         self.kept = [both[:, self.present.size(1) :] for both in keys_values]
@@ -82,10 +83,13 @@ class KeysValues:
 
 def join(past: Tensor, present: Tensor, reach: int) -> Tensor:
     """Return the last `reach` hidden states of the past (B, T, C), zeros where it has fewer, and the present's
-    (B, M, C): one constant tensor (B, reach + M, C)."""
+    (B, M, C): one constant tensor (B, reach + M, C), laid out as the present is."""
     with torch.no_grad():
         known, (batch, block, size) = min(reach, past.size(1)), present.shape
-        joined = present.new_empty(batch, reach + block, size)
+        if is_positions_first(present):
+            joined = present.new_empty(reach + block, batch, size).transpose(0, 1)
+        else:
+            joined = present.new_empty(batch, reach + block, size)
         joined[:, : reach - known].zero_()
         joined[:, reach - known : reach] = past[:, past.size(1) - known :]
         joined[:, reach:] = present
@@ -140,30 +144,38 @@ class Projection(OwnTypes):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         states, query_weight, key_value_weight = ctx.saved_tensors
         grad_queries, grad_keys_values = grads[: len(ctx.sizes)], grads[len(ctx.sizes) :]
-        recent = states[:, -ctx.block :].flatten(0, 1)  # (B·M, C)
-        grad_present = torch.empty_like(recent)
+        recent = states[:, -ctx.block :]
+        rows = as_rows(recent)  # (B·M, C), as are the others
+        grad_present = torch.empty_like(rows)
         grad_query_weight, grad_key_value_weight = torch.empty_like(query_weight), torch.empty_like(key_value_weight)
         first = 0
         for (size, length), grad_query, grad_both in zip(ctx.sizes, grad_queries, grad_keys_values, strict=True):
-            heads = slice(first, first + size)
-            grad_query = grad_query.flatten(2).flatten(0, 1)  # (B·M, h·D)
-            grad_both = grad_both.flatten(2)  # (B, T, h·2·D)
+            heads, seen = slice(first, first + size), states[:, -length:]
+            grad_query, grad_both = as_rows(grad_query.flatten(2), recent), grad_both.flatten(2)
             grad_present.addmm_(grad_query, query_weight[heads].flatten(0, 1), beta=min(first, 1))
-            weight = key_value_weight[heads].flatten(0, 2)
-            grad_present.view(len(states), ctx.block, -1).baddbmm_(
-                grad_both[:, -ctx.block :], weight.expand(len(states), *weight.shape)
-            )
-            torch.mm(grad_query.t(), recent, out=grad_query_weight[heads].flatten(0, 1))
-            seen = states[:, -length:].flatten(0, 1)  # a view for the group that looks furthest
-            torch.mm(grad_both.flatten(0, 1).t(), seen, out=grad_key_value_weight[heads].flatten(0, 2))
+            _add_products(grad_present, grad_both[:, -ctx.block :], key_value_weight[heads].flatten(0, 2), recent)
+            torch.mm(grad_query.t(), rows, out=grad_query_weight[heads].flatten(0, 1))
+            torch.mm(
+                as_rows(grad_both, seen).t(), as_rows(seen), out=grad_key_value_weight[heads].flatten(0, 2)
+            )  # (h·2·D, C)
             first += size
-        return None, grad_present.view(len(states), ctx.block, -1), None, grad_query_weight, grad_key_value_weight
+        return None, out_of_rows(grad_present, recent), None, grad_query_weight, grad_key_value_weight
 
 
 def _projected(states: Tensor, weight: Tensor) -> Tensor:
     """(B, T, C), (h, …, C) → (B, T, h, …): one product where all rows lie one behind another, else one a row."""
     rows = weight.detach().flatten(0, -2)
+    if is_positions_first(states):
+        return out_of_rows(torch.mm(as_rows(states), rows.t()), states).unflatten(2, weight.shape[:-1])
     return torch.matmul(states, rows.t()).unflatten(2, weight.shape[:-1])
+
+
+def _add_products(total: Tensor, grad: Tensor, weight: Tensor, like: Tensor) -> None:
+    """Add (B, M, n) · (n, C) to `total`, (B·M, C), whose rows lie as those of `like`."""
+    if is_positions_first(like):
+        total.addmm_(as_rows(grad, like), weight)
+    else:  # a product a row: they do not lie one behind another
+        total.view(*grad.shape[:2], -1).baddbmm_(grad, weight.expand(len(grad), *weight.shape))
 
 
 def _zeros(like: Tensor, length: int) -> Tensor:

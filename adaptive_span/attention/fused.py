@@ -1,7 +1,7 @@
 """Attention that costs what each head looks at, in Triton: weights are made where they are used, and never stored.
 
 Heads of similar span share a launch, and in it each goes only as far as its own span, read on the device. What is in
-memory for the time of one group are the products of queries and position vectors, (B, M, h, S), which matrix products
+memory for the time of one group are the products of queries and position vectors, (M, B, h, S), which matrix products
 make and take the gradients of; what is kept for the backward pass are queries, keys, values, outputs and one number a
 query. No sum is made by atomic additions, so that the same step gives the same bits.
 
@@ -123,23 +123,23 @@ class FusedAttention(OwnTypes):
             memory_key, memory_value = memory_key.contiguous(), memory_value.contiguous()
         layer = Layer(ramp, dropout, words, order, positions, spans, memory_key, memory_value)
         groups = list(parts(projected))
-        batch, block, _, size = groups[0].query.shape
-        output = projected[0].new_empty(batch, block, len(order), size)
+        block, batch, _, size = groups[0].query.shape
+        output = projected[0].new_empty(block, batch, len(order), size)
         lse = output.new_empty(batch, len(order), block, dtype=torch.float32)
         for group in groups:
             layer.forward(group, output, lse)
         ctx.constants = (ramp, dropout)
-        saved = [tensor for group in groups for tensor in (group.query, group.key_value)]
+        saved = [tensor.transpose(0, 1) for group in groups for tensor in (group.query, group.key_value)]
         ctx.save_for_backward(words, order, positions, spans, memory_key, memory_value, output, lse, *saved)
-        return output  # (B, M, H, D)
+        return output.transpose(0, 1)  # (B, M, H, D)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, output, lse = (saved := ctx.saved_tensors)[:8]
         groups = list(parts(saved[8:]))
-        back = Backward(Layer(*ctx.constants, *inputs), grad.contiguous(), output, lse)
-        grad_projected = [found for group in groups for found in back.group(group)]
+        back = Backward(Layer(*ctx.constants, *inputs), grad.transpose(0, 1).contiguous(), output, lse)
+        grad_projected = [found.transpose(0, 1) for group in groups for found in back.group(group)]
         return (
             None,
             None,
@@ -154,27 +154,27 @@ class FusedAttention(OwnTypes):
 
 @dataclass
 class Group:
-    """Heads that share a launch."""
+    """Heads that share a launch; its tensors are contiguous."""
 
     first: int  # place of its first head in the layer's order
-    query: Tensor  # (B, M, h, D)
-    key_value: Tensor  # (B, T, h, 2, D)
+    query: Tensor  # (M, B, h, D)
+    key_value: Tensor  # (T, B, h, 2, D)
 
     @property
     def span(self) -> int:
-        return self.key_value.size(1) - self.query.size(1)
+        return len(self.key_value) - len(self.query)
 
     @property
     def rows(self) -> Tensor:
-        """Queries one behind another, (B·M·h, D)."""
+        """Queries one behind another, (M·B·h, D)."""
         return self.query.flatten(0, 2)
 
 
 def parts(projected: Sequence[Tensor]) -> Iterator[Group]:
-    """Each group of a layer."""
+    """Each group of a layer, with the positions before the rows of the batch, as they are in training."""
     first = 0
     for query, key_value in zip(projected[::2], projected[1::2], strict=True):
-        yield Group(first, query.contiguous(), key_value.contiguous())
+        yield Group(first, query.transpose(0, 1).contiguous(), key_value.transpose(0, 1).contiguous())
         first += query.size(2)
 
 
@@ -195,12 +195,12 @@ class Layer:
         self.memory_size = 0 if self.memory_key is None else self.memory_key.size(2)
 
     def near(self, group: Group) -> Tensor:
-        """(B, M, h, S)"""
+        """(M, B, h, S)"""
         return torch.mm(group.rows, self.positions[:, -group.span :]).unflatten(0, group.query.shape[:3])
 
     def forward(self, group: Group, output: Tensor, lse: Tensor) -> None:
         """Fill the group's part of `output` and `lse`."""
-        batch, block, heads, _ = group.query.shape
+        block, batch, heads, _ = group.query.shape
         self.launch(
             kernels.forward_kernel, "QUERIES", block, (heads, batch), near=self.near(group), output=output, lse=lse,
             **self.memory, **self.context(group),
@@ -214,7 +214,7 @@ class Layer:
 
     def shared(self, group: Group) -> dict[str, Any]:
         """Arguments of the kernels that compute weights."""
-        batch, block, _, _ = group.query.shape
+        block, batch, _, _ = group.query.shape
         heads = len(self.order)
         return {
             "query": group.query, "first": group.first, "order": self.order, "heads": heads, "block": block,
@@ -246,7 +246,7 @@ class Backward:
         delta = torch.empty_like(lse)  # (B, H, M)
         layer.launch(
             kernels.delta_kernel, "QUERIES", lse.numel(), (), grad=grad, output=output, delta=delta,
-            heads=lse.size(1), block=lse.size(2), total=lse.numel(),
+            batch=lse.size(0), heads=lse.size(1), block=lse.size(2), total=lse.numel(),
         )  # fmt: skip
         self.given = {"grad": grad, "lse": lse, "delta": delta}
         self.grad_positions = torch.zeros_like(layer.positions)
@@ -258,7 +258,7 @@ class Backward:
     def group(self, group: Group) -> tuple[Tensor, Tensor]:
         """The gradients of a group's queries, and of its keys and values; adds to that of position vectors."""
         layer = self.layer
-        batch, block, heads, _ = group.query.shape
+        block, batch, heads, _ = group.query.shape
         near, shared = layer.near(group), {**self.given, **layer.context(group)}
         grad_query, grad_key_value = torch.empty_like(group.query), torch.empty_like(group.key_value)
         layer.launch(
@@ -275,7 +275,7 @@ class Backward:
                 grad_memory_key=self.of_memory[0], grad_memory_value=self.of_memory[1],
                 **self.given, **layer.memory, **layer.shared(group),
             )  # fmt: skip
-        grad_near = near.flatten(0, 2)  # (B·M·h, S)
+        grad_near = near.flatten(0, 2)  # (M·B·h, S)
         grad_query.flatten(0, 2).addmm_(grad_near, layer.positions[:, -group.span :].t())
         self.grad_positions[:, -group.span :].addmm_(group.rows.t(), grad_near)
         return grad_query, grad_key_value

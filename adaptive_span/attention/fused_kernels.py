@@ -25,8 +25,8 @@ B batch, H heads of the layer, h heads of the launch (their numbers are in `orde
 D head size, P the next power of two, S span of the launch's longest head, T = S + M positions, N persistent vectors;
 q and k, queries and keys of a tile.
 
-All tensors are contiguous: queries (B, M, h, D), keys and values (B, T, h, 2, D) and `near` (B, M, h, S), with heads in
-the launch's order; outputs (B, M, H, D) and one number a query (B, H, M), with heads in their own.
+All tensors are contiguous: queries (M, B, h, D), keys and values (T, B, h, 2, D) and `near` (M, B, h, S), with heads in
+the launch's order; outputs (M, B, H, D) and one number a query (B, H, M), with heads in their own.
 """
 
 import triton
@@ -71,22 +71,28 @@ def numbers_of(b, head, heads, block):
 
 
 @triton.jit
-def vectors_of(b, head, heads, length, SIZE: tl.constexpr):
-    """Where a head's vectors begin in a row: (B, length, heads, SIZE)."""
-    return (b.to(tl.int64) * length * heads + head) * SIZE
+def vectors_of(b, head, heads, SIZE: tl.constexpr):
+    """Where a head's vectors begin in a row: (length, B, heads, SIZE)."""
+    return (b * heads + head) * SIZE
 
 
 @triton.jit
-def rows(tensor, i, d, length, stride, SIZE: tl.constexpr):
+def apart(tensor, first, i, stride):
+    """(i, 1): where numbers begin that lie `stride` apart, of which the first may lie beyond 2³¹."""
+    return tensor + tl.cast(first, tl.int64) * stride + (i - first)[:, None] * stride
+
+
+@triton.jit
+def rows(tensor, first, i, d, length, stride, SIZE: tl.constexpr):
     """(i, P): vectors that lie `stride` apart."""
     inside = (i < length)[:, None] & (d < SIZE)[None, :]
-    return tl.load(tensor + i[:, None] * stride + d[None, :], mask=inside, other=0.0)
+    return tl.load(apart(tensor, first, i, stride) + d[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
-def put_rows(tensor, tile, i, d, length, stride, SIZE: tl.constexpr):
+def put_rows(tensor, tile, first, i, d, length, stride, SIZE: tl.constexpr):
     inside = (i < length)[:, None] & (d < SIZE)[None, :]
-    tl.store(tensor + i[:, None] * stride + d[None, :], tile.to(tensor.dtype.element_ty), mask=inside)
+    tl.store(apart(tensor, first, i, stride) + d[None, :], tile.to(tensor.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -107,20 +113,20 @@ def product(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def context_scores(q, k, near, m, j, block, span, reach, stride, PRECISION: tl.constexpr):
+def context_scores(q, k, near, first, m, j, block, span, reach, stride, PRECISION: tl.constexpr):
     """(q, k), −inf where nothing is seen, in units of log 2; `near` has a query's numbers each `stride`."""
     column = j[None, :] - m[:, None]
     seen = (column >= span - reach) & (column < span) & (m < block)[:, None]
     scores = product(q, tl.trans(k), PRECISION)
-    scores += tl.load(near + m[:, None] * stride + column, mask=seen, other=0.0).to(tl.float32)
+    scores += tl.load(apart(near, first, m, stride) + column, mask=seen, other=0.0).to(tl.float32)
     return tl.where(seen, scores * LOG2E, float("-inf"))
 
 
 @triton.jit
-def inner_scores(q, k, near, m, j, stride, PRECISION: tl.constexpr):
+def inner_scores(q, k, near, first, m, j, stride, PRECISION: tl.constexpr):
     """(q, k), where all is seen."""
     scores = product(q, tl.trans(k), PRECISION)
-    scores += tl.load(near + m[:, None] * (stride - 1) + j[None, :]).to(tl.float32)
+    scores += tl.load(apart(near, first, m, stride) + (j[None, :] - m[:, None])).to(tl.float32)
     return scores * LOG2E
 
 
@@ -179,13 +185,14 @@ def memory_kept(slope, begin, n, threshold):
 
 @compiled
 def delta_kernel(
-    grad, output, delta, heads, block, total,
+    grad, output, delta, batch, heads, block, total,
     SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The sum of grad · output of each query and head, for a tile of all `total` of them."""
-    i, d = tl.program_id(0).to(tl.int64) * QUERIES + tl.arange(0, QUERIES), tl.arange(0, PADDED)
-    g, o = rows(grad, i, d, total, SIZE, SIZE), rows(output, i, d, total, SIZE, SIZE)
-    head, m, b = i % heads, i // heads % block, i // heads // block
+    start = tl.program_id(0).to(tl.int64) * QUERIES
+    i, d = start + tl.arange(0, QUERIES), tl.arange(0, PADDED)
+    g, o = rows(grad, start, i, d, total, SIZE, SIZE), rows(output, start, i, d, total, SIZE, SIZE)
+    head, b, m = i % heads, i // heads % batch, i // heads // batch
     place = (b * heads + head) * block + m
     tl.store(delta + place, tl.sum(g.to(tl.float32) * o.to(tl.float32), 1), mask=i < total)
 
@@ -212,11 +219,11 @@ def forward_kernel(
 ):  # fmt: skip
     """`output` and the base-2 logarithm of each query's sum of weights, for a tile of queries."""
     start, slot, b = tl.program_id(0) * QUERIES, tl.program_id(1), tl.program_id(2)
-    head, here = tl.load(order + first + slot), tl.num_programs(1)
+    head, here, batch = tl.load(order + first + slot), tl.num_programs(1), tl.num_programs(2)
     m, d = start + tl.arange(0, QUERIES), tl.arange(0, PADDED)
     z = None if spans is None else tl.load(spans + head)
     reach = reach_of(z, ramp, span)
-    q = rows(query + vectors_of(b, slot, here, block, SIZE), m, d, block, here * SIZE, SIZE)
+    q = rows(query + vectors_of(b, slot, here, SIZE), start, m, d, block, batch * here * SIZE, SIZE)
     if words is not None:
         slope, begin = random_lines(words + numbers_of(b, head, heads, block), m, block, plane)
     top = tl.full([QUERIES], -1e30, tl.float32)  # finite, so that a tile in which nothing is seen is no special case
@@ -229,30 +236,30 @@ def forward_kernel(
         for at in range(0, memory_size, KEYS):
             n = at + tl.arange(0, KEYS)
             k = columns(memory_key, n, d, memory_size, SIZE)
-            v = rows(memory_value, n, d, memory_size, SIZE, SIZE)
+            v = rows(memory_value, at, n, d, memory_size, SIZE, SIZE)
             scores = memory_scores(q, k, n, memory_size, PRECISION)
             keep = None if words is None else memory_kept(slope, begin, n, threshold)
             top, total, found = weighed(scores, v, keep, None, top, total, found, PRECISION)
 
-    key_value += vectors_of(b, slot, here, span + block, 2 * SIZE)
-    near += vectors_of(b, slot, here, block, 1) * span
+    key_value += vectors_of(b, slot, here, 2 * SIZE)
+    near += vectors_of(b, slot, here, 1) * span
     marks = parts_of_keys(start, block, span, reach, full_of(z, span), QUERIES, KEYS)
     for part in tl.static_range(3):  # the second needs no masks
         for at in range(marks[part], marks[part + 1], KEYS):
             j = at + tl.arange(0, KEYS)
-            k = rows(key_value, j, d, span + block, here * 2 * SIZE, SIZE)
-            v = rows(key_value + SIZE, j, d, span + block, here * 2 * SIZE, SIZE)
+            k = rows(key_value, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
+            v = rows(key_value + SIZE, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
             if part == 1:
-                scores, mask = inner_scores(q, k, near, m, j, here * span, PRECISION), None
+                scores, mask = inner_scores(q, k, near, start, m, j, batch * here * span, PRECISION), None
             else:
-                scores = context_scores(q, k, near, m, j, block, span, reach, here * span, PRECISION)
+                scores = context_scores(q, k, near, start, m, j, block, span, reach, batch * here * span, PRECISION)
                 mask = None if z is None else soft_mask(m, j, z, ramp, span)
             keep = None if words is None else context_kept(slope, begin, m, j, span, threshold)
             top, total, found = weighed(scores, v, keep, mask, top, total, found, PRECISION)
 
     total = tl.where(m < block, total, 1.0)
     found *= (scale / total)[:, None]
-    put_rows(output + vectors_of(b, head, heads, block, SIZE), found, m, d, block, heads * SIZE, SIZE)
+    put_rows(output + vectors_of(b, head, heads, SIZE), found, start, m, d, block, batch * heads * SIZE, SIZE)
     tl.store(lse + numbers_of(b, head, heads, block) + m, top + tl.log2(total), mask=m < block)
 
 
@@ -265,13 +272,13 @@ def query_kernel(
     """The gradient of a tile of queries, without what comes through `near`; that of `near`, in its place; and what each
     query says of its head's span."""
     start, slot, b = tl.program_id(0) * QUERIES, tl.program_id(1), tl.program_id(2)
-    head, here = tl.load(order + first + slot), tl.num_programs(1)
+    head, here, batch = tl.load(order + first + slot), tl.num_programs(1), tl.num_programs(2)
     m, d = start + tl.arange(0, QUERIES), tl.arange(0, PADDED)
     z = None if spans is None else tl.load(spans + head)
     reach = reach_of(z, ramp, span)
     row = numbers_of(b, head, heads, block)
-    q = rows(query + vectors_of(b, slot, here, block, SIZE), m, d, block, here * SIZE, SIZE)
-    g = rows(grad + vectors_of(b, head, heads, block, SIZE), m, d, block, heads * SIZE, SIZE)
+    q = rows(query + vectors_of(b, slot, here, SIZE), start, m, d, block, batch * here * SIZE, SIZE)
+    g = rows(grad + vectors_of(b, head, heads, SIZE), start, m, d, block, batch * heads * SIZE, SIZE)
     norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
     if words is not None:
         slope, begin = random_lines(words + row, m, block, plane)
@@ -284,7 +291,7 @@ def query_kernel(
         for at in range(0, memory_size, KEYS):
             n = at + tl.arange(0, KEYS)
             k = columns(memory_key, n, d, memory_size, SIZE)
-            v = rows(memory_value, n, d, memory_size, SIZE, SIZE)
+            v = rows(memory_value, at, n, d, memory_size, SIZE, SIZE)
             weights = tl.exp2(memory_scores(q, k, n, memory_size, PRECISION) - norm[:, None])
             grad_weights = product(g, tl.trans(v), PRECISION) * scale
             if words is not None:
@@ -292,22 +299,23 @@ def query_kernel(
             grad_scores = weights * (grad_weights - mean[:, None])
             found += product(grad_scores.to(k.dtype), k, PRECISION)
 
-    key_value += vectors_of(b, slot, here, span + block, 2 * SIZE)
-    near += vectors_of(b, slot, here, block, 1) * span
+    key_value += vectors_of(b, slot, here, 2 * SIZE)
+    near += vectors_of(b, slot, here, 1) * span
     marks = parts_of_keys(start, block, span, reach, full_of(z, span), QUERIES, KEYS)
+    near_rows = apart(near, start, m, batch * here * span)
     for at in range(start // KEYS * KEYS, marks[0], KEYS):  # beyond the reach
         column = at + tl.arange(0, KEYS)[None, :] - m[:, None]
         nothing = tl.zeros([QUERIES, KEYS], near.dtype.element_ty)
-        tl.store(near + m[:, None] * (here * span) + column, nothing, mask=(column >= 0) & (m < block)[:, None])
+        tl.store(near_rows + column, nothing, mask=(column >= 0) & (m < block)[:, None])
     for part in tl.static_range(3):  # the second needs no masks
         for at in range(marks[part], marks[part + 1], KEYS):
             j = at + tl.arange(0, KEYS)
-            k = rows(key_value, j, d, span + block, here * 2 * SIZE, SIZE)
-            v = rows(key_value + SIZE, j, d, span + block, here * 2 * SIZE, SIZE)
+            k = rows(key_value, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
+            v = rows(key_value + SIZE, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
             if part == 1:
-                scores = inner_scores(q, k, near, m, j, here * span, PRECISION)
+                scores = inner_scores(q, k, near, start, m, j, batch * here * span, PRECISION)
             else:
-                scores = context_scores(q, k, near, m, j, block, span, reach, here * span, PRECISION)
+                scores = context_scores(q, k, near, start, m, j, block, span, reach, batch * here * span, PRECISION)
             weights = tl.exp2(scores - norm[:, None])
             if part != 1 and z is not None:
                 weights *= soft_mask(m, j, z, ramp, span)
@@ -321,13 +329,12 @@ def query_kernel(
             grad_scores = grad_scores.to(k.dtype)
             found += product(grad_scores, k, PRECISION)
             column = j[None, :] - m[:, None]
-            place = near + m[:, None] * (here * span) + column
             if part == 1:
-                tl.store(place, grad_scores)
+                tl.store(near_rows + column, grad_scores)
             else:
-                tl.store(place, grad_scores, mask=(column >= 0) & (column < span) & (m < block)[:, None])
+                tl.store(near_rows + column, grad_scores, mask=(column >= 0) & (column < span) & (m < block)[:, None])
 
-    put_rows(grad_query + vectors_of(b, slot, here, block, SIZE), found, m, d, block, here * SIZE, SIZE)
+    put_rows(grad_query + vectors_of(b, slot, here, SIZE), found, start, m, d, block, batch * here * SIZE, SIZE)
     if z is not None:
         tl.store(grad_spans + row + m, felt, mask=m < block)
 
@@ -340,27 +347,27 @@ def key_value_kernel(
 ):  # fmt: skip
     """The gradients of a tile of keys and values, from all the queries that see some of them."""
     start, slot, b = tl.program_id(0) * KEYS, tl.program_id(1), tl.program_id(2)
-    head, here = tl.load(order + first + slot), tl.num_programs(1)
+    head, here, batch = tl.load(order + first + slot), tl.num_programs(1), tl.num_programs(2)
     j, d = start + tl.arange(0, KEYS), tl.arange(0, PADDED)
     z = None if spans is None else tl.load(spans + head)
     reach = reach_of(z, ramp, span)
     row = numbers_of(b, head, heads, block)
-    query += vectors_of(b, slot, here, block, SIZE)
-    grad += vectors_of(b, head, heads, block, SIZE)
-    place = vectors_of(b, slot, here, span + block, 2 * SIZE)
-    near += vectors_of(b, slot, here, block, 1) * span
-    k = rows(key_value + place, j, d, span + block, here * 2 * SIZE, SIZE)
-    v = rows(key_value + place + SIZE, j, d, span + block, here * 2 * SIZE, SIZE)
+    query += vectors_of(b, slot, here, SIZE)
+    grad += vectors_of(b, head, heads, SIZE)
+    place = vectors_of(b, slot, here, 2 * SIZE)
+    near += vectors_of(b, slot, here, 1) * span
+    k = rows(key_value + place, start, j, d, span + block, batch * here * 2 * SIZE, SIZE)
+    v = rows(key_value + place + SIZE, start, j, d, span + block, batch * here * 2 * SIZE, SIZE)
     found_key = tl.zeros([KEYS, PADDED], tl.float32)
     found_value = tl.zeros([KEYS, PADDED], tl.float32)
 
     earliest = tl.maximum(start - span + 1, 0) // QUERIES * QUERIES
     for at in range(earliest, tl.minimum(start + KEYS - span + reach, block), QUERIES):
         m = at + tl.arange(0, QUERIES)
-        q = rows(query, m, d, block, here * SIZE, SIZE)
-        g = rows(grad, m, d, block, heads * SIZE, SIZE)
+        q = rows(query, at, m, d, block, batch * here * SIZE, SIZE)
+        g = rows(grad, at, m, d, block, batch * heads * SIZE, SIZE)
         norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
-        scores = context_scores(q, k, near, m, j, block, span, reach, here * span, PRECISION)
+        scores = context_scores(q, k, near, at, m, j, block, span, reach, batch * here * span, PRECISION)
         weights = tl.exp2(scores - norm[:, None])
         if z is not None:
             weights *= soft_mask(m, j, z, ramp, span)
@@ -375,8 +382,9 @@ def key_value_kernel(
         grad_scores = weights * (grad_weights - mean[:, None])
         found_key += product(tl.trans(grad_scores.to(q.dtype)), q, PRECISION)
 
-    put_rows(grad_key_value + place, found_key, j, d, span + block, here * 2 * SIZE, SIZE)
-    put_rows(grad_key_value + place + SIZE, found_value * scale, j, d, span + block, here * 2 * SIZE, SIZE)
+    found_value *= scale
+    put_rows(grad_key_value + place, found_key, start, j, d, span + block, batch * here * 2 * SIZE, SIZE)
+    put_rows(grad_key_value + place + SIZE, found_value, start, j, d, span + block, batch * here * 2 * SIZE, SIZE)
 
 
 @compiled
@@ -387,20 +395,22 @@ def memory_kernel(
 ):  # fmt: skip
     """The gradients of a tile of persistent keys and values, from every query of some of the rows: the rows are dealt
     out to as many programs as the third dimension has, each of which adds up its own in one order."""
-    n, d = tl.program_id(0) * KEYS + tl.arange(0, KEYS), tl.arange(0, PADDED)
+    start = tl.program_id(0) * KEYS
+    n, d = start + tl.arange(0, KEYS), tl.arange(0, PADDED)
     slot, part, parts = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     head, here = tl.load(order + first + slot), tl.num_programs(1)
     k = columns(memory_key + head * SIZE * memory_size, n, d, memory_size, SIZE)
-    v = rows(memory_value + head * SIZE * memory_size, n, d, memory_size, SIZE, SIZE)
+    v = rows(memory_value + head * SIZE * memory_size, start, n, d, memory_size, SIZE, SIZE)
     found_key = tl.zeros([KEYS, PADDED], tl.float32)
     found_value = tl.zeros([KEYS, PADDED], tl.float32)
 
     tiles = (block + QUERIES - 1) // QUERIES
     for tile in range(part * batch // parts * tiles, (part + 1) * batch // parts * tiles):
-        b, m = tile // tiles, tile % tiles * QUERIES + tl.arange(0, QUERIES)
+        b, at = tile // tiles, tile % tiles * QUERIES
+        m = at + tl.arange(0, QUERIES)
         row = numbers_of(b, head, heads, block)
-        q = rows(query + vectors_of(b, slot, here, block, SIZE), m, d, block, here * SIZE, SIZE)
-        g = rows(grad + vectors_of(b, head, heads, block, SIZE), m, d, block, heads * SIZE, SIZE)
+        q = rows(query + vectors_of(b, slot, here, SIZE), at, m, d, block, batch * here * SIZE, SIZE)
+        g = rows(grad + vectors_of(b, head, heads, SIZE), at, m, d, block, batch * heads * SIZE, SIZE)
         norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
         weights = tl.exp2(memory_scores(q, k, n, memory_size, PRECISION) - norm[:, None])
         grad_weights = product(g, tl.trans(v), PRECISION) * scale
@@ -415,5 +425,5 @@ def memory_kernel(
         found_key += product(tl.trans(grad_scores.to(q.dtype)), q, PRECISION)
 
     place = (part * heads + head).to(tl.int64) * memory_size * SIZE
-    put_rows(grad_memory_key + place, found_key, n, d, memory_size, SIZE, SIZE)
-    put_rows(grad_memory_value + place, found_value * scale, n, d, memory_size, SIZE, SIZE)
+    put_rows(grad_memory_key + place, found_key, start, n, d, memory_size, SIZE, SIZE)
+    put_rows(grad_memory_value + place, found_value * scale, start, n, d, memory_size, SIZE, SIZE)

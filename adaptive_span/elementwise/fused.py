@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from adaptive_span.attention.context import in_autocast
 from adaptive_span.elementwise import Hidden, kernels
+from adaptive_span.layout import as_rows, dense, laid_out_like, out_of_rows
 from adaptive_span.own_types import OwnTypes
 
 PROGRAMS = 1024  # that share the rows of a norm in the backward pass: as many as a GPU runs at once
@@ -57,7 +58,8 @@ class AddAndNorm(OwnTypes):
         eps: float,
         is_kept: bool,  # what the backward pass reads
     ) -> tuple[Tensor, Tensor]:
-        residual, branch = residual.contiguous(), branch.contiguous()
+        residual = dense(residual)
+        branch = laid_out_like(branch, residual)
         size, rows = residual.size(-1), residual.numel() // residual.size(-1)
         exact = torch.empty_like(residual, dtype=weight.dtype)
         operand = torch.empty_like(branch) if branch.dtype != weight.dtype else None
@@ -78,7 +80,7 @@ class AddAndNorm(OwnTypes):
     def backward(ctx: Any, grad: Tensor | None, grad_operand: Tensor | None) -> tuple[Tensor | None, ...]:
         normalized, rstd, weight = ctx.saved_tensors
         residual_type, branch_bias_type = ctx.types
-        grad, grad_operand = (None if x is None else x.contiguous() for x in (grad, grad_operand))
+        grad, grad_operand = (None if x is None else laid_out_like(x, normalized) for x in (grad, grad_operand))
         size, rows, sums = len(weight), len(rstd), 2 if branch_bias_type is None else 3
         programs = max(1, min(PROGRAMS, rows // LEAST_ROWS))
         partial = rstd.new_empty(sums, programs, size)
@@ -116,7 +118,7 @@ class FeedForward(OwnTypes):
         dropout: float,
         words: Tensor | None,  # (2,)
     ) -> Tensor:
-        rows = operand.flatten(0, -2)  # (R, C)
+        rows = as_rows(operand)  # (R, C)
         inner = torch.mm(rows, expand.t())  # (R, F)
         threshold = min(round(dropout * 2**16), 2**16 - 1)  # of 16 random bits: what lies below is dropped
         scale = 1 / (1 - threshold / 2**16)  # of the rate that is applied
@@ -128,13 +130,13 @@ class FeedForward(OwnTypes):
         )  # fmt: skip
         ctx.scale, ctx.bias_type = scale, expand_bias.dtype
         ctx.save_for_backward(operand, expand, contract, inner)
-        return torch.mm(inner, contract.t()).view_as(operand)
+        return out_of_rows(torch.mm(inner, contract.t()), operand)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         operand, expand, contract, inner = ctx.saved_tensors
-        rows, grad = operand.flatten(0, -2), grad.flatten(0, -2)  # (R, C) both
+        rows, grad = as_rows(operand), as_rows(grad, operand)  # (R, C) both
         grad_contract = torch.mm(grad.t(), inner)  # (C, F)
         grad_inner = torch.mm(grad, contract)  # (R, F)
         length, size = inner.shape
@@ -145,7 +147,7 @@ class FeedForward(OwnTypes):
             inner=inner, partial=partial, rows=length, scale=ctx.scale, SIZE=size, num_warps=4, **TILE,
         )  # fmt: skip
         return (
-            torch.mm(grad_inner, expand).view_as(operand),
+            out_of_rows(torch.mm(grad_inner, expand), operand),
             torch.mm(grad_inner.t(), rows),  # (F, C)
             partial.sum(0).to(ctx.bias_type),
             grad_contract,
