@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def puts_positions_first(device: torch.device) -> bool:
+    """Return whether hidden states lie as (T, B, C) there."""
+    return device.type == "cuda"
+
+
 def is_positions_first(tensor: Tensor) -> bool:
     """Return whether (B, T, …) lies as (T, B, …)."""
     return tensor.dim() > 2 and tensor.stride(0) < tensor.stride(1)

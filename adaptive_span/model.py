@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from adaptive_span import layout
 from adaptive_span.adaptive_io import AdaptiveEmbedding, AdaptiveSoftmax
 from adaptive_span.attention import Context, HiddenStates, KeysValues, choose, join
 from adaptive_span.config import ModelConfig
@@ -171,7 +172,10 @@ class Transformer(nn.Module):
     def hidden_states(self, tokens: Tensor, cache: Cache, limits: Limits | None = None) -> tuple[Tensor, Cache]:
         """What the output layer reads, (B, M, C), and the cache for the next block."""
         limits = self.limits() if limits is None else limits
-        vectors = self.embedding(tokens.t()).transpose(0, 1) if tokens.is_cuda else self.embedding(tokens)
+        if layout.puts_positions_first(tokens.device):
+            vectors = self.embedding(tokens.t()).transpose(0, 1)
+        else:
+            vectors = self.embedding(tokens)
         hidden = with_operand(self.embedding_dropout(vectors))
         new_cache: Cache = []
         attention: Iterator[Any] = zip(self.attention_blocks, cache, limits, strict=True)

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from adaptive_span import attention, cost, elementwise, optimizer, span_bounds
+from adaptive_span import attention, cost, elementwise, layout, optimizer, span_bounds
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.config import Config, OptimizerConfig
@@ -324,6 +324,7 @@ def _as_on_a_gpu() -> Iterator[_Tracer]:
         torch.autograd.graph.saved_tensors_hooks(tracer.save, lambda tensor: tensor),
         patch.object(attention, "why_not_fused", lambda *_: None),
         patch.object(elementwise, "in_triton", lambda _: True),
+        patch.object(layout, "puts_positions_first", lambda _: True),
         patch.object(JITFunction, "run", launch),
         patch.object(Training, "_next_limits", _bounds),
         patch.object(Training, "_step_graph", lambda training: _Recording()),
