@@ -14,9 +14,9 @@ from adaptive_span.elementwise import Hidden, kernels
 from adaptive_span.layout import as_rows, dense, laid_out_like, out_of_rows
 from adaptive_span.own_types import OwnTypes
 
-PROGRAMS = 1024  # that share the rows of a norm in the backward pass: as many as a GPU runs at once
+PROGRAMS = 2048  # that share the rows of a norm in the backward pass: about as many as a GPU runs at once
 LEAST_ROWS = 8  # of each of them, so that their sums are few beside what they read
-TILE = {"ROWS": 8, "COLUMNS": 256}  # of what ReLU sees, and of its gradient
+TILE = {"ROWS": 4, "COLUMNS": 512}  # of what ReLU sees, and of its gradient
 ROW_PROGRAMS = 128  # that share the rows of that gradient
 
 
@@ -68,7 +68,7 @@ class AddAndNorm(OwnTypes):
         launch(
             kernels.norm_forward_kernel, (rows,), residual=residual, branch=branch, branch_bias=branch_bias,
             weight=weight, bias=bias, hidden=exact, operand=operand, normalized=normalized, rstd=rstd, eps=eps,
-            **columns(size),
+            **columns(size, each=8),
         )  # fmt: skip
         ctx.set_materialize_grads(False)
         ctx.types = residual.dtype, None if branch_bias is None else branch_bias.dtype
@@ -90,7 +90,7 @@ class AddAndNorm(OwnTypes):
             kernels.norm_backward_kernel, (programs,), grad_hidden=grad, grad_operand=grad_operand,
             normalized=normalized, rstd=rstd, weight=weight, grad_residual=grad_residual,
             grad_branch=None if grad_branch is grad_residual else grad_branch, partial=partial, rows=rows, SUMS=sums,
-            **columns(size),
+            **columns(size, each=16),
         )  # fmt: skip
         grad_weight, grad_bias, *grad_branch_bias = partial.sum(1).unbind()
         return (
@@ -156,10 +156,10 @@ class FeedForward(OwnTypes):
         )
 
 
-def columns(size: int) -> dict[str, int]:
-    """Return the constants of kernels that hold a row at once, eight numbers a thread."""
+def columns(size: int, each: int) -> dict[str, int]:
+    """Return the constants of kernels that hold a row at once, so many numbers `each` thread."""
     padded = max(16, 1 << (size - 1).bit_length())
-    return {"SIZE": size, "COLUMNS": padded, "num_warps": min(16, max(1, padded // 256))}
+    return {"SIZE": size, "COLUMNS": padded, "num_warps": min(16, max(1, padded // (32 * each)))}
 
 
 def launch(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
