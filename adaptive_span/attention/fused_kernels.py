@@ -65,6 +65,16 @@ def parts_of_keys(start, block, span, reach, full, QUERIES: tl.constexpr, KEYS: 
 
 
 @triton.jit
+def parts_of_queries(start, block, span, reach, full, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """The same of the queries that see a tile of keys, in multiples of QUERIES."""
+    earliest = tl.maximum(start - span + 1, 0) // QUERIES
+    outer = tl.maximum(tl.minimum(start - span + full + 1, block) // QUERIES, earliest)
+    inner = (tl.maximum(start + KEYS - span, 0) + QUERIES - 1) // QUERIES
+    inner = tl.minimum(tl.maximum(inner, earliest), outer)
+    return earliest * QUERIES, inner * QUERIES, outer * QUERIES, tl.minimum(start + KEYS - span + reach, block)
+
+
+@triton.jit
 def numbers_of(b, head, heads, block):
     """Where a head's numbers, one a query, begin in a row: (B, H, M)."""
     return (b * heads + head).to(tl.int64) * block
@@ -78,21 +88,21 @@ def vectors_of(b, head, heads, SIZE: tl.constexpr):
 
 @triton.jit
 def apart(tensor, first, i, stride):
-    """(i, 1): where numbers begin that lie `stride` apart, of which the first may lie beyond 2³¹."""
-    return tensor + tl.cast(first, tl.int64) * stride + (i - first)[:, None] * stride
+    """Where those of index i begin of what lies `stride` apart; the first of them may lie beyond 2³¹."""
+    return tensor + tl.cast(first, tl.int64) * stride + (i - first) * stride
 
 
 @triton.jit
 def rows(tensor, first, i, d, length, stride, SIZE: tl.constexpr):
     """(i, P): vectors that lie `stride` apart."""
     inside = (i < length)[:, None] & (d < SIZE)[None, :]
-    return tl.load(apart(tensor, first, i, stride) + d[None, :], mask=inside, other=0.0)
+    return tl.load(apart(tensor, first, i[:, None], stride) + d[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
 def put_rows(tensor, tile, first, i, d, length, stride, SIZE: tl.constexpr):
     inside = (i < length)[:, None] & (d < SIZE)[None, :]
-    tl.store(apart(tensor, first, i, stride) + d[None, :], tile.to(tensor.dtype.element_ty), mask=inside)
+    tl.store(apart(tensor, first, i[:, None], stride) + d[None, :], tile.to(tensor.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -112,38 +122,39 @@ def product(a, b, PRECISION: tl.constexpr):
     return tl.dot(a, b, input_precision=PRECISION)
 
 
+# Below, m and j are positions of queries and of keys, shaped to be one dimension each of a tile: (q, 1) and (1, k), or
+# (1, q) and (k, 1) where the tile is multiplied with queries. `near` is where the numbers of these queries begin.
+
+
 @triton.jit
-def context_scores(q, k, near, first, m, j, block, span, reach, stride, PRECISION: tl.constexpr):
-    """(q, k), −inf where nothing is seen, in units of log 2; `near` has a query's numbers each `stride`."""
-    column = j[None, :] - m[:, None]
-    seen = (column >= span - reach) & (column < span) & (m < block)[:, None]
-    scores = product(q, tl.trans(k), PRECISION)
-    scores += tl.load(apart(near, first, m, stride) + column, mask=seen, other=0.0).to(tl.float32)
+def context_scores(products, near, m, j, block, span, reach):
+    """Scores in units of log 2, −inf where nothing is seen."""
+    column = j - m
+    seen = (column >= span - reach) & (column < span) & (m < block)
+    scores = products + tl.load(near + column, mask=seen, other=0.0).to(tl.float32)
     return tl.where(seen, scores * LOG2E, float("-inf"))
 
 
 @triton.jit
-def inner_scores(q, k, near, first, m, j, stride, PRECISION: tl.constexpr):
-    """(q, k), where all is seen."""
-    scores = product(q, tl.trans(k), PRECISION)
-    scores += tl.load(apart(near, first, m, stride) + (j[None, :] - m[:, None])).to(tl.float32)
-    return scores * LOG2E
+def inner_scores(products, near, m, j):
+    """The same where all is seen."""
+    return (products + tl.load(near + (j - m)).to(tl.float32)) * LOG2E
 
 
 @triton.jit
-def memory_scores(q, k, n, memory_size, PRECISION: tl.constexpr):
-    return tl.where((n < memory_size)[None, :], product(q, tl.trans(k), PRECISION) * LOG2E, float("-inf"))
+def memory_scores(products, n, memory_size):
+    return tl.where(n < memory_size, products * LOG2E, float("-inf"))
 
 
 @triton.jit
 def rise_of(m, j, z, ramp, span):
-    """(q, k): the height of each key on its head's ramp, in tokens: `ramp` at its top, 0 at its foot."""
-    return ramp + 1 + z - (span - (j[None, :] - m[:, None]))
+    """The height of each key on its head's ramp, in tokens: `ramp` at its top, 0 at its foot."""
+    return ramp + 1 + z - (span - (j - m))
 
 
 @triton.jit
 def soft_mask(m, j, z, ramp, span):
-    """(q, k), to multiply weights by. A logarithm of it among the scores would mean the same and cost more."""
+    """To multiply weights by. A logarithm of it among the scores would mean the same and cost more."""
     return tl.minimum(rise_of(m, j, z, ramp, span) * (1.0 / ramp), 1.0) + FLOOR
 
 
@@ -164,10 +175,10 @@ def random_lines(words, m, block, plane):
 
 @triton.jit
 def kept(slope, begin, place, threshold):
-    """(q, k): which weights dropout leaves. A place on a random line is a random number, and of any two places on it
+    """Which weights dropout leaves. A place on a random line is a random number, and of any two places on it
     independent ones; one more mixing makes more places so. It is a third of the work of a hash of the place alone. As a
     function of places it gives the same answer in every kernel, whatever the tiles."""
-    x = begin[:, None] + slope[:, None] * place.to(tl.uint32, bitcast=True)[None, :]
+    x = begin + slope * place.to(tl.uint32, bitcast=True)
     x = (x ^ (x >> 16)) * 0x846CA68B
     return x.to(tl.int32, bitcast=True) >= threshold
 
@@ -237,24 +248,26 @@ def forward_kernel(
             n = at + tl.arange(0, KEYS)
             k = columns(memory_key, n, d, memory_size, SIZE)
             v = rows(memory_value, at, n, d, memory_size, SIZE, SIZE)
-            scores = memory_scores(q, k, n, memory_size, PRECISION)
-            keep = None if words is None else memory_kept(slope, begin, n, threshold)
+            scores = memory_scores(product(q, tl.trans(k), PRECISION), n[None, :], memory_size)
+            keep = None if words is None else memory_kept(slope[:, None], begin[:, None], n[None, :], threshold)
             top, total, found = weighed(scores, v, keep, None, top, total, found, PRECISION)
 
     key_value += vectors_of(b, slot, here, 2 * SIZE)
-    near += vectors_of(b, slot, here, 1) * span
+    near_rows = apart(near + vectors_of(b, slot, here, 1) * span, start, m[:, None], batch * here * span)
     marks = parts_of_keys(start, block, span, reach, full_of(z, span), QUERIES, KEYS)
     for part in tl.static_range(3):  # the second needs no masks
         for at in range(marks[part], marks[part + 1], KEYS):
             j = at + tl.arange(0, KEYS)
             k = rows(key_value, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
             v = rows(key_value + SIZE, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
+            mm, jj = m[:, None], j[None, :]
+            scores, mask = product(q, tl.trans(k), PRECISION), None
             if part == 1:
-                scores, mask = inner_scores(q, k, near, start, m, j, batch * here * span, PRECISION), None
+                scores = inner_scores(scores, near_rows, mm, jj)
             else:
-                scores = context_scores(q, k, near, start, m, j, block, span, reach, batch * here * span, PRECISION)
-                mask = None if z is None else soft_mask(m, j, z, ramp, span)
-            keep = None if words is None else context_kept(slope, begin, m, j, span, threshold)
+                scores = context_scores(scores, near_rows, mm, jj, block, span, reach)
+                mask = None if z is None else soft_mask(mm, jj, z, ramp, span)
+            keep = None if words is None else context_kept(slope[:, None], begin[:, None], mm, jj, span, threshold)
             top, total, found = weighed(scores, v, keep, mask, top, total, found, PRECISION)
 
     total = tl.where(m < block, total, 1.0)
@@ -292,17 +305,18 @@ def query_kernel(
             n = at + tl.arange(0, KEYS)
             k = columns(memory_key, n, d, memory_size, SIZE)
             v = rows(memory_value, at, n, d, memory_size, SIZE, SIZE)
-            weights = tl.exp2(memory_scores(q, k, n, memory_size, PRECISION) - norm[:, None])
+            scores = memory_scores(product(q, tl.trans(k), PRECISION), n[None, :], memory_size)
+            weights = tl.exp2(scores - norm[:, None])
             grad_weights = product(g, tl.trans(v), PRECISION) * scale
             if words is not None:
-                grad_weights = tl.where(memory_kept(slope, begin, n, threshold), grad_weights, 0.0)
+                keep = memory_kept(slope[:, None], begin[:, None], n[None, :], threshold)
+                grad_weights = tl.where(keep, grad_weights, 0.0)
             grad_scores = weights * (grad_weights - mean[:, None])
             found += product(grad_scores.to(k.dtype), k, PRECISION)
 
     key_value += vectors_of(b, slot, here, 2 * SIZE)
-    near += vectors_of(b, slot, here, 1) * span
+    near_rows = apart(near + vectors_of(b, slot, here, 1) * span, start, m[:, None], batch * here * span)
     marks = parts_of_keys(start, block, span, reach, full_of(z, span), QUERIES, KEYS)
-    near_rows = apart(near, start, m, batch * here * span)
     for at in range(start // KEYS * KEYS, marks[0], KEYS):  # beyond the reach
         column = at + tl.arange(0, KEYS)[None, :] - m[:, None]
         nothing = tl.zeros([QUERIES, KEYS], near.dtype.element_ty)
@@ -312,27 +326,29 @@ def query_kernel(
             j = at + tl.arange(0, KEYS)
             k = rows(key_value, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
             v = rows(key_value + SIZE, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
+            mm, jj = m[:, None], j[None, :]
+            scores = product(q, tl.trans(k), PRECISION)
             if part == 1:
-                scores = inner_scores(q, k, near, start, m, j, batch * here * span, PRECISION)
+                scores = inner_scores(scores, near_rows, mm, jj)
             else:
-                scores = context_scores(q, k, near, start, m, j, block, span, reach, batch * here * span, PRECISION)
+                scores = context_scores(scores, near_rows, mm, jj, block, span, reach)
             weights = tl.exp2(scores - norm[:, None])
             if part != 1 and z is not None:
-                weights *= soft_mask(m, j, z, ramp, span)
+                weights *= soft_mask(mm, jj, z, ramp, span)
             grad_weights = product(g, tl.trans(v), PRECISION) * scale
             if words is not None:
-                keep = context_kept(slope, begin, m, j, span, threshold)
+                keep = context_kept(slope[:, None], begin[:, None], mm, jj, span, threshold)
                 grad_weights = tl.where(keep, grad_weights, 0.0)
             grad_scores = weights * (grad_weights - mean[:, None])
             if part != 1 and z is not None:
-                felt += span_gradient(grad_scores, m, j, z, ramp, span)
+                felt += span_gradient(grad_scores, mm, jj, z, ramp, span)
             grad_scores = grad_scores.to(k.dtype)
             found += product(grad_scores, k, PRECISION)
-            column = j[None, :] - m[:, None]
+            column = jj - mm
             if part == 1:
                 tl.store(near_rows + column, grad_scores)
             else:
-                tl.store(near_rows + column, grad_scores, mask=(column >= 0) & (column < span) & (m < block)[:, None])
+                tl.store(near_rows + column, grad_scores, mask=(column >= 0) & (column < span) & (mm < block))
 
     put_rows(grad_query + vectors_of(b, slot, here, SIZE), found, start, m, d, block, batch * here * SIZE, SIZE)
     if z is not None:
@@ -361,26 +377,33 @@ def key_value_kernel(
     found_key = tl.zeros([KEYS, PADDED], tl.float32)
     found_value = tl.zeros([KEYS, PADDED], tl.float32)
 
-    earliest = tl.maximum(start - span + 1, 0) // QUERIES * QUERIES
-    for at in range(earliest, tl.minimum(start + KEYS - span + reach, block), QUERIES):
-        m = at + tl.arange(0, QUERIES)
-        q = rows(query, at, m, d, block, batch * here * SIZE, SIZE)
-        g = rows(grad, at, m, d, block, batch * heads * SIZE, SIZE)
-        norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
-        scores = context_scores(q, k, near, at, m, j, block, span, reach, batch * here * span, PRECISION)
-        weights = tl.exp2(scores - norm[:, None])
-        if z is not None:
-            weights *= soft_mask(m, j, z, ramp, span)
-        grad_weights = product(g, tl.trans(v), PRECISION) * scale
-        dropped = weights
-        if words is not None:
-            slope, begin = random_lines(words + row, m, block, plane)
-            keep = context_kept(slope, begin, m, j, span, threshold)
-            dropped = tl.where(keep, weights, 0.0)
-            grad_weights = tl.where(keep, grad_weights, 0.0)
-        found_value += product(tl.trans(dropped.to(g.dtype)), g, PRECISION)
-        grad_scores = weights * (grad_weights - mean[:, None])
-        found_key += product(tl.trans(grad_scores.to(q.dtype)), q, PRECISION)
+    marks = parts_of_queries(start, block, span, reach, full_of(z, span), QUERIES, KEYS)
+    for part in tl.static_range(3):  # the second needs no masks
+        for at in range(marks[part], marks[part + 1], QUERIES):
+            m = at + tl.arange(0, QUERIES)
+            q = rows(query, at, m, d, block, batch * here * SIZE, SIZE)
+            g = rows(grad, at, m, d, block, batch * heads * SIZE, SIZE)
+            norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
+            mm, jj = m[None, :], j[:, None]
+            near_rows = apart(near, at, mm, batch * here * span)
+            scores = product(k, tl.trans(q), PRECISION)  # (k, q), as both sums multiply it
+            if part == 1:
+                scores = inner_scores(scores, near_rows, mm, jj)
+            else:
+                scores = context_scores(scores, near_rows, mm, jj, block, span, reach)
+            weights = tl.exp2(scores - norm[None, :])
+            if part != 1 and z is not None:
+                weights *= soft_mask(mm, jj, z, ramp, span)
+            grad_weights = product(v, tl.trans(g), PRECISION) * scale
+            dropped = weights
+            if words is not None:
+                slope, begin = random_lines(words + row, m, block, plane)
+                keep = context_kept(slope[None, :], begin[None, :], mm, jj, span, threshold)
+                dropped = tl.where(keep, weights, 0.0)
+                grad_weights = tl.where(keep, grad_weights, 0.0)
+            found_value += product(dropped.to(g.dtype), g, PRECISION)
+            grad_scores = weights * (grad_weights - mean[None, :])
+            found_key += product(grad_scores.to(q.dtype), q, PRECISION)
 
     found_value *= scale
     put_rows(grad_key_value + place, found_key, start, j, d, span + block, batch * here * 2 * SIZE, SIZE)
@@ -412,17 +435,18 @@ def memory_kernel(
         q = rows(query + vectors_of(b, slot, here, SIZE), at, m, d, block, batch * here * SIZE, SIZE)
         g = rows(grad + vectors_of(b, head, heads, SIZE), at, m, d, block, batch * heads * SIZE, SIZE)
         norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
-        weights = tl.exp2(memory_scores(q, k, n, memory_size, PRECISION) - norm[:, None])
-        grad_weights = product(g, tl.trans(v), PRECISION) * scale
+        scores = memory_scores(product(k, tl.trans(q), PRECISION), n[:, None], memory_size)  # (k, q)
+        weights = tl.exp2(scores - norm[None, :])
+        grad_weights = product(v, tl.trans(g), PRECISION) * scale
         dropped = weights
         if words is not None:
             slope, begin = random_lines(words + row, m, block, plane)
-            keep = memory_kept(slope, begin, n, threshold)
+            keep = memory_kept(slope[None, :], begin[None, :], n[:, None], threshold)
             dropped = tl.where(keep, weights, 0.0)
             grad_weights = tl.where(keep, grad_weights, 0.0)
-        found_value += product(tl.trans(dropped.to(g.dtype)), g, PRECISION)
-        grad_scores = weights * (grad_weights - mean[:, None])
-        found_key += product(tl.trans(grad_scores.to(q.dtype)), q, PRECISION)
+        found_value += product(dropped.to(g.dtype), g, PRECISION)
+        grad_scores = weights * (grad_weights - mean[None, :])
+        found_key += product(grad_scores.to(q.dtype), q, PRECISION)
 
     place = (part * heads + head).to(tl.int64) * memory_size * SIZE
     put_rows(grad_memory_key + place, found_key, start, n, d, memory_size, SIZE, SIZE)
