@@ -1,4 +1,4 @@
-"""Compile the fused kernels for GPUs that need not be there: `python -m tests.compile_kernels CAPABILITY DTYPE SIZE…`.
+"""Compile the fused kernels for GPUs that need not be there: `python -m tests.compile_kernels CAPABILITY PRECISION SIZE…`.
 
 A forward and a backward pass with heads of each size go all the way to each launch, which compiles and does not run.
 With adaptive spans, dropout and persistent memory, and without any of them (`--all`: with some of them too); then again
@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 from adaptive_span.attention import HiddenStates, fused, join
 from adaptive_span.attention import fused_kernels as kernels
 
-KERNELS = [getattr(kernels, name) for name in fused.TILES[32, 64]]
+KERNELS = [getattr(kernels, name) for name in fused.TILES["fp32", 64]]
 
 
 class Driver:
@@ -86,11 +86,13 @@ def resources(cubin: bytes) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("capability", type=int, help="80, 90, …")
-    parser.add_argument("dtype", choices=("bfloat16", "float32"))
+    parser.add_argument("precision", choices=("bf16", "tf32", "fp32"))
     parser.add_argument("size", type=int, nargs="+")
     parser.add_argument("--all", action="store_true")
     arguments = parser.parse_args()
-    dtype = getattr(torch, arguments.dtype)
+    dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
+    if arguments.precision == "tf32":
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
     compile_for(arguments.capability)
     combinations = list(itertools.product((True, False), repeat=3))
     combinations = combinations if arguments.all else [combinations[0], combinations[-1]]

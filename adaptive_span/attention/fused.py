@@ -53,32 +53,46 @@ def random_words(query: Tensor, heads: int) -> Tensor:
     return torch.randint(-(2**31), 2**31, shape, dtype=torch.int32, device=query.device)
 
 
-# For numbers of so many bits and heads of up to that size: queries and keys of a tile, warps, stages of its pipeline.
-# Chosen so that registers hardly spill on sm_80 and sm_90, and that tensor cores have the 64 rows which Hopper's
-# multiply at once. In fp32 they have no part, since TF32 would not keep its digits.
+# By how numbers are multiplied, for heads of up to that size: queries and keys of a tile, warps, stages of its pipeline.
+# Chosen so that registers hardly spill on sm_80 and sm_90, that 99 KiB of shared memory are enough, and that tensor
+# cores have the 64 rows which Hopper's multiply at once. In fp32 they have no part, since TF32 would not keep its digits.
 TILES = {
-    (16, 64): {
+    ("bf16", 64): {
         "forward_kernel": (64, 32, 4, 3),
         "delta_kernel": (64, None, 4, 1),
         "query_kernel": (64, 32, 4, 3),
         "key_value_kernel": (64, 64, 4, 2),
         "memory_kernel": (64, 64, 4, 2),
     },
-    (16, 128): {
+    ("bf16", 128): {
         "forward_kernel": (64, 32, 4, 3),
         "delta_kernel": (64, None, 4, 1),
         "query_kernel": (64, 32, 4, 3),
         "key_value_kernel": (64, 32, 4, 2),
         "memory_kernel": (64, 32, 4, 2),
     },
-    (32, 64): {
+    ("tf32", 64): {
+        "forward_kernel": (64, 32, 4, 1),
+        "delta_kernel": (64, None, 4, 1),
+        "query_kernel": (32, 32, 4, 2),
+        "key_value_kernel": (32, 32, 4, 2),
+        "memory_kernel": (32, 32, 4, 1),
+    },
+    ("tf32", 128): {
+        "forward_kernel": (64, 32, 4, 1),
+        "delta_kernel": (64, None, 4, 1),
+        "query_kernel": (32, 32, 4, 2),
+        "key_value_kernel": (32, 32, 4, 2),
+        "memory_kernel": (32, 32, 4, 1),
+    },
+    ("fp32", 64): {
         "forward_kernel": (32, 32, 4, 1),
         "delta_kernel": (32, None, 4, 1),
         "query_kernel": (32, 32, 4, 1),
         "key_value_kernel": (32, 32, 8, 1),
         "memory_kernel": (32, 32, 8, 1),
     },
-    (32, 128): {
+    ("fp32", 128): {
         "forward_kernel": (32, 32, 8, 1),
         "delta_kernel": (32, None, 4, 1),
         "query_kernel": (16, 32, 8, 1),
@@ -88,16 +102,17 @@ TILES = {
 }
 
 
-# Of two fp32 numbers: "ieee", or as three products of TF32 ("tf32x3"), which the tensor cores make.
-FP32_PRODUCTS = "ieee"
+# What `tl.dot` makes of fp32 numbers: "tf32x3" would be three products on tensor cores that keep nearly all digits.
+PRODUCTS = {"bf16": "ieee", "tf32": "tf32", "fp32": "ieee"}
 ROWS_APART = 4  # programs that share the rows of the batch in the gradients of persistent memory
 
 
 def constants(kernel: str, size: int, dtype: torch.dtype) -> dict[str, Any]:
     """What a kernel is compiled with."""
-    queries, keys, warps, stages = TILES[8 * dtype.itemsize, 64 if size <= 64 else 128][kernel]
+    kind = "bf16" if dtype.itemsize == 2 else "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "fp32"
+    queries, keys, warps, stages = TILES[kind, 64 if size <= 64 else 128][kernel]
     padded = max(16, 1 << (size - 1).bit_length())  # of which a matrix product can be made
-    shape = {"SIZE": size, "PADDED": padded, "QUERIES": queries, "PRECISION": FP32_PRODUCTS}
+    shape = {"SIZE": size, "PADDED": padded, "QUERIES": queries, "PRECISION": PRODUCTS[kind]}
     shape |= {} if keys is None else {"KEYS": keys}
     return shape | {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
