@@ -87,22 +87,24 @@ def vectors_of(b, head, heads, SIZE: tl.constexpr):
 
 
 @triton.jit
-def apart(tensor, first, i, stride):
-    """Where those of index i begin of what lies `stride` apart; the first of them may lie beyond 2³¹."""
-    return tensor + tl.cast(first, tl.int64) * stride + (i - first) * stride
+def from_on(tensor, first, stride):
+    """Where the first of a tile begins of what lies `stride` apart, which may be beyond 2³¹; in a tile, 32 bits do."""
+    return tensor + tl.cast(first, tl.int64) * stride
 
 
 @triton.jit
 def rows(tensor, first, i, d, length, stride, SIZE: tl.constexpr):
     """(i, P): vectors that lie `stride` apart."""
     inside = (i < length)[:, None] & (d < SIZE)[None, :]
-    return tl.load(apart(tensor, first, i[:, None], stride) + d[None, :], mask=inside, other=0.0)
+    place = (i - first).to(tl.int32)[:, None] * stride + d[None, :]
+    return tl.load(from_on(tensor, first, stride) + place, mask=inside, other=0.0)
 
 
 @triton.jit
 def put_rows(tensor, tile, first, i, d, length, stride, SIZE: tl.constexpr):
     inside = (i < length)[:, None] & (d < SIZE)[None, :]
-    tl.store(apart(tensor, first, i[:, None], stride) + d[None, :], tile.to(tensor.dtype.element_ty), mask=inside)
+    place = (i - first).to(tl.int32)[:, None] * stride + d[None, :]
+    tl.store(from_on(tensor, first, stride) + place, tile.to(tensor.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -123,22 +125,22 @@ def product(a, b, PRECISION: tl.constexpr):
 
 
 # Below, m and j are positions of queries and of keys, shaped to be one dimension each of a tile: (q, 1) and (1, k), or
-# (1, q) and (k, 1) where the tile is multiplied with queries. `near` is where the numbers of these queries begin.
+# (1, q) and (k, 1) where the tile is multiplied with queries. `row` is where a query's part of `near` begins.
 
 
 @triton.jit
-def context_scores(products, near, m, j, block, span, reach):
+def context_scores(products, near, row, m, j, block, span, reach):
     """Scores in units of log 2, −inf where nothing is seen."""
     column = j - m
     seen = (column >= span - reach) & (column < span) & (m < block)
-    scores = products + tl.load(near + column, mask=seen, other=0.0).to(tl.float32)
+    scores = products + tl.load(near + (row - m + j), mask=seen, other=0.0).to(tl.float32)
     return tl.where(seen, scores * LOG2E, float("-inf"))
 
 
 @triton.jit
-def inner_scores(products, near, m, j):
+def inner_scores(products, near, row, m, j):
     """The same where all is seen."""
-    return (products + tl.load(near + (j - m)).to(tl.float32)) * LOG2E
+    return (products + tl.load(near + (row - m + j)).to(tl.float32)) * LOG2E
 
 
 @triton.jit
@@ -253,19 +255,20 @@ def forward_kernel(
             top, total, found = weighed(scores, v, keep, None, top, total, found, PRECISION)
 
     key_value += vectors_of(b, slot, here, 2 * SIZE)
-    near_rows = apart(near + vectors_of(b, slot, here, 1) * span, start, m[:, None], batch * here * span)
+    stride = batch * here * span
+    near = from_on(near + vectors_of(b, slot, here, 1) * span, start, stride)
     marks = parts_of_keys(start, block, span, reach, full_of(z, span), QUERIES, KEYS)
     for part in tl.static_range(3):  # the second needs no masks
         for at in range(marks[part], marks[part + 1], KEYS):
             j = at + tl.arange(0, KEYS)
             k = rows(key_value, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
             v = rows(key_value + SIZE, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
-            mm, jj = m[:, None], j[None, :]
+            mm, jj, own = m[:, None], j[None, :], (m - start)[:, None] * stride
             scores, mask = product(q, tl.trans(k), PRECISION), None
             if part == 1:
-                scores = inner_scores(scores, near_rows, mm, jj)
+                scores = inner_scores(scores, near, own, mm, jj)
             else:
-                scores = context_scores(scores, near_rows, mm, jj, block, span, reach)
+                scores = context_scores(scores, near, own, mm, jj, block, span, reach)
                 mask = None if z is None else soft_mask(mm, jj, z, ramp, span)
             keep = None if words is None else context_kept(slope[:, None], begin[:, None], mm, jj, span, threshold)
             top, total, found = weighed(scores, v, keep, mask, top, total, found, PRECISION)
@@ -315,23 +318,24 @@ def query_kernel(
             found += product(grad_scores.to(k.dtype), k, PRECISION)
 
     key_value += vectors_of(b, slot, here, 2 * SIZE)
-    near_rows = apart(near + vectors_of(b, slot, here, 1) * span, start, m[:, None], batch * here * span)
+    stride = batch * here * span
+    near = from_on(near + vectors_of(b, slot, here, 1) * span, start, stride)
     marks = parts_of_keys(start, block, span, reach, full_of(z, span), QUERIES, KEYS)
     for at in range(start // KEYS * KEYS, marks[0], KEYS):  # beyond the reach
         column = at + tl.arange(0, KEYS)[None, :] - m[:, None]
         nothing = tl.zeros([QUERIES, KEYS], near.dtype.element_ty)
-        tl.store(near_rows + column, nothing, mask=(column >= 0) & (m < block)[:, None])
+        tl.store(near + ((m - start)[:, None] * stride + column), nothing, mask=(column >= 0) & (m < block)[:, None])
     for part in tl.static_range(3):  # the second needs no masks
         for at in range(marks[part], marks[part + 1], KEYS):
             j = at + tl.arange(0, KEYS)
             k = rows(key_value, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
             v = rows(key_value + SIZE, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
-            mm, jj = m[:, None], j[None, :]
+            mm, jj, own = m[:, None], j[None, :], (m - start)[:, None] * stride
             scores = product(q, tl.trans(k), PRECISION)
             if part == 1:
-                scores = inner_scores(scores, near_rows, mm, jj)
+                scores = inner_scores(scores, near, own, mm, jj)
             else:
-                scores = context_scores(scores, near_rows, mm, jj, block, span, reach)
+                scores = context_scores(scores, near, own, mm, jj, block, span, reach)
             weights = tl.exp2(scores - norm[:, None])
             if part != 1 and z is not None:
                 weights *= soft_mask(mm, jj, z, ramp, span)
@@ -346,9 +350,10 @@ def query_kernel(
             found += product(grad_scores, k, PRECISION)
             column = jj - mm
             if part == 1:
-                tl.store(near_rows + column, grad_scores)
+                tl.store(near + (own - mm + jj), grad_scores)
             else:
-                tl.store(near_rows + column, grad_scores, mask=(column >= 0) & (column < span) & (mm < block))
+                inside = (column >= 0) & (column < span) & (mm < block)
+                tl.store(near + (own - mm + jj), grad_scores, mask=inside)
 
     put_rows(grad_query + vectors_of(b, slot, here, SIZE), found, start, m, d, block, batch * here * SIZE, SIZE)
     if z is not None:
@@ -372,6 +377,7 @@ def key_value_kernel(
     grad += vectors_of(b, head, heads, SIZE)
     place = vectors_of(b, slot, here, 2 * SIZE)
     near += vectors_of(b, slot, here, 1) * span
+    stride = batch * here * span
     k = rows(key_value + place, start, j, d, span + block, batch * here * 2 * SIZE, SIZE)
     v = rows(key_value + place + SIZE, start, j, d, span + block, batch * here * 2 * SIZE, SIZE)
     found_key = tl.zeros([KEYS, PADDED], tl.float32)
@@ -384,13 +390,12 @@ def key_value_kernel(
             q = rows(query, at, m, d, block, batch * here * SIZE, SIZE)
             g = rows(grad, at, m, d, block, batch * heads * SIZE, SIZE)
             norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
-            mm, jj = m[None, :], j[:, None]
-            near_rows = apart(near, at, mm, batch * here * span)
+            mm, jj, own = m[None, :], j[:, None], tl.arange(0, QUERIES)[None, :] * stride
             scores = product(k, tl.trans(q), PRECISION)  # (k, q), as both sums multiply it
             if part == 1:
-                scores = inner_scores(scores, near_rows, mm, jj)
+                scores = inner_scores(scores, from_on(near, at, stride), own, mm, jj)
             else:
-                scores = context_scores(scores, near_rows, mm, jj, block, span, reach)
+                scores = context_scores(scores, from_on(near, at, stride), own, mm, jj, block, span, reach)
             weights = tl.exp2(scores - norm[None, :])
             if part != 1 and z is not None:
                 weights *= soft_mask(mm, jj, z, ramp, span)
