@@ -61,7 +61,7 @@ TILES = {
         "forward_kernel": (64, 32, 4, 3),
         "delta_kernel": (64, None, 4, 1),
         "query_kernel": (64, 32, 4, 3),
-        "key_value_kernel": (64, 64, 4, 2),
+        "key_value_kernel": (64, 32, 4, 3),
         "memory_kernel": (64, 64, 4, 2),
     },
     ("bf16", 128): {
