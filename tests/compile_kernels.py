@@ -1,4 +1,6 @@
-"""Compile the fused kernels for GPUs that need not be there: `python -m tests.compile_kernels CAPABILITY PRECISION SIZE…`.
+"""Compile the fused kernels for GPUs that need not be there.
+
+    python -m tests.compile_kernels CAPABILITY PRECISION SIZE…
 
 A forward and a backward pass with heads of each size go all the way to each launch, which compiles and does not run.
 With adaptive spans, dropout and persistent memory, and without any of them (`--all`: with some of them too); then again

@@ -23,7 +23,7 @@ fused = pytest.importorskip(
 
 # Bytes of a thread for what its registers cannot hold: so much stays in L1, beside the shared memory of two programs. A
 # tile that is too large asks for thousands.
-STACK = 256
+STACK = {"fp32": 1024}  # elsewhere 256; three products of TF32 ask for more, and still take a fourth of the time
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a program may have
 CPU = torch.device("cpu")
 
@@ -228,7 +228,7 @@ def test_it_compiles_for_gpus_and_not_again_when_spans_change():
             assert count == {"before": 8, "after": 8}
             assert len(kernels) == 8
             for kernel in kernels:
-                assert kernel["stack"] <= STACK, kernel
+                assert kernel["stack"] <= STACK.get(words.split()[1], 256), kernel
                 assert kernel["shared"] <= SHARED_MEMORY[int(words.split()[0])], kernel
 
 

@@ -53,57 +53,58 @@ def random_words(query: Tensor, heads: int) -> Tensor:
     return torch.randint(-(2**31), 2**31, shape, dtype=torch.int32, device=query.device)
 
 
-# By how numbers are multiplied, for heads of up to that size: queries and keys of a tile, warps, stages of its pipeline.
-# Chosen so that registers hardly spill on sm_80 and sm_90, that 99 KiB of shared memory are enough, and that tensor
-# cores have the 64 rows which Hopper's multiply at once. In fp32 they have no part, since TF32 would not keep its digits.
+# By how numbers are multiplied, for heads of up to that size: queries and keys of a tile, warps, stages of its
+# pipeline. The fastest of those measured on an H200 that 99 KiB of shared memory are enough for; the query kernel's in
+# fp32, and those of memory and delta, were not measured.
 TILES = {
     ("bf16", 64): {
-        "forward_kernel": (64, 32, 4, 3),
+        "forward_kernel": (64, 16, 4, 4),
         "delta_kernel": (64, None, 4, 1),
         "query_kernel": (64, 32, 4, 3),
-        "key_value_kernel": (64, 32, 4, 3),
+        "key_value_kernel": (32, 64, 4, 3),
         "memory_kernel": (64, 64, 4, 2),
     },
     ("bf16", 128): {
         "forward_kernel": (64, 32, 4, 3),
         "delta_kernel": (64, None, 4, 1),
         "query_kernel": (64, 32, 4, 3),
-        "key_value_kernel": (64, 32, 4, 2),
+        "key_value_kernel": (32, 64, 4, 3),
         "memory_kernel": (64, 32, 4, 2),
     },
     ("tf32", 64): {
-        "forward_kernel": (64, 32, 4, 1),
+        "forward_kernel": (32, 32, 4, 2),
         "delta_kernel": (64, None, 4, 1),
         "query_kernel": (32, 32, 4, 2),
-        "key_value_kernel": (32, 32, 4, 2),
+        "key_value_kernel": (64, 32, 4, 1),
         "memory_kernel": (32, 32, 4, 1),
     },
     ("tf32", 128): {
-        "forward_kernel": (64, 32, 4, 1),
+        "forward_kernel": (32, 32, 4, 2),
         "delta_kernel": (64, None, 4, 1),
         "query_kernel": (32, 32, 4, 2),
-        "key_value_kernel": (32, 32, 4, 2),
+        "key_value_kernel": (64, 32, 4, 1),
         "memory_kernel": (32, 32, 4, 1),
     },
     ("fp32", 64): {
-        "forward_kernel": (32, 32, 4, 1),
+        "forward_kernel": (32, 32, 4, 2),
         "delta_kernel": (32, None, 4, 1),
-        "query_kernel": (32, 32, 4, 1),
-        "key_value_kernel": (32, 32, 8, 1),
+        "query_kernel": (32, 32, 4, 2),
+        "key_value_kernel": (32, 32, 4, 2),
         "memory_kernel": (32, 32, 8, 1),
     },
     ("fp32", 128): {
-        "forward_kernel": (32, 32, 8, 1),
+        "forward_kernel": (32, 32, 4, 2),
         "delta_kernel": (32, None, 4, 1),
-        "query_kernel": (16, 32, 8, 1),
-        "key_value_kernel": (16, 32, 8, 1),
+        "query_kernel": (32, 32, 4, 1),
+        "key_value_kernel": (32, 32, 4, 2),
         "memory_kernel": (32, 32, 8, 1),
     },
 }
 
 
-# What `tl.dot` makes of fp32 numbers: "tf32x3" would be three products on tensor cores that keep nearly all digits.
-PRODUCTS = {"bf16": "ieee", "tf32": "tf32", "fp32": "ieee"}
+# What `tl.dot` makes of fp32 numbers: "tf32x3" are three products on tensor cores that keep nearly all digits, and take
+# a quarter of the time of "ieee", whose products are no tensor core's.
+PRODUCTS = {"bf16": "ieee", "tf32": "tf32", "fp32": "tf32x3"}
 ROWS_APART = 4  # programs that share the rows of the batch in the gradients of persistent memory
 
 

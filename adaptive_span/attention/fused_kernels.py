@@ -65,16 +65,6 @@ def parts_of_keys(start, block, span, reach, full, QUERIES: tl.constexpr, KEYS: 
 
 
 @triton.jit
-def parts_of_queries(start, block, span, reach, full, QUERIES: tl.constexpr, KEYS: tl.constexpr):
-    """The same of the queries that see a tile of keys, in multiples of QUERIES."""
-    earliest = tl.maximum(start - span + 1, 0) // QUERIES
-    outer = tl.maximum(tl.minimum(start - span + full + 1, block) // QUERIES, earliest)
-    inner = (tl.maximum(start + KEYS - span, 0) + QUERIES - 1) // QUERIES
-    inner = tl.minimum(tl.maximum(inner, earliest), outer)
-    return earliest * QUERIES, inner * QUERIES, outer * QUERIES, tl.minimum(start + KEYS - span + reach, block)
-
-
-@triton.jit
 def numbers_of(b, head, heads, block):
     """Where a head's numbers, one a query, begin in a row: (B, H, M)."""
     return (b * heads + head).to(tl.int64) * block
@@ -366,7 +356,10 @@ def key_value_kernel(
     first, heads, block, span, ramp, threshold, scale, plane,
     SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a tile of keys and values, from all the queries that see some of them."""
+    """The gradients of a tile of keys and values, from all the queries that see some of them.
+
+    One loop: three, as in the others, take a quarter longer here, since the sums of both gradients fill the registers.
+    """
     start, slot, b = tl.program_id(0) * KEYS, tl.program_id(1), tl.program_id(2)
     head, here, batch = tl.load(order + first + slot), tl.num_programs(1), tl.num_programs(2)
     j, d = start + tl.arange(0, KEYS), tl.arange(0, PADDED)
@@ -383,32 +376,28 @@ def key_value_kernel(
     found_key = tl.zeros([KEYS, PADDED], tl.float32)
     found_value = tl.zeros([KEYS, PADDED], tl.float32)
 
-    marks = parts_of_queries(start, block, span, reach, full_of(z, span), QUERIES, KEYS)
-    for part in tl.static_range(3):  # the second needs no masks
-        for at in range(marks[part], marks[part + 1], QUERIES):
-            m = at + tl.arange(0, QUERIES)
-            q = rows(query, at, m, d, block, batch * here * SIZE, SIZE)
-            g = rows(grad, at, m, d, block, batch * heads * SIZE, SIZE)
-            norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
-            mm, jj, own = m[None, :], j[:, None], tl.arange(0, QUERIES)[None, :] * stride
-            scores = product(k, tl.trans(q), PRECISION)  # (k, q), as both sums multiply it
-            if part == 1:
-                scores = inner_scores(scores, from_on(near, at, stride), own, mm, jj)
-            else:
-                scores = context_scores(scores, from_on(near, at, stride), own, mm, jj, block, span, reach)
-            weights = tl.exp2(scores - norm[None, :])
-            if part != 1 and z is not None:
-                weights *= soft_mask(mm, jj, z, ramp, span)
-            grad_weights = product(v, tl.trans(g), PRECISION) * scale
-            dropped = weights
-            if words is not None:
-                slope, begin = random_lines(words + row, m, block, plane)
-                keep = context_kept(slope[None, :], begin[None, :], mm, jj, span, threshold)
-                dropped = tl.where(keep, weights, 0.0)
-                grad_weights = tl.where(keep, grad_weights, 0.0)
-            found_value += product(dropped.to(g.dtype), g, PRECISION)
-            grad_scores = weights * (grad_weights - mean[None, :])
-            found_key += product(grad_scores.to(q.dtype), q, PRECISION)
+    earliest = tl.maximum(start - span + 1, 0) // QUERIES * QUERIES
+    for at in range(earliest, tl.minimum(start + KEYS - span + reach, block), QUERIES):
+        m = at + tl.arange(0, QUERIES)
+        q = rows(query, at, m, d, block, batch * here * SIZE, SIZE)
+        g = rows(grad, at, m, d, block, batch * heads * SIZE, SIZE)
+        norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
+        mm, jj, own = m[None, :], j[:, None], tl.arange(0, QUERIES)[None, :] * stride
+        scores = product(k, tl.trans(q), PRECISION)  # (k, q), as both sums multiply it
+        scores = context_scores(scores, from_on(near, at, stride), own, mm, jj, block, span, reach)
+        weights = tl.exp2(scores - norm[None, :])
+        if z is not None:
+            weights *= soft_mask(mm, jj, z, ramp, span)
+        grad_weights = product(v, tl.trans(g), PRECISION) * scale
+        dropped = weights
+        if words is not None:
+            slope, begin = random_lines(words + row, m, block, plane)
+            keep = context_kept(slope[None, :], begin[None, :], mm, jj, span, threshold)
+            dropped = tl.where(keep, weights, 0.0)
+            grad_weights = tl.where(keep, grad_weights, 0.0)
+        found_value += product(dropped.to(g.dtype), g, PRECISION)
+        grad_scores = weights * (grad_weights - mean[None, :])
+        found_key += product(grad_scores.to(q.dtype), q, PRECISION)
 
     found_value *= scale
     put_rows(grad_key_value + place, found_key, start, j, d, span + block, batch * here * 2 * SIZE, SIZE)
