@@ -75,14 +75,14 @@ TILES = {
         "forward_kernel": (32, 32, 4, 2),
         "delta_kernel": (64, None, 4, 1),
         "query_kernel": (32, 32, 4, 2),
-        "key_value_kernel": (64, 32, 4, 1),
+        "key_value_kernel": (32, 32, 4, 2),
         "memory_kernel": (32, 32, 4, 1),
     },
     ("tf32", 128): {
         "forward_kernel": (32, 32, 4, 2),
         "delta_kernel": (64, None, 4, 1),
         "query_kernel": (32, 32, 4, 2),
-        "key_value_kernel": (64, 32, 4, 1),
+        "key_value_kernel": (32, 32, 4, 2),
         "memory_kernel": (32, 32, 4, 1),
     },
     ("fp32", 64): {
