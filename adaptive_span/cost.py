@@ -8,8 +8,9 @@ The kernels of a step take
     + launches · LAUNCH
 
 and a step takes as long as its kernels, or as the host needs to launch them (launches · HOST) where that is more,
-unless they are launched as one graph. The constants were fitted to steps measured on one H200 (docs/benchmarks), which
-the formula gives within 7 %. Rates of an H200 are measured, those of other cards follow from their data sheets.
+unless they are launched as one graph. The constants were fitted to steps measured on one H200
+(docs/benchmarks/h200-2026-11-27-graphs.json), which the formula gives within 5 %. An H200's rates in bf16 are measured,
+those in TF32 and fp32 are what these steps leave for products; rates of other cards follow from their data sheets.
 """
 
 from collections.abc import Mapping
@@ -18,12 +19,12 @@ from dataclasses import dataclass
 from adaptive_span.config import ModelConfig
 
 PRODUCTS = 0.87  # of the rate of a large matrix product
-BANDWIDTH = 0.6  # of the rate of a large copy
-LAUNCH = 3e-6  # seconds of the GPU that a kernel takes however small it is
-HOST = 36e-6  # seconds of the host for a launch, with all that Python does around it
-ELEMENT = 17.5e-12  # seconds of an H200 for a query's look at one key, forward and backward, in heads of 96 in bf16
-TILE = 126  # tokens that kernels look at in vain beside those that a head sees: its tiles' edges
-FP32 = 7.6  # times as long for an element in fp32, which is multiplied without tensor cores
+BANDWIDTH = 0.84  # of the rate of a large copy
+LAUNCH = 3.7e-6  # seconds of the GPU that a kernel takes however small it is, and the gap before it
+HOST = 104e-6  # seconds of the host for a launch, with all that Python does around it
+ELEMENT = 13.9e-12  # seconds of an H200 for a query's look at one key, forward and backward, in heads of 96 in bf16
+TILE = 176  # tokens that kernels look at in vain beside those that a head sees: its tiles' edges
+FP32 = 1.5  # times as long for an element in fp32, each product of which is three in TF32; in TF32 it takes no longer
 
 GB, TERA = 1e9, 1e12
 
@@ -46,8 +47,8 @@ def _products(bf16: float, tf32: float, fp32: float) -> dict[str, float]:
 
 
 CARDS = {
-    "h200": Card("H200", 139, 4.3e12, _products(790, 395, 60), 1.0, 450 * GB, measured=True),
-    "h100": Card("H100 SXM", 78, 3.0e12, _products(790, 395, 60), 1.0, 450 * GB),
+    "h200": Card("H200", 139, 4.3e12, _products(790, 243, 51), 1.0, 450 * GB, measured=True),
+    "h100": Card("H100 SXM", 78, 3.0e12, _products(790, 243, 51), 1.0, 450 * GB),
     "a100": Card("A100 SXM 80 GB", 79, 1.75e12, _products(255, 128, 18), 108 * 1.41 / (132 * 1.755), 300 * GB),
     "4090": Card("RTX 4090", 23.5, 0.92e12, _products(158, 79, 70), 128 * 2.5 / (132 * 1.755), 25 * GB),
 }
@@ -77,7 +78,7 @@ def _seconds(part: str, asked: Asked, elements: float, head_size: int, precision
     if part == "matrix products":
         return launching + asked.flops / (card.products[precision] * PRODUCTS)
     if part == "attention kernels":
-        slower = 1.0 if precision == "bf16" else FP32
+        slower = FP32 if precision == "fp32" else 1.0
         # Of an element's cost 0.4 go to its mask, exponential and dropout, whatever the size of the head.
         return launching + elements * ELEMENT * slower * (0.4 + 0.6 * head_size / 96) / card.lanes
     return launching + asked.bytes / (card.bandwidth * BANDWIDTH)
