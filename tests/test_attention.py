@@ -2,17 +2,19 @@
 
 import math
 import re
+import shutil
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from adaptive_span.attention import HiddenStates, banded, choose, join
+from adaptive_span.attention import HiddenStates, banded, join, tiles
 from adaptive_span.config import ATTENTIONS
 from adaptive_span.span import AdaptiveSpan, log_soft_mask, upper_bound
 from tests import dropped
 from tests.conftest import ROOT
+from tests.dropped import IN_TORCH, choose
 
 shapes = st.fixed_dictionaries(
     {
@@ -29,7 +31,8 @@ shapes = st.fixed_dictionaries(
 
 
 # The fused kernels compute in fp32, or less, whatever they are given.
-IN_DOUBLE = [name for name in ATTENTIONS if name != "fused"]
+WAYS = [*ATTENTIONS, IN_TORCH]
+IN_DOUBLE = [name for name in WAYS if name != "fused"]
 DTYPE = {"fused": torch.float32}
 TOLERANCE = {"fused": {"rtol": 2e-5, "atol": 2e-5}}
 
@@ -171,7 +174,7 @@ def test_a_span_at_zero_feels_what_it_would_gain_by_growing():
     assert spans.grad.item() == pytest.approx((odds * (values[1:] - output.detach()) / 2 / total).sum().item())
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", WAYS)
 @settings(max_examples=25)
 @given(data=st.data(), shape=shapes)
 def test_attention_is_its_definition(attention, data, shape):
@@ -185,7 +188,7 @@ def test_attention_is_its_definition(attention, data, shape):
     close(attention, got, by_the_definition(x, shape["heads"], spans, shape["ramp"]))
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", WAYS)
 @settings(max_examples=50)
 @given(data=st.data(), shape=shapes)
 def test_trimmed_is_untrimmed(attention, data, shape):
@@ -237,12 +240,49 @@ def output_and_gradients(attention, layer, device="cpu", dtype=torch.float64):
 SHAPE = {"batch": 2, "heads": 3, "head_size": 3, "block": 128, "past": 300, "max_span": 700, "ramp": 32, "seed": 0}
 
 
+@pytest.mark.parametrize("attention", ["banded", IN_TORCH])
 @settings(max_examples=60)
-@given(layers())
-@example((SHAPE, [400.0, 0.0, 100.0], 0))  # several whole tiles of heads that are each alone, and not in their order
-@example((SHAPE, [400.0, 0.0, 100.0], 9))
-def test_banded_computes_what_dense_does(layer):
-    torch.testing.assert_close(output_and_gradients("banded", layer), output_and_gradients("dense", layer))
+@given(layer=layers())
+@example(layer=(SHAPE, [400.0, 0.0, 100.0], 0))  # several whole tiles of heads that are alone, and not in their order
+@example(layer=(SHAPE, [400.0, 0.0, 100.0], 9))
+def test_banded_computes_what_dense_does(attention, layer):
+    torch.testing.assert_close(output_and_gradients(attention, layer), output_and_gradients("dense", layer))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no compiler")
+def test_banded_is_compiled_for_a_cpu():
+    assert tiles.library() is not None
+
+
+def test_what_cannot_be_compiled_is_told_once_and_pytorch_computes_it(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("CXX", "no_such_compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    layer = (SHAPE, [400.0, 0.0, 100.0], 0)
+    compiled = output_and_gradients("banded", layer)
+    tiles.library.cache_clear()
+    found = [output_and_gradients("banded", layer) for _ in range(2)]
+    tiles.library.cache_clear()
+    torch.testing.assert_close(found, [compiled, compiled])
+    assert capsys.readouterr().out.count("there is no C++ compiler no_such_compiler") == 1
+
+
+def test_any_number_of_threads_computes_the_same_bits():
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        leaves = {name: tensor.requires_grad_() for name, tensor in dropped.layer("cpu").items()}
+        output = dropped.attend("banded", leaves, 0.4, low=False)
+        output.square().sum().backward()
+        found.append([output, *(leaf.grad for leaf in leaves.values())])
+    torch.set_num_threads(threads)
+    assert all(map(torch.equal, *found))
+
+
+def test_compiled_or_not_dropout_draws_the_same():
+    x = dropped.layer("cpu")
+    torch.testing.assert_close(
+        *(dropped.attend(way, x, 0.4, False) for way in ("banded", IN_TORCH)), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("attention", IN_DOUBLE)
@@ -273,7 +313,7 @@ def test_dropout_keeps_the_mean(attention):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize(("low", "tolerance"), [(False, 1e-5), (True, 5e-2)])
-@pytest.mark.parametrize("attention", ["dense", "banded"])
+@pytest.mark.parametrize("attention", ["dense", "banded", IN_TORCH])
 def test_with_dropout_too_attention_is_its_definition(attention, low, tolerance, dropout):
     errors = dropped.errors(attention, "cpu", dropout, low)
     assert max(errors.values()) < tolerance, errors
@@ -286,7 +326,7 @@ def test_dropout_keeps_its_rate_in_16_bits_too():
     assert kept == pytest.approx(0.6, abs=4 * (0.24 / weights.numel()) ** 0.5)
 
 
-@pytest.mark.parametrize("attention", ["banded", "fused"])
+@pytest.mark.parametrize("attention", ["banded", IN_TORCH, "fused"])
 def test_autocast_changes_no_type_inside_attention(attention):
     """A CPU's autocast makes products in bf16, a GPU's also softmax in fp32: each would mix types in there."""
 

@@ -1,5 +1,7 @@
 """Attention that costs what each head looks at, in PyTorch: heads of similar span share a band of keys and values.
 
+On a CPU with a compiler `tiles` computes the same, from the same projections and with the same dropout.
+
 Queries are taken a tile at a time. Of a tile's products with the keys that any of its queries sees, those outside the
 band, a parallelogram, are masked; they are few, since tiles are short where spans are.
 
@@ -17,7 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adaptive_span.attention.context import Context, by_groups, out_of_groups
+from adaptive_span.attention import tiles
+from adaptive_span.attention.context import Context, Projected, by_groups, out_of_groups
+from adaptive_span.attention.context import Group as Heads
 from adaptive_span.own_types import OwnTypes
 from adaptive_span.span import log_soft_mask
 
@@ -38,12 +42,16 @@ def attend(
     """See `adaptive_span.attention`."""
     groups = group_heads(limits)
     near = positions[:, -max(limits) :].to(context.dtype)
-    log_mask = None
-    if spans is not None:
-        log_mask = log_soft_mask(by_groups(spans, 0, groups), ramp, max(limits)).to(context.dtype)
+    log_mask = None if spans is None else log_soft_mask(spans, ramp, max(limits)).to(context.dtype)
+    if tiles.run_on(positions.device, context.dtype):
+        own = tiles.own_spans(limits, log_mask)
+        projected = context.project([(heads, max(own[head] for head in heads)) for heads, _ in groups])
+        masks = draw_masks(dropout, groups, projected, memory) if dropout else []
+        return tiles.attend([heads for heads, _ in groups], own, projected, near, log_mask, dropout, memory, masks)
+    tensors = [tensor for pair in context.project(groups) for tensor in pair]
+    log_mask = None if log_mask is None else by_groups(log_mask, 0, groups)
     kept = (None, None) if memory is None else tuple(by_groups(x, 0, groups).to(context.dtype) for x in memory)
-    projected = [tensor for group in context.project(groups) for tensor in group]
-    return out_of_groups(Bands.apply(dropout, near, log_mask, *kept, *projected), 2, groups)
+    return out_of_groups(Bands.apply(dropout, near, log_mask, *kept, *tensors), 2, groups)
 
 
 def group_heads(limits: Sequence[int]) -> list[tuple[list[int], int]]:
@@ -258,9 +266,31 @@ def parts(
         first = heads.stop
 
 
+def draw_masks(
+    dropout: float,
+    groups: Sequence[Heads],
+    projected: Sequence[Projected],
+    memory: tuple[Tensor, Tensor] | None,
+) -> list[tiles.Mask]:
+    """Draw what `Bands` draws for each group, and return what is kept."""
+    masks = []
+    for (_, span), (query, _) in zip(groups, projected, strict=True):
+        batch, block, heads, _ = query.shape
+        tile = min(tile_size(span), block)
+        width = span + tile - 1 + (0 if memory is None else memory[0].size(2))
+        drawn = torch.rand(batch, heads, -(-block // tile), tile, width, dtype=draw_type(query), device=query.device)
+        masks.append(tiles.Mask(drawn >= dropout, span))
+    return masks
+
+
+def draw_type(like: Tensor) -> torch.dtype:
+    """Return at least fp32: 16 bits hold too few numbers to keep dropout's rate."""
+    return torch.promote_types(like.dtype, torch.float32)
+
+
 def kept(weights: Tensor, dropout: float) -> Tensor:
-    """Draw what dropout multiplies weights by, in at least fp32: 16 bits hold too few numbers to keep the rate."""
-    drawn = torch.rand_like(weights, dtype=torch.promote_types(weights.dtype, torch.float32))
+    """Draw what dropout multiplies weights by."""
+    drawn = torch.rand_like(weights, dtype=draw_type(weights))
     return (drawn >= dropout).to(weights.dtype).div_(1 - dropout)
 
 

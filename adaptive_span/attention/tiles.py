@@ -1,0 +1,244 @@
+"""Banded attention on a CPU, in C++: a tile of queries goes from scores to output while it is in the cache.
+
+PyTorch's operations pass over a layer's weights once each, and what they keep for the backward pass is large. Here
+a tile's weights are computed again from the logarithm of their sum. A head's own span counts, not its group's longest.
+
+B batch, M block, H heads, h heads of a group, D head size, L longest span of a layer, T positions of a group, N
+persistent vectors, P parts of the batch.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from adaptive_span.attention.context import Projected
+from adaptive_span.console import say
+from adaptive_span.own_types import OwnTypes
+
+SOURCE = Path(__file__).with_name("tiles.cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
+TYPES = {torch.float32: "float", torch.float64: "double"}
+MOST_PARTS = 8  # of a batch, which have gradients of their own that add up in one order whatever the threads
+
+
+class Head(ctypes.Structure):
+    """See `tiles.cpp`."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "keys_values", "grad_query", "grad_keys_values")),
+        *((name, ctypes.c_void_p) for name in ("grad_position", "keep")),
+        *((name, ctypes.c_int64) for name in ("keep_rows", "keep_columns", "index", "group", "positions", "span")),
+    ]
+
+
+class Layer(ctypes.Structure):
+    """See `tiles.cpp`."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("heads", "position", "position_along")),
+        *((name, ctypes.c_void_p) for name in ("log_mask", "memory_key", "memory_value")),
+        *((name, ctypes.c_void_p) for name in ("output", "log_sum", "grad", "grad_position", "grad_log_mask")),
+        *((name, ctypes.c_void_p) for name in ("grad_memory_key", "grad_memory_value")),
+        *((name, ctypes.c_int64) for name in ("batch", "block", "num_heads", "size", "longest", "memory", "parts")),
+        ("position_stride", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+    ]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled kernels, built where they are not yet; None, having said why, where they cannot be."""
+    try:
+        return ctypes.CDLL(str(_build()))
+    except (OSError, subprocess.CalledProcessError) as error:
+        told = (error.stderr if isinstance(error, subprocess.CalledProcessError) else "") or str(error)
+        say(
+            f"warning: attention is not compiled for this CPU ({told.splitlines()[0]}); PyTorch's operations compute it"
+        )
+        return None
+
+
+def _build() -> Path:
+    """Return the path of the kernels for this processor and this release of torch, which bring its BLAS and threads."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(compiler):
+        raise FileNotFoundError(f"there is no C++ compiler {compiler}")
+    what = (SOURCE.read_text(), compiler, *FLAGS, torch.__version__, _processor())
+    key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "adaptive_span"
+    built = folder / f"tiles-{key}.so"
+    if not built.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        libraries = Path(torch.__file__).parent / "lib"
+        with tempfile.TemporaryDirectory(dir=folder) as private:  # another process may be building the same
+            compiled, linked = Path(private, "tiles.o"), Path(private, "tiles.so")
+            _run(compiler, *FLAGS, "-c", SOURCE, "-o", compiled)
+            # Without -fopenmp: torch's own OpenMP then runs the threads, and its BLAS knows that it is in one of them.
+            _run(compiler, "-shared", compiled, "-o", linked, f"-L{libraries}", "-ltorch_cpu")
+            linked.replace(built)
+    return built
+
+
+def _run(*command: str | Path) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def _processor() -> str:
+    """Return what decides which instructions `-march=native` means."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    return "\n".join([platform.machine(), *sorted({line for line in lines if line.startswith(("flags", "Features"))})])
+
+
+class Mask(NamedTuple):
+    """What dropout keeps of a group's weights, as `banded` draws it."""
+
+    kept: Tensor  # (B, h, tiles, rows, columns), where a row's first weight is one column further than the row before's
+    span: int  # that the first of them is at
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the host knows of a layer."""
+
+    groups: Sequence[Sequence[int]]  # heads
+    spans: Sequence[int]  # of each head
+    mask_spans: Sequence[int]  # of each group's mask
+    scale: float  # of the weights that dropout keeps
+
+    def heads(
+        self, projected: Sequence[Tensor], masks: Sequence[Tensor], grads: Sequence[Tensor] = ()
+    ) -> ctypes.Array[Head]:
+        """Return a description of each head, the longest span first."""
+        found = []
+        for number, heads in enumerate(self.groups):
+            pair = slice(2 * number, 2 * number + 2)  # queries (B, M, h, D), keys and values (B, T, h, 2, D)
+            for place, index in enumerate(heads):
+                here, grad = ([x.select(2, place).data_ptr() for x in tensors[pair]] for tensors in (projected, grads))
+                head = Head(*here, *grad, index=index, span=self.spans[index])
+                head.group, head.positions = len(heads), projected[2 * number + 1].size(1)
+                if masks:
+                    head.keep = masks[number].select(1, place).data_ptr() + self.mask_spans[number] - head.span
+                    head.keep_rows, head.keep_columns = masks[number].shape[3:]
+                found.append(head)
+        return (Head * len(found))(*sorted(found, key=lambda head: -head.span))
+
+    def layer(
+        self, heads: ctypes.Array[Head], block: int, log_sum: Tensor, constants: Sequence[Tensor | None]
+    ) -> Layer:
+        """Return a description of the layer, but for what a pass writes or gets besides."""
+        positions, log_mask, memory_key, memory_value = constants
+        assert positions is not None
+        return Layer(
+            heads=ctypes.addressof(heads), position=positions.data_ptr(), log_mask=_address(log_mask),
+            memory_key=_address(memory_key), memory_value=_address(memory_value), log_sum=log_sum.data_ptr(),
+            batch=len(log_sum), block=block, num_heads=len(heads), size=positions.size(0), longest=positions.size(1),
+            memory=0 if memory_key is None else memory_key.size(2), position_stride=positions.stride(0),
+            scale=self.scale,
+        )  # fmt: skip
+
+
+def run_on(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether these kernels compute there, in that type."""
+    return device.type == "cpu" and dtype in TYPES and library() is not None
+
+
+def own_spans(limits: Sequence[int], log_mask: Tensor | None) -> list[int]:
+    """Return how far each head sees: what `limits` bound is at hand on a CPU."""
+    if log_mask is None:
+        return list(limits)
+    seen = (log_mask > float("-inf")).sum(1).tolist()
+    return [max(1, min(pair)) for pair in zip(limits, seen, strict=True)]  # a span that is not a number sees nothing
+
+
+def attend(
+    groups: Sequence[Sequence[int]],
+    spans: Sequence[int],
+    projected: Sequence[Projected],
+    positions: Tensor,
+    log_mask: Tensor | None,
+    dropout: float,
+    memory: tuple[Tensor, Tensor] | None,
+    masks: Sequence[Mask],
+) -> Tensor:
+    """Return the output, (B, M, H, D), with heads in their own order. `groups` are those of `projected`."""
+    if memory is not None:
+        memory = memory[0].to(positions.dtype), memory[1].to(positions.dtype)
+    tensors = [tensor for pair in projected for tensor in pair]
+    shape = Shape(groups, spans, [mask.span for mask in masks], 1 / (1 - dropout))
+    return Tiles.apply(shape, [mask.kept for mask in masks], positions, log_mask, *(memory or (None, None)), *tensors)
+
+
+class Tiles(OwnTypes):
+    """All heads of a layer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        shape: Shape,
+        masks: Sequence[Tensor],  # of each group what dropout keeps, or none
+        positions: Tensor,  # (D, L), whose rows may lie apart
+        log_mask: Tensor | None,  # (H, L)
+        memory_key: Tensor | None,  # (H, D, N)
+        memory_value: Tensor | None,  # (H, N, D)
+        *projected: Tensor,  # of each group queries (B, M, h, D), scaled, and keys and values (B, T, h, 2, D)
+    ) -> Tensor:
+        projected = tuple(tensor.contiguous() for tensor in projected)
+        constants = [positions, *(None if x is None else x.contiguous() for x in (log_mask, memory_key, memory_value))]
+        batch, block, _, size = projected[0].shape
+        output = positions.new_empty(batch, block, len(shape.spans), size)
+        log_sum = positions.new_empty(batch, len(shape.spans), block)
+        heads = shape.heads(projected, masks)
+        layer = shape.layer(heads, block, log_sum, constants)
+        layer.output, layer.parts = output.data_ptr(), batch
+        _call("forward", positions.dtype, layer)
+        ctx.shape = shape
+        ctx.save_for_backward(log_sum, *constants, *projected, *masks)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        shape: Shape = ctx.shape
+        log_sum, *rest = ctx.saved_tensors
+        pairs = 2 * len(shape.groups)
+        constants, projected, masks = rest[:4], rest[4 : 4 + pairs], rest[4 + pairs :]
+        positions, *others = constants
+        grad, parts = grad.contiguous(), min(len(grad), MOST_PARTS)
+        grad_positions = positions.new_zeros(positions.shape)
+        each_positions = positions.new_empty(parts * positions.size(0) * sum(shape.spans))
+        each_other = [None if x is None else x.new_zeros(parts, *x.shape) for x in others]
+        grad_projected = [torch.empty_like(tensor) for tensor in projected]
+        heads, start = shape.heads(projected, masks, grad_projected), each_positions.data_ptr()
+        for head in heads:
+            head.grad_position = start
+            start += parts * positions.size(0) * head.span * positions.itemsize
+        layer = shape.layer(heads, grad.size(1), log_sum, constants)
+        position_along = positions.t().contiguous()
+        layer.position_along = position_along.data_ptr()
+        layer.grad, layer.parts, layer.grad_position = grad.data_ptr(), parts, grad_positions.data_ptr()
+        layer.grad_log_mask, layer.grad_memory_key, layer.grad_memory_value = map(_address, each_other)
+        _call("backward", positions.dtype, layer)
+        return None, None, grad_positions, *(None if x is None else x.sum(0) for x in each_other), *grad_projected
+
+
+def _call(which: str, dtype: torch.dtype, layer: Layer) -> None:
+    getattr(library(), f"{which}_{TYPES[dtype]}")(ctypes.byref(layer))
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
