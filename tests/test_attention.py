@@ -255,15 +255,15 @@ def test_banded_is_compiled_for_a_cpu():
 
 
 def test_what_cannot_be_compiled_is_told_once_and_pytorch_computes_it(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("CXX", "no_such_compiler")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     layer = (SHAPE, [400.0, 0.0, 100.0], 0)
     compiled = output_and_gradients("banded", layer)
+    monkeypatch.setenv("CXX", "no_such_compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     tiles.library.cache_clear()
     found = [output_and_gradients("banded", layer) for _ in range(2)]
     tiles.library.cache_clear()
     torch.testing.assert_close(found, [compiled, compiled])
-    assert capsys.readouterr().out.count("there is no C++ compiler no_such_compiler") == 1
+    assert capsys.readouterr().err.count("there is no C++ compiler no_such_compiler") == 1
 
 
 def test_any_number_of_threads_computes_the_same_bits():

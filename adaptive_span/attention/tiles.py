@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from adaptive_span.attention.context import Projected
-from adaptive_span.console import say
 from adaptive_span.own_types import OwnTypes
 
 SOURCE = Path(__file__).with_name("tiles.cpp")
@@ -66,8 +65,10 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(_build()))
     except (OSError, subprocess.CalledProcessError) as error:
         told = (error.stderr if isinstance(error, subprocess.CalledProcessError) else "") or str(error)
-        say(
-            f"warning: attention is not compiled for this CPU ({told.splitlines()[0]}); PyTorch's operations compute it"
+        reason = told.splitlines()[0]
+        print(
+            f"warning: attention is not compiled for this CPU ({reason}); PyTorch's operations compute it",
+            file=sys.stderr,
         )
         return None
 
