@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from adaptive_span import machine
-from adaptive_span.attention import chosen
+from adaptive_span.attention import chosen, tiles
 from adaptive_span.attention.banded import group_heads, tile_size
 from adaptive_span.config import Config, ModelConfig
 from adaptive_span.distributed import Process
@@ -35,6 +35,8 @@ def explained(config: Config, process: Process, parameters: int, limits: Callabl
             raise
         size = config.model.hidden_size // config.model.num_heads
         name, _ = chosen(config.model.attention, process.device, size)
+        if name == "banded" and tiles.run_on(process.device, torch.float32):
+            name = "compiled"  # which keeps no weights
         config = replace(config, model=replace(config.model, attention=name))
         need = step_bytes(config, process.world_size, parameters, limits())
         there = "an unknown amount" if available is None else f"{available / GIB:.1f} GiB"
@@ -82,6 +84,8 @@ def _scores(model: ModelConfig, heads: Sequence[int]) -> tuple[float, float]:
         scores = block * sum(limit + block for limit in heads) + memory
         return 1.5 * copies * scores, 3.0 * scores
     scores = block * sum(limit + tile_size(limit) for limit in heads) + memory
+    if model.attention == "compiled":  # a byte a weight for what dropout leaves, drawn in four
+        return (0.25 * scores, 1.0 * scores) if model.dropout else (0.0, 0.0)
     widest = block * max(len(group) * (limit + tile_size(limit)) for group, limit in group_heads(heads))
     return float(copies * scores), 3.0 * widest
 
