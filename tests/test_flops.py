@@ -19,7 +19,7 @@ def test_dense_attention_computes_what_is_counted_and_its_padding(changes):
     text = torch.zeros(1, config.block_size + 1, dtype=torch.long)  # of the first cluster
     limits = model.limits()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(text[:, :-1], text[:, 1:], model.empty_cache(1), limits)
+        model(text[:, :-1], text[:, 1:], model.empty_inference_cache(), limits)
     counted = flops.comparison(config, 11, limits)["longest_head_of_each_layer"]
     padding = 2 * config.num_layers * config.hidden_size * (2 * config.block_size - 1)
     assert counter.get_total_flops() / config.block_size == counted + padding
