@@ -30,5 +30,10 @@ def why_inductor_cannot_build(kind: str) -> str | None:
         return why_triton_cannot_build() if is_there else "triton is not installed"
     if kind == "mps":
         return "it is untested with hardware.device=mps"
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    compiler = cpp_compiler()
     return None if shutil.which(compiler) else f"there is no C++ compiler {compiler}"
+
+
+def cpp_compiler() -> str:
+    """Return the command that compiles C++ here, whether or not it is there."""
+    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")

@@ -24,7 +24,7 @@ class Context(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of queries, keys and values."""
+        """Return the type of queries, keys and values."""
         ...
 
     def project(self, groups: Sequence[Group]) -> list[Projected]:

@@ -109,7 +109,7 @@ ROWS_APART = 4  # programs that share the rows of the batch in the gradients of 
 
 
 def constants(kernel: str, size: int, dtype: torch.dtype) -> dict[str, Any]:
-    """What a kernel is compiled with."""
+    """Return what a kernel is compiled with."""
     kind = "bf16" if dtype.itemsize == 2 else "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "fp32"
     queries, keys, warps, stages = TILES[kind, 64 if size <= 64 else 128][kernel]
     padded = max(16, 1 << (size - 1).bit_length())  # of which a matrix product can be made
@@ -119,7 +119,7 @@ def constants(kernel: str, size: int, dtype: torch.dtype) -> dict[str, Any]:
 
 
 class FusedAttention(OwnTypes):
-    """All groups of a layer, with the gradients written out."""
+    """Compute all groups of a layer, with the gradients written out."""
 
     @staticmethod
     def forward(
@@ -187,7 +187,7 @@ class Group:
 
 
 def parts(projected: Sequence[Tensor]) -> Iterator[Group]:
-    """Each group of a layer, with the positions before the rows of the batch, as they are in training."""
+    """Yield each group of a layer, with the positions before the rows of the batch, as they are in training."""
     first = 0
     for query, key_value in zip(projected[::2], projected[1::2], strict=True):
         yield Group(first, query.transpose(0, 1).contiguous(), key_value.transpose(0, 1).contiguous())
@@ -272,7 +272,7 @@ class Backward:
         self.of_memory = lse.new_empty(2, apart, heads, layer.memory_size, size)  # of keys and of values
 
     def group(self, group: Group) -> tuple[Tensor, Tensor]:
-        """The gradients of a group's queries, and of its keys and values; adds to that of position vectors."""
+        """Return the gradients of a group's queries, and of its keys and values; add to that of position vectors."""
         layer = self.layer
         block, batch, heads, _ = group.query.shape
         near, shared = layer.near(group), {**self.given, **layer.context(group)}

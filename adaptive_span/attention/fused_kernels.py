@@ -48,14 +48,14 @@ def reach_of(z, ramp, span):
 
 @triton.jit
 def full_of(z, span):
-    """How many of those columns it sees at full weight, whatever becomes of its span a little later: off its ramp."""
+    """Return how many of those columns it sees at full weight, off its ramp."""
     return span if z is None else tl.minimum(span, z.to(tl.int32))
 
 
 @triton.jit
 def parts_of_keys(start, block, span, reach, full, QUERIES: tl.constexpr, KEYS: tl.constexpr):
-    """Where the keys begin that some query of a tile sees, those that all of them see at full weight, those after;
-    and where they end. All but the end are multiples of KEYS, and the compiler must see it, or loads are slow."""
+    """Return where the keys begin that some query of a tile sees, those that all of them see at full weight, those
+    after; and where they end. All but the end are multiples of KEYS: the compiler must see it, or loads are slow."""
     nearest = (start + span - reach) // KEYS * KEYS
     outer = tl.maximum((start + span) // KEYS, nearest // KEYS) * KEYS
     inner = (start + QUERIES - 1 + span - full + KEYS - 1) // KEYS
@@ -66,13 +66,13 @@ def parts_of_keys(start, block, span, reach, full, QUERIES: tl.constexpr, KEYS: 
 
 @triton.jit
 def numbers_of(b, head, heads, block):
-    """Where a head's numbers, one a query, begin in a row: (B, H, M)."""
+    """Return where a head's numbers, one per query, begin in a row: (B, H, M)."""
     return (b * heads + head).to(tl.int64) * block
 
 
 @triton.jit
 def vectors_of(b, head, heads, SIZE: tl.constexpr):
-    """Where a head's vectors begin in a row: (length, B, heads, SIZE)."""
+    """Return where a head's vectors begin in a row: (length, B, heads, SIZE)."""
     return (b * heads + head) * SIZE
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from adaptive_span.attention.context import Projected
+from adaptive_span.compilers import cpp_compiler
 from adaptive_span.own_types import OwnTypes
 
 SOURCE = Path(__file__).with_name("tiles.cpp")
@@ -75,7 +76,7 @@ def library() -> ctypes.CDLL | None:
 
 def _build() -> Path:
     """Return the path of the kernels for this processor and this release of torch, which bring its BLAS and threads."""
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    compiler = cpp_compiler()
     if not shutil.which(compiler):
         raise FileNotFoundError(f"there is no C++ compiler {compiler}")
     what = (SOURCE.read_text(), compiler, *FLAGS, torch.__version__, _processor())
