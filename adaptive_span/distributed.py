@@ -180,7 +180,6 @@ class Node:
             run_id=self.run_id,
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
-            shutdown_timeout=20,  # seconds to save in; schedulers kill after 30
             signals_to_handle=",".join(s.name for s in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, *hang_up())),
         )
 
@@ -231,6 +230,8 @@ def _start_once(function: Callable[[Any], None], config: Any, processes: int, no
     for name in (agent, f"{agent}.agent.server.api", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is told below
     _shield_resource_tracker()
+    # Seconds to save in, as schedulers kill after 30. torch up to 2.11 does not read it and waits 30.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "20")
     try:
         with TemporaryDirectory() as logs:
             elastic_launch(node.launch_config(processes, logs), _work)(function, config)

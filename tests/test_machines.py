@@ -43,7 +43,8 @@ def test_bf16_that_is_emulated_is_told_at_the_start(launch, tmp_path):
 # A program, on a Python without what that of Windows lacks; it says that it is one once everything is imported, since
 # Python's own modules would then look for parts of Windows.
 ON_WINDOWS = """
-import importlib, psutil, runpy, signal, sys  # psutil has a part of its own for each system
+import importlib, os, psutil, runpy, signal, sys  # psutil has a part of its own for each system
+os.environ["USERNAME"] = "someone"  # Windows sets it; without it torch 2.11 looks the user up in pwd
 sys.modules |= dict.fromkeys(("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"))
 for name in "SIGALRM SIGHUP SIGKILL SIGUSR1 SIGUSR2 pthread_sigmask sigpending sigwait".split():
     delattr(signal, name)
