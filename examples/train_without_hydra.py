@@ -62,4 +62,4 @@ def main(file: Path | None = None, steps: int = 300, validate_every: int = 50) -
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
