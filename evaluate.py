@@ -14,9 +14,9 @@ def main(composed: DictConfig) -> None:
         capacity.check_processes(config.hardware)
         capacity.warn_of_slurm_keys(config.hardware)
 
-        from adaptive_span import distributed, report  # torch, which --help need not wait for
+        from adaptive_span import evaluate, processes  # torch, which --help need not wait for
 
-        distributed.launch(report.evaluate, config, config.hardware)
+        processes.launch(evaluate.evaluate, config, config.hardware)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,14 @@
 """What a person sees: a live bar on a terminal, plain lines in the log of a batch job, and a table at the end."""
 
 import time
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from adaptive_span.flops import TRAINING
-from adaptive_span.plain_text import shown
-
-
-class PlainConsole(Console):
-    """Show every text as it is written: what names and values hold is neither markup nor a command to a terminal."""
-
-    def render_str(self, text: str, **how: Any) -> Text:
-        return super().render_str(shown(text), **how)
-
-
-console = PlainConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
+from adaptive_span.printing import console
 
 
 class TrainingProgress:
@@ -110,21 +97,3 @@ def flops_table(flops: dict[str, float]) -> Table:
     for name, value in flops.items():
         table.add_row(name.replace("_", " "), f"{value / 1e6:,.1f}", f"{TRAINING * value / 1e6:,.1f}")
     return table
-
-
-def say(text: str) -> None:
-    console.print(text)
-
-
-def show(table: Table) -> None:
-    console.print()
-    console.print(table)
-
-
-def list_places(places: dict[str, str | Path | None]) -> None:
-    """Where things are, and the commands to go on with; one a line, never cut."""
-    width = max(map(len, places))
-    console.print()
-    for name, place in places.items():
-        if place:
-            say(f"{name:<{width}}  {place}")

@@ -20,9 +20,9 @@ from filelock import FileLock
 
 from adaptive_span import source, strict_json
 from adaptive_span.config import DataConfig
-from adaptive_span.console import say
 from adaptive_span.errors import UserError
 from adaptive_span.numbering import number_bytes, number_words
+from adaptive_span.printing import print_line
 from adaptive_span.vocabulary import Vocabulary
 
 MANIFEST, VOCABULARY = "manifest.json", "vocabulary.json"
@@ -100,7 +100,7 @@ def prepare(config: DataConfig, by_frequency: bool = False, vocabulary: Vocabula
             corpus, problem = _opened(directory)
             if corpus is None:
                 if problem:
-                    say(f"the prepared corpus {directory} is damaged ({problem}), and is made again")
+                    print_line(f"the prepared corpus {directory} is damaged ({problem}), and is made again")
                 _build(config, by_frequency, vocabulary, directory)
                 corpus, problem = _opened(directory)
     except OSError as error:

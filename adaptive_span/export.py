@@ -6,8 +6,8 @@ python -m adaptive_span.export CHECKPOINT DIR
 import argparse
 from pathlib import Path
 
-from adaptive_span.console import say
 from adaptive_span.errors import UserError
+from adaptive_span.printing import print_line
 from adaptive_span.program import exit_codes
 
 
@@ -23,7 +23,7 @@ def main() -> None:
 
     hub.from_checkpoint(arguments.checkpoint).save_pretrained(arguments.directory)
     where = str(arguments.directory)
-    say(f"{where}: adaptive_span.hub.PretrainedTransformer.from_pretrained({where!r}) reads it")
+    print_line(f"{where}: adaptive_span.hub.PretrainedTransformer.from_pretrained({where!r}) reads it")
 
 
 if __name__ == "__main__":

@@ -3,32 +3,16 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from adaptive_span.distributed import Process, hang_up
+from adaptive_span.distributed import Process
+from adaptive_span.program import hang_up
 
 SAVED = "ADAPTIVE_SPAN_SAVED"  # an environment variable: the file that tells whoever sent SIGUSR2 that all is saved
 STOPPED = 128 + signal.SIGTERM
 AGAIN = 1.0  # seconds: a Ctrl-C reaches a worker from the terminal and, at once, from the process that started it
-
-
-@contextmanager
-def tidy_end() -> Iterator[None]:
-    """End the process on SIGTERM or SIGHUP as an exception does, so that nothing half-made is left behind."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, *hang_up())}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Interruption:

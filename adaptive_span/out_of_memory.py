@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from adaptive_span import machine
 from adaptive_span.attention import chosen, tiles
 from adaptive_span.attention.banded import group_heads, tile_size
 from adaptive_span.config import Config, ModelConfig
-from adaptive_span.distributed import Process
+from adaptive_span.distributed import Process, available_memory
 from adaptive_span.errors import UserError
 from adaptive_span.identity import flatten
 from adaptive_span.model import Limits, cache_length
@@ -111,10 +110,3 @@ def _advice(config: Config, processes: int, parameters: int, limits: Limits, ava
             settings = [f"{key}={str(after[key]).lower()}" for key in after if after[key] != before[key]]
             return f"{' '.join(settings)} would need about {need / GIB:.1f} GiB"
     return f"even one row at a time would not fit; take a smaller model than model={config.model.name}"
-
-
-def available_memory(process: Process) -> int | None:
-    """Return the bytes that this process may hope for, asked before the first step; None where nobody knows."""
-    if process.device.type == "cuda":
-        return torch.cuda.get_device_properties(process.device).total_memory
-    return machine.memory(process.world_size)

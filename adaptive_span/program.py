@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from adaptive_span.errors import UserError
 from adaptive_span.output import outlived
@@ -41,6 +42,26 @@ def exit_codes() -> Iterator[None]:
 def _refuse_windows() -> None:
     if sys.platform == "win32":
         raise UserError("this does not run on Windows itself; run it in WSL, the Linux within Windows: wsl --install")
+
+
+@contextmanager
+def sigterm_as_exit() -> Iterator[None]:
+    """End the process on SIGTERM or SIGHUP as an exception does, so that nothing half-made is left behind."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, *hang_up())}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def hang_up() -> tuple[signal.Signals, ...]:
+    """Return SIGHUP, which a terminal sends when it is closed; or nothing where it is ignored, as `nohup` asks."""
+    return () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
 
 
 def command(program: str, *words: str) -> str:

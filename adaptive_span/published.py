@@ -19,9 +19,9 @@ from torch import Tensor
 
 from adaptive_span import checkpoint, tensor_file
 from adaptive_span.config import Config, ModelConfig, OptimizerConfig
-from adaptive_span.console import say
 from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.model import Transformer
+from adaptive_span.printing import print_line
 from adaptive_span.program import exit_codes
 from adaptive_span.stored import lookup
 from adaptive_span.writing import explained
@@ -208,7 +208,7 @@ def main() -> None:
         parser.add_argument("name", help=", ".join(NAMES))
         parser.add_argument("directory", nargs="?", type=Path, default=Path("checkpoints"))
         arguments = parser.parse_args(sys.argv[2:])
-        say(str(download(arguments.name, arguments.directory)))
+        print_line(str(download(arguments.name, arguments.directory)))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE")
@@ -226,7 +226,7 @@ def main() -> None:
     sizes = {
         key: model[key] for key in ("num_layers", "hidden_size", "ffn_size", "memory_size", "num_heads", "max_span")
     }
-    say(f"{arguments.out}: step {state['step']}, vocabulary {state['vocab_size']}, {sizes}")
+    print_line(f"{arguments.out}: step {state['step']}, vocabulary {state['vocab_size']}, {sizes}")
 
 
 if __name__ == "__main__":

@@ -14,16 +14,16 @@ import yaml
 from filelock import FileLock
 
 from adaptive_span import scores
+from adaptive_span.checkpoint_paths import last_step
 from adaptive_span.config import Config
-from adaptive_span.console import say
 from adaptive_span.errors import ProcessLost, UserError
 from adaptive_span.identity import changes
 from adaptive_span.plain_text import masked
+from adaptive_span.printing import print_line
 from adaptive_span.stored import read_yaml
 from adaptive_span.tracking import METRICS, SCORES
 from adaptive_span.writing import whole
 
-CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 FAILURE = "failure.txt"  # one sentence, or the traceback of a bug; gone once the run is taken up again
 LOCK = ".lock"
@@ -38,22 +38,6 @@ def refuse_links(directory: Path) -> None:
                     f"{path} is a link that leads out of the run's directory, to {os.readlink(path)}; remove it, or "
                     f"make the run's directory itself the link"
                 )
-
-
-def step_path(checkpoints: Path, step: int) -> Path:
-    return checkpoints / f"step_{step:08d}.pt"
-
-
-def steps(checkpoints: Path) -> list[Path]:
-    """Return the files of a run's training states, the newest first."""
-    return sorted(checkpoints.glob("step_*.pt"), reverse=True)
-
-
-def last_step(directory: Path) -> int:
-    """Return the step of the newest training state, as its name gives it; 0 where there is none."""
-    saved = steps(directory / CHECKPOINTS)
-    digits = saved[0].stem.removeprefix("step_") if saved else "0"
-    return int(digits) if digits.isdecimal() else 0
 
 
 def is_finished(directory: Path, step: int, total_steps: int) -> bool:
@@ -80,7 +64,7 @@ def refuse_changes(before: dict[str, Any], config: Config) -> None:
 
 
 def report_finished(directory: Path, step: int) -> None:
-    say(
+    print_line(
         f"{directory} is finished after {step} steps; scores are in {SCORES} there. To train on, raise train.steps; "
         f"to start afresh, delete it or take another run.dir or train.seed"
     )

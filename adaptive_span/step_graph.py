@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from adaptive_span.console import say
+from adaptive_span.printing import print_line
 
 Result = TypeVar("Result")
 
@@ -71,7 +71,8 @@ class StepGraph:
             self._refused = True
             generator.graphsafe_set_state(before)  # it would wait for the end of a recording for ever
             reason = str(error).splitlines()[0]
-            say(f"warning: the step cannot be recorded as a CUDA graph ({reason}); kernels are launched one by one")
+            told = f"the step cannot be recorded as a CUDA graph ({reason}); kernels are launched one by one"
+            print_line(f"warning: {told}")
             return None
         self._graph = graph
         return graph

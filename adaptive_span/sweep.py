@@ -16,9 +16,9 @@ from rich.table import Table
 
 from adaptive_span import scores
 from adaptive_span.config import MISSING, Config
-from adaptive_span.console import say, show
 from adaptive_span.errors import UserError
 from adaptive_span.identity import flatten
+from adaptive_span.printing import print_line, print_table
 from adaptive_span.program import exit_codes
 from adaptive_span.run_directory import CONFIG, FAILURE, has_begun, reason, refuse_links
 from adaptive_span.stored import from_dict, lookup, read_yaml
@@ -59,11 +59,11 @@ def summarize(directories: Sequence[Path], home: Path) -> None:
             out.writerow([row["run"], row["step"], *settings, *(row[key] for key in RESULTS), row["reason"]])
             figures = ["–" if row[key] is None else readable(row[key]) for key, readable in RESULTS.items()]
             table.add_row(str(row["run"].relative_to(home)), *map(str, settings), *figures)
-    show(table)
+    print_table(table)
     for row in rows:
         if row["reason"]:
-            say(f"\n{row['run'].relative_to(home)} failed: {row['reason']}")
-    say(f"\nalso in {home / 'sweep.csv'}")
+            print_line(f"\n{row['run'].relative_to(home)} failed: {row['reason']}")
+    print_line(f"\nalso in {home / 'sweep.csv'}")
 
 
 def _row(directory: Path) -> Row:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from adaptive_span import stored, strict_json
 from adaptive_span.config import Config
-from adaptive_span.console import say
 from adaptive_span.errors import UserError, first_line
 from adaptive_span.plain_text import masked
+from adaptive_span.printing import print_line
 from adaptive_span.writing import explained, whole
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def _start_wandb(directory: Path, config: Config, run_id: str | None) -> "wandb.
         try:
             mode = "online" if wandb.login(prompt=False) else "offline"
         except wandb.Error as error:  # somebody is logged in, but this machine has no way to the internet, say
-            say(f"warning: Weights & Biases cannot be reached, and the run is kept offline ({first_line(error)})")
+            reason = first_line(error)
+            print_line(f"warning: Weights & Biases cannot be reached, and the run is kept offline ({reason})")
             mode = "offline"
     try:
         run = wandb.init(

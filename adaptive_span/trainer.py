@@ -22,21 +22,22 @@ from adaptive_span import (
     step_graph,
     stream,
 )
+from adaptive_span.checkpoint_paths import CHECKPOINTS, step_path
 from adaptive_span.config import Config, TrainConfig
-from adaptive_span.console import TrainingProgress, list_places, say
+from adaptive_span.console import TrainingProgress
 from adaptive_span.corpus import Corpus, prepare
-from adaptive_span.distributed import Process, autocast, process_group
+from adaptive_span.distributed import Process, autocast, available_memory, process_group
 from adaptive_span.errors import UserError, check_batch
-from adaptive_span.interruption import Interruption, tidy_end
+from adaptive_span.interruption import Interruption
 from adaptive_span.low_precision import low_precision
 from adaptive_span.matching import corpus_for
 from adaptive_span.optimizer import learning_rate
 from adaptive_span.output import Output
 from adaptive_span.overrides import setting
 from adaptive_span.precision import tf32
-from adaptive_span.program import command
+from adaptive_span.printing import print_line, print_places
+from adaptive_span.program import command, sigterm_as_exit
 from adaptive_span.run_directory import (
-    CHECKPOINTS,
     CONFIG,
     LOCK,
     forget_failure,
@@ -44,7 +45,6 @@ from adaptive_span.run_directory import (
     refuse_changes,
     refuse_links,
     report_finished,
-    step_path,
     write_config,
 )
 from adaptive_span.settle import begun_with, settle
@@ -60,9 +60,9 @@ SCORING_BLOCK = 128  # tokens: shorter blocks would leave the processor waiting,
 def train(config: Config) -> None:
     """Begin the run of `config.run.dir`, or go on with it, to its last step and its scores. Called in every process."""
     directory = Path(config.run.dir or "")
-    with process_group(config.hardware) as process, tidy_end(), ExitStack() as stack:
+    with process_group(config.hardware) as process, sigterm_as_exit(), ExitStack() as stack:
         check_batch("train.batch_size", config.train.batch_size, process.world_size, config.train.batch_split)
-        capacity.check_memory(config, 0, process.world_size, out_of_memory.available_memory(process))
+        capacity.check_memory(config, 0, process.world_size, available_memory(process))
         if process.is_main:
             stack.enter_context(_claimed(directory))
             Output.notice = f"the training continues, and its numbers are in {directory / METRICS}"
@@ -92,7 +92,7 @@ def _train(config: Config, process: Process, directory: Path) -> None:
     if run.training.step < config.train.total_steps:
         if process.is_main:
             for line in (*lines, _phases(config.train)):
-                say(line)
+                print_line(line)
         with Interruption() as interruption:
             run.go_on(interruption)
     elif is_finished(directory, run.training.step, config.train.total_steps):
@@ -117,8 +117,8 @@ def _begun(
     process.wait_for_all()
     if process.is_main:
         for warning in corpus.warnings(config.data):
-            say(f"warning: {warning}")
-    memory = out_of_memory.available_memory(process)
+            print_line(f"warning: {warning}")
+    memory = available_memory(process)
     capacity.check_memory(config, corpus.vocab_size, process.world_size, memory)
     run = Run(config, corpus, process, directory)
     if saved is not None:
@@ -207,7 +207,7 @@ class Run:
     def _stop(self, signal: int) -> NoReturn:
         if self.process.is_main:
             total = self.config.train.total_steps
-            say(f"stopped after step {self.training.step} of {total}, and saved; the same command goes on")
+            print_line(f"stopped after step {self.training.step} of {total}, and saved; the same command goes on")
         raise SystemExit(128 + signal)
 
     @contextmanager
@@ -291,8 +291,8 @@ class Run:
             checkpoint.prune(self.checkpoints, self.config.checkpoint.keep, self.training.step)
         if self.process.is_main and self.training.step < self.config.train.total_steps:
             for problem in problems:
-                say(f"warning: {problem}")
-            say(f"going on with {self.directory} after step {self.training.step}")
+                print_line(f"warning: {problem}")
+            print_line(f"going on with {self.directory} after step {self.training.step}")
 
     def _refuse_changes(self, state: checkpoint.State) -> None:
         refuse_changes(state["config"], self.config)
@@ -316,7 +316,7 @@ class Run:
         figure = report.draw(result, self.directory, config.model)
         scores.write(result, self.directory)
         report.print_tables(result, config, self.corpus.level)
-        list_places(
+        print_places(
             {
                 "run": self.directory,
                 "weights": f"{best} (step {state['step']})",

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from adaptive_span.console import say, show
 from adaptive_span.errors import UserError
+from adaptive_span.printing import print_line, print_table
 from adaptive_span.program import exit_codes
 from adaptive_span.slurm import status
 
@@ -18,9 +18,9 @@ def main() -> None:
     if not jobs:
         raise UserError(f"nothing has been submitted from {directory}: it holds no slurm/jobs.json")
     states = status.states_of(jobs)
-    show(status.table(jobs, states))
+    print_table(status.table(jobs, states))
     for reason in status.reasons(jobs, states):
-        say(f"\n{reason}")
+        print_line(f"\n{reason}")
 
 
 if __name__ == "__main__":

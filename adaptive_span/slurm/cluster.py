@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from adaptive_span.config import HardwareConfig
-from adaptive_span.console import say
 from adaptive_span.errors import UserError
+from adaptive_span.printing import print_line
 
 ENDED = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 
@@ -50,7 +50,7 @@ def patiently(call: Callable[[], T], patience: float = PATIENCE) -> T:
             if time.monotonic() >= end:
                 raise
         if is_first:
-            say(f"waiting up to {patience:.0f} seconds for SLURM's controller, which does not answer")
+            print_line(f"waiting up to {patience:.0f} seconds for SLURM's controller, which does not answer")
         is_first = False
         time.sleep(1)
 
@@ -106,7 +106,7 @@ def refuse_unseen(directory: Path, hardware: HardwareConfig) -> None:
             f"run.dir on a file system that the cluster shares"
         )
     if told != "seen":
-        say(
+        print_line(
             f"warning: run.dir={directory} lies on a disk ({kind}) of this machine, and no node was free to look for it"
         )
 

@@ -66,18 +66,18 @@ class Job:
                 raise
 
     def _train(self, nodes: int, rank: int, first: str) -> None:
-        from adaptive_span import distributed  # torch
+        from adaptive_span import processes  # torch
 
         hardware = self.config.hardware
-        processes, cores = distributed.processes_of(hardware), int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+        count, cores = processes.processes_of(hardware), int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
         os.environ[machine.CORES] = str(cores)
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
         job_id, attempt = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
-        node = distributed.Node(run_id=f"{job_id}-{attempt}")
+        node = processes.Node(run_id=f"{job_id}-{attempt}")
         if nodes > 1:
             endpoint = f"{_address(first)}:{12000 + int(job_id) % 8000}"
-            node = distributed.Node(rank, nodes, endpoint, node.run_id)
-        distributed.start(_work, self.config, processes, node)
+            node = processes.Node(rank, nodes, endpoint, node.run_id)
+        processes.start(_work, self.config, count, node)
 
 
 def _work(config: Config) -> None:

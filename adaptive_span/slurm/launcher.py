@@ -15,11 +15,12 @@ from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
 from adaptive_span import sweep
+from adaptive_span.checkpoint_paths import last_step
 from adaptive_span.config import Config, HardwareConfig
-from adaptive_span.console import say
 from adaptive_span.errors import UserError
 from adaptive_span.launcher import compose, give_directories
-from adaptive_span.run_directory import forget_failure, is_done, last_step, refuse_links, report_finished
+from adaptive_span.printing import print_line
+from adaptive_span.run_directory import forget_failure, is_done, refuse_links, report_finished
 from adaptive_span.slurm import cluster, options, resources, snapshot, status
 
 INSTEAD = {"timeout_min": "time", "mem_gb": "memory", "cpus_per_task": "cpus", "gpus_per_node": "gpus"}
@@ -150,7 +151,7 @@ def _unfinished(configs: list[Config], home: Path) -> list[Config]:
         report_finished(home, last_step(home))
     elif len(left) < len(configs):
         done = [Path(str(config.run.dir)).name for config in configs if config not in left]
-        say(f"{len(done)} of {len(configs)} runs in {home} are finished and not queued again: {', '.join(done)}")
+        print_line(f"{len(done)} of {len(configs)} runs in {home} are finished and not queued again: {', '.join(done)}")
     return left
 
 

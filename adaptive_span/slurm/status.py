@@ -11,10 +11,12 @@ from rich.live import Live
 from rich.table import Table
 
 from adaptive_span import strict_json
+from adaptive_span.checkpoint_paths import last_step
 from adaptive_span.config import HardwareConfig
-from adaptive_span.console import console, list_places, readable, say
+from adaptive_span.console import readable
 from adaptive_span.errors import UserError
-from adaptive_span.run_directory import failure, is_finished, last_step, reason
+from adaptive_span.printing import console, print_line, print_places
+from adaptive_span.run_directory import failure, is_finished, reason
 from adaptive_span.slurm import cluster
 from adaptive_span.stored import lookup, read_json
 from adaptive_span.tracking import METRICS, logged
@@ -93,10 +95,10 @@ def announce(home: Path, jobs: list[Job], hardware: HardwareConfig) -> None:
     """All that somebody needs who is given the prompt back."""
     what = f"job {jobs[0].id}" if len(jobs) == 1 else f"jobs {jobs[0].id} … {jobs[-1].id}"
     each = f"{hardware.nodes} node(s), each with {hardware.gpus} GPU(s) and {hardware.cpus} core(s)"
-    say(f"submitted {what}: {each}, for {hardware.minutes} minutes at a time")
+    print_line(f"submitted {what}: {each}, for {hardware.minutes} minutes at a time")
     for job in jobs:
-        list_places({"job": job.id, "run": job.directory, "log": job.log})
-    list_places(
+        print_places({"job": job.id, "run": job.directory, "log": job.log})
+    print_places(
         {
             "code": home / "code",
             "follow": shlex.join(["tail", "-F", str(jobs[0].log)]),
@@ -157,17 +159,17 @@ def watch(home: Path, seconds: float = 2) -> bool:
                     states, is_away = states_of(jobs, patience=0), False
                 except cluster.Away:  # for as long as it may be: the jobs run on without it
                     if not is_away:
-                        say("waiting for SLURM's controller, which does not answer; the jobs go on")
+                        print_line("waiting for SLURM's controller, which does not answer; the jobs go on")
                     is_away = True
                 live.update(table(jobs, states), refresh=True)
     except KeyboardInterrupt:
         shown = shlex.join(["python", "-m", "adaptive_span.slurm", "status", str(home)])
-        say(f"the jobs go on without being watched; {shown} shows them again")
+        print_line(f"the jobs go on without being watched; {shown} shows them again")
         raise SystemExit(130) from None
     console.print()
     console.print(table(jobs, states))
     failed = [job for job in jobs if states[job.id] != "COMPLETED"]
     for job in failed:
-        say(f"\njob {job.id} ended as {states[job.id]}; its log is {job.log}")
-        say(failure(Path(job.directory)) or _last_line(job.log))
+        print_line(f"\njob {job.id} ended as {states[job.id]}; its log is {job.log}")
+        print_line(failure(Path(job.directory)) or _last_line(job.log))
     return not failed

@@ -1,0 +1,21 @@
+"""Name the checkpoint files of a run and find them again, without torch."""
+
+from pathlib import Path
+
+CHECKPOINTS = "checkpoints"  # the folder in the directory of a run
+
+
+def step_path(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step_{step:08d}.pt"
+
+
+def steps(checkpoints: Path) -> list[Path]:
+    """Return the files of a run's training states, the newest first."""
+    return sorted(checkpoints.glob("step_*.pt"), reverse=True)
+
+
+def last_step(directory: Path) -> int:
+    """Return the step of the newest training state, as its name gives it; 0 where there is none."""
+    saved = steps(directory / CHECKPOINTS)
+    digits = saved[0].stem.removeprefix("step_") if saved else "0"
+    return int(digits) if digits.isdecimal() else 0
