@@ -22,7 +22,7 @@ VECTORS = sorted((ROOT / "tests" / "vectors").glob("*.pt"))
 REAL = SHARED / "checkpoints" / "original_enwik8_4M.pt"
 
 
-def original(vectors: dict, **changes: object) -> dict:
+def as_the_original_saves(vectors: dict, **changes: object) -> dict:
     """What the original code would have saved: each optimizer state is told by its parameter's values."""
     own = {name: tensor for name, tensor in vectors["state_dict"].items() if name in vectors["grads"]}
     state = {index: {"step": torch.tensor(7.0), "sum": tensor.abs()} for index, tensor in enumerate(own.values())}
@@ -40,7 +40,7 @@ def original(vectors: dict, **changes: object) -> dict:
 def test_a_checkpoint_of_every_variant_is_recognised(path, zipped, tmp_path):
     vectors = torch.load(path, weights_only=True)
     c = vectors["config"]
-    torch.save(original(vectors), tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    torch.save(as_the_original_saves(vectors), tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     state = published.convert(tensor_file.read(tmp_path / "x.pt"), tmp_path / "x.pt", ramp=c["ramp"])
     assert state["step"] == 7
     config = from_dict(state["config"]["model"], ModelConfig, path)
@@ -68,11 +68,11 @@ def test_what_does_not_fit_is_named(tmp_path):
         "output.weight has shape (9, 9) there": lambda t: t | {"module.out_emb.weight": torch.zeros(9, 9)},
     }
     for told, change in wrong.items():
-        torch.save(original(vectors, model=change(vectors["state_dict"])), tmp_path / "x.pt")
+        torch.save(as_the_original_saves(vectors, model=change(vectors["state_dict"])), tmp_path / "x.pt")
         with pytest.raises(UserError) as refused:
             published.load(tmp_path / "x.pt")
         assert told.replace("module.layers.1.norm1.", "attention_blocks.1.norm.") in str(refused.value)
-    state = original(vectors)
+    state = as_the_original_saves(vectors)
     state["optimizer"]["state"].pop(3)
     torch.save(state, tmp_path / "x.pt")
     with pytest.raises(UserError, match="the optimizer's state of"):
@@ -98,7 +98,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_nothing_run(zipped, tmp_
 
 def test_conversion_and_evaluation_from_the_command_line(tmp_path):
     vectors = torch.load(VECTORS[0], weights_only=True)
-    torch.save(original(vectors), tmp_path / "x.pt")
+    torch.save(as_the_original_saves(vectors), tmp_path / "x.pt")
     convert = [sys.executable, "-m", "adaptive_span.published", "x.pt", "ours.pt"]
     assert "step 7, vocabulary 40" in finish(convert, tmp_path).stdout
     ours, theirs = published.load(tmp_path / "ours.pt"), published.load(tmp_path / "x.pt")
@@ -148,7 +148,7 @@ def test_a_training_goes_on_from_a_real_one(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_published_file_is_fetched_with_resume(tmp_path, monkeypatch):
-    torch.save(original(torch.load(VECTORS[0], weights_only=True)), tmp_path / "enwik8.pt")
+    torch.save(as_the_original_saves(torch.load(VECTORS[0], weights_only=True)), tmp_path / "enwik8.pt")
     whole = (tmp_path / "enwik8.pt").read_bytes()
 
     class Handler(SimpleHTTPRequestHandler):
