@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from adaptive_span import command_line, composition, running
 from adaptive_span.config import Config
-from adaptive_span.program import exit_codes
+from adaptive_span.terminal.program import exit_codes
 
 
 def main(composed: DictConfig) -> None:

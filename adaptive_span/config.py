@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from adaptive_span import quantities
 from adaptive_span.allowed import FP32_MAX, MISSING, OneOf, Pattern, Range, check, path
 from adaptive_span.errors import UserError, check_batch, either
-from adaptive_span.plain_text import without_secrets
 from adaptive_span.quantities import Gpus
+from adaptive_span.terminal.plain_text import without_secrets
 
 ATTENTIONS = ("auto", "dense", "banded", "fused")
 DATA_NAMES = ("stdlib", "enwik8", "text8", "wikitext103", "files")

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from adaptive_span.flops import TRAINING
-from adaptive_span.printing import console
+from adaptive_span.terminal.printing import console
 
 
 class TrainingProgress:

@@ -22,7 +22,7 @@ from adaptive_span import source, strict_json
 from adaptive_span.config import DataConfig
 from adaptive_span.errors import UserError
 from adaptive_span.numbering import number_bytes, number_words
-from adaptive_span.printing import print_line
+from adaptive_span.terminal.printing import print_line
 from adaptive_span.vocabulary import Vocabulary
 
 MANIFEST, VOCABULARY = "manifest.json", "vocabulary.json"

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from adaptive_span import strict_json
-from adaptive_span.plain_text import masked, without_secrets
 from adaptive_span.source_code import commit_and_change
+from adaptive_span.terminal.plain_text import masked, without_secrets
 from adaptive_span.writing import explained
 
 FILE = "environment.jsonl"

@@ -15,7 +15,7 @@ from adaptive_span.benchmark import counting, profiles
 from adaptive_span.config import Config, DataConfig
 from adaptive_span.cost import CARDS, Card
 from adaptive_span.errors import UserError, did_you_mean
-from adaptive_span.program import exit_codes
+from adaptive_span.terminal.program import exit_codes
 
 GIB = 2**30
 ALLOCATOR = 1.04  # times what tensors hold, of what a GPU's memory holds at the height of a step: measured

@@ -13,12 +13,12 @@ from adaptive_span.errors import UserError, check_batch
 from adaptive_span.low_precision import low_precision
 from adaptive_span.matching import corpus_for
 from adaptive_span.precision import EMULATED, choose, is_emulated, tf32
-from adaptive_span.printing import print_line, print_places
-from adaptive_span.program import sigterm_as_exit
 from adaptive_span.run_directory import refuse_links
 from adaptive_span.source import described
 from adaptive_span.stored import from_dict
 from adaptive_span.stored_model import model_of
+from adaptive_span.terminal.printing import print_line, print_places
+from adaptive_span.terminal.program import sigterm_as_exit
 from adaptive_span.tracking import SCORES
 
 

@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 
 from adaptive_span.errors import UserError
-from adaptive_span.printing import print_line
-from adaptive_span.program import exit_codes
+from adaptive_span.terminal.printing import print_line
+from adaptive_span.terminal.program import exit_codes
 
 
 def main() -> None:

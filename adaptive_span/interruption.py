@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from adaptive_span.distributed import Process
-from adaptive_span.program import hang_up
+from adaptive_span.terminal.program import hang_up
 
 SAVED = "ADAPTIVE_SPAN_SAVED"  # an environment variable: the file that tells whoever sent SIGUSR2 that all is saved
 STOPPED = 128 + signal.SIGTERM

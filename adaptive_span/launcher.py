@@ -16,8 +16,8 @@ from adaptive_span.config import Config
 from adaptive_span.errors import UserError
 from adaptive_span.identity import default_run_dir, flatten
 from adaptive_span.overrides import quoted
-from adaptive_span.program import STOPPED
 from adaptive_span.run_directory import has_begun
+from adaptive_span.terminal.program import STOPPED
 
 
 class Launcher(BasicLauncher):

@@ -21,8 +21,8 @@ from adaptive_span import capacity
 from adaptive_span.config import HardwareConfig
 from adaptive_span.distributed import pick_device
 from adaptive_span.errors import ProcessLost, UserError
-from adaptive_span.output import outlived
-from adaptive_span.program import hang_up
+from adaptive_span.terminal.output import outlived
+from adaptive_span.terminal.program import hang_up
 
 GRACE = 5  # seconds in which one that has lost its peers leaves it to the peer that failed to say why, and is ended
 

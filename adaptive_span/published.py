@@ -21,9 +21,9 @@ from adaptive_span import checkpoint, tensor_file
 from adaptive_span.config import Config, ModelConfig, OptimizerConfig
 from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.model import Transformer
-from adaptive_span.printing import print_line
-from adaptive_span.program import exit_codes
 from adaptive_span.stored import lookup
+from adaptive_span.terminal.printing import print_line
+from adaptive_span.terminal.program import exit_codes
 from adaptive_span.writing import explained
 
 ADDRESS = "https://dl.fbaipublicfiles.com/adaptive-span/{name}.pt"

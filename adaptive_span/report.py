@@ -12,7 +12,7 @@ from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.model import Transformer
-from adaptive_span.printing import print_line, print_table
+from adaptive_span.terminal.printing import print_line, print_table
 
 SPLITS = ("valid", "test")
 

@@ -18,9 +18,9 @@ from adaptive_span.checkpoint_paths import last_step
 from adaptive_span.config import Config
 from adaptive_span.errors import ProcessLost, UserError
 from adaptive_span.identity import changes
-from adaptive_span.plain_text import masked
-from adaptive_span.printing import print_line
 from adaptive_span.stored import read_yaml
+from adaptive_span.terminal.plain_text import masked
+from adaptive_span.terminal.printing import print_line
 from adaptive_span.tracking import METRICS, SCORES
 from adaptive_span.writing import whole
 

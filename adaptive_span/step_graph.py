@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from adaptive_span.printing import print_line
+from adaptive_span.terminal.printing import print_line
 
 Result = TypeVar("Result")
 

@@ -18,10 +18,10 @@ from adaptive_span import scores
 from adaptive_span.config import MISSING, Config
 from adaptive_span.errors import UserError
 from adaptive_span.identity import flatten
-from adaptive_span.printing import print_line, print_table
-from adaptive_span.program import exit_codes
 from adaptive_span.run_directory import CONFIG, FAILURE, has_begun, reason, refuse_links
 from adaptive_span.stored import from_dict, lookup, read_yaml
+from adaptive_span.terminal.printing import print_line, print_table
+from adaptive_span.terminal.program import exit_codes
 from adaptive_span.tracking import METRICS, SCORES, logged
 from adaptive_span.writing import whole
 

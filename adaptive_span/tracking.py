@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from adaptive_span import stored, strict_json
 from adaptive_span.config import Config
 from adaptive_span.errors import UserError, first_line
-from adaptive_span.plain_text import masked
-from adaptive_span.printing import print_line
+from adaptive_span.terminal.plain_text import masked
+from adaptive_span.terminal.printing import print_line
 from adaptive_span.writing import explained, whole
 
 if TYPE_CHECKING:

@@ -32,11 +32,8 @@ from adaptive_span.interruption import Interruption
 from adaptive_span.low_precision import low_precision
 from adaptive_span.matching import corpus_for
 from adaptive_span.optimizer import learning_rate
-from adaptive_span.output import Output
 from adaptive_span.overrides import setting
 from adaptive_span.precision import tf32
-from adaptive_span.printing import print_line, print_places
-from adaptive_span.program import command, sigterm_as_exit
 from adaptive_span.run_directory import (
     CONFIG,
     LOCK,
@@ -49,6 +46,9 @@ from adaptive_span.run_directory import (
 )
 from adaptive_span.settle import begun_with, settle
 from adaptive_span.stored_model import model_of
+from adaptive_span.terminal.output import Output
+from adaptive_span.terminal.printing import print_line, print_places
+from adaptive_span.terminal.program import command, sigterm_as_exit
 from adaptive_span.tracking import METRICS, Tracker
 from adaptive_span.training import Training
 from adaptive_span.watchdog import Watchdog

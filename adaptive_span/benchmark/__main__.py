@@ -30,7 +30,7 @@ from adaptive_span.config import ATTENTIONS
 from adaptive_span.cost import CARDS
 from adaptive_span.errors import UserError
 from adaptive_span.precision import EMULATED, is_emulated
-from adaptive_span.program import exit_codes
+from adaptive_span.terminal.program import exit_codes
 
 NO_MEMORY = "can't allocate memory|[Ss]torage size calculation overflowed|numel: integer multiplication overflow"
 PROJECT = ("loop", "processes", "data")

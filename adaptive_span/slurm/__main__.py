@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from adaptive_span.errors import UserError
-from adaptive_span.printing import print_line, print_table
-from adaptive_span.program import exit_codes
 from adaptive_span.slurm import status
+from adaptive_span.terminal.printing import print_line, print_table
+from adaptive_span.terminal.program import exit_codes
 
 
 def main() -> None:

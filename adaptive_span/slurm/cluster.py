@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from adaptive_span.config import HardwareConfig
 from adaptive_span.errors import UserError
-from adaptive_span.printing import print_line
+from adaptive_span.terminal.printing import print_line
 
 ENDED = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 

@@ -19,9 +19,9 @@ from adaptive_span.checkpoint_paths import last_step
 from adaptive_span.config import Config, HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.launcher import compose, give_directories
-from adaptive_span.printing import print_line
 from adaptive_span.run_directory import forget_failure, is_done, refuse_links, report_finished
 from adaptive_span.slurm import cluster, options, resources, snapshot, status
+from adaptive_span.terminal.printing import print_line
 
 INSTEAD = {"timeout_min": "time", "mem_gb": "memory", "cpus_per_task": "cpus", "gpus_per_node": "gpus"}
 OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node", "name": "job_name"}

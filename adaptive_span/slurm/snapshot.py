@@ -7,7 +7,7 @@ from pathlib import Path
 
 import adaptive_span
 from adaptive_span import source_code
-from adaptive_span.plain_text import masked
+from adaptive_span.terminal.plain_text import masked
 
 LEFT_OUT = shutil.ignore_patterns("__pycache__")
 

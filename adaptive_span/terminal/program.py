@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from adaptive_span.errors import UserError
-from adaptive_span.output import outlived
-from adaptive_span.plain_text import one_line, shown
+from adaptive_span.terminal.output import outlived
+from adaptive_span.terminal.plain_text import one_line, shown
 
 BUG = 1
 # By somebody, on purpose: SIGHUP, SIGINT, SIGTERM. In numbers, since Windows, which must be refused, lacks the first.

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adaptive_span.plain_text import shown
+from adaptive_span.terminal.plain_text import shown
 
 
 class PlainConsole(Console):

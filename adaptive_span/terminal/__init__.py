@@ -1,0 +1,4 @@
+"""How does a program talk to the person in front of it?
+
+It may import `errors`.
+"""
