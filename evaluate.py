@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from adaptive_span import capacity, command_line, composition
-from adaptive_span.config import EvaluateConfig
+from adaptive_span.config.schema import EvaluateConfig
 from adaptive_span.terminal.program import exit_codes
 
 

@@ -5,7 +5,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from adaptive_span import command_line, composition, running
-from adaptive_span.config import Config
+from adaptive_span.config.schema import Config
 from adaptive_span.terminal.program import exit_codes
 
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 from itertools import pairwise
 
 from adaptive_span import machine
-from adaptive_span.config import Config, HardwareConfig, ModelConfig, OptimizerConfig
+from adaptive_span.config.schema import Config, HardwareConfig, ModelConfig, OptimizerConfig
 from adaptive_span.errors import UserError
 
 GB = 10**9

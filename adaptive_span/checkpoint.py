@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adaptive_span import tensor_file
 from adaptive_span.checkpoint_paths import step_path, steps
-from adaptive_span.config import Config
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.stored import from_dict, lookup
 from adaptive_span.writing import WRITING, explained, whole

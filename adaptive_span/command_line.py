@@ -25,10 +25,10 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from adaptive_span.allowed import kind, without_value
+from adaptive_span.config.checks import kind, without_value
+from adaptive_span.config.identity import flatten
+from adaptive_span.config.overrides import PATHS, keys
 from adaptive_span.errors import UserError, did_you_mean
-from adaptive_span.identity import flatten
-from adaptive_span.overrides import PATHS, keys
 
 T = TypeVar("T")
 

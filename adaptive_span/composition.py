@@ -11,11 +11,12 @@ from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from adaptive_span import command_line, launcher, overrides, sweeper
+from adaptive_span import command_line, launcher, sweeper
 from adaptive_span.checkpoint_paths import CHECKPOINTS
-from adaptive_span.config import Config
+from adaptive_span.config import overrides
+from adaptive_span.config.identity import changes, flatten
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError, did_you_mean
-from adaptive_span.identity import changes, flatten
 from adaptive_span.slurm import launcher as slurm_launcher
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adaptive_span import gpu, machine
-from adaptive_span.config import HardwareConfig
+from adaptive_span.config.schema import HardwareConfig
 from adaptive_span.errors import ProcessLost, UserError
 
 STACKS = 1  # seconds that processes get to print where they are, before the first of them ends all

@@ -6,7 +6,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from adaptive_span import capacity, published, report, scores, step_graph
-from adaptive_span.config import MISSING, Config, DataConfig, EvaluateConfig
+from adaptive_span.config.schema import MISSING, Config, DataConfig, EvaluateConfig
 from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process, autocast, available_memory, process_group
 from adaptive_span.errors import UserError, check_batch

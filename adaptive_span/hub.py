@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_span import checkpoint, published
-from adaptive_span.config import ModelConfig
+from adaptive_span.config.schema import ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model import Transformer
 from adaptive_span.stored import from_dict

@@ -12,10 +12,10 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from adaptive_span import capacity, command_line, sweep
-from adaptive_span.config import Config
+from adaptive_span.config.identity import default_run_dir, flatten
+from adaptive_span.config.overrides import quoted
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
-from adaptive_span.identity import default_run_dir, flatten
-from adaptive_span.overrides import quoted
 from adaptive_span.run_directory import has_begun
 from adaptive_span.terminal.program import STOPPED
 

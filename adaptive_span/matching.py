@@ -1,7 +1,7 @@
 """Which numbering of a text fits the weights of a checkpoint: the one that they were trained with, or none."""
 
 from adaptive_span.checkpoint import State
-from adaptive_span.config import DataConfig
+from adaptive_span.config.schema import DataConfig
 from adaptive_span.corpus import Corpus, prepare
 from adaptive_span.errors import UserError
 from adaptive_span.source import described

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from adaptive_span import layout
 from adaptive_span.adaptive_io import AdaptiveEmbedding, AdaptiveSoftmax
 from adaptive_span.attention import Context, HiddenStates, KeysValues, choose, join
-from adaptive_span.config import ModelConfig
+from adaptive_span.config.schema import ModelConfig
 from adaptive_span.elementwise import Hidden, add_and_norm, feed_forward, with_operand
 from adaptive_span.embedding import Embedding
 from adaptive_span.layout import as_rows, is_positions_first, out_of_rows

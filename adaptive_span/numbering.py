@@ -9,7 +9,7 @@ from typing import IO
 import numpy as np
 
 from adaptive_span import source
-from adaptive_span.config import DataConfig
+from adaptive_span.config.schema import DataConfig
 from adaptive_span.errors import UserError
 from adaptive_span.vocabulary import EOS, NEWLINE, UNKNOWN, Vocabulary, byte_symbol
 

@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import SGD, Adam, Optimizer
 
 from adaptive_span import elementwise
-from adaptive_span.config import OptimizerConfig, TrainConfig
+from adaptive_span.config.schema import OptimizerConfig, TrainConfig
 
 FINETUNE_FACTOR = 0.1
 EPSILON = 1e-10  # of Adagrad

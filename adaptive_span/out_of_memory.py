@@ -9,10 +9,10 @@ import torch
 
 from adaptive_span.attention import chosen, tiles
 from adaptive_span.attention.banded import group_heads, tile_size
-from adaptive_span.config import Config, ModelConfig
+from adaptive_span.config.identity import flatten
+from adaptive_span.config.schema import Config, ModelConfig
 from adaptive_span.distributed import Process, available_memory
 from adaptive_span.errors import UserError
-from adaptive_span.identity import flatten
 from adaptive_span.model import Limits, cache_length
 
 GIB = 2**30

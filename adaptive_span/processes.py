@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from adaptive_span import capacity
-from adaptive_span.config import HardwareConfig
+from adaptive_span.config.schema import HardwareConfig
 from adaptive_span.distributed import pick_device
 from adaptive_span.errors import ProcessLost, UserError
 from adaptive_span.terminal.output import outlived

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from adaptive_span import checkpoint, tensor_file
-from adaptive_span.config import Config, ModelConfig, OptimizerConfig
+from adaptive_span.config.schema import Config, ModelConfig, OptimizerConfig
 from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.model import Transformer
 from adaptive_span.stored import lookup

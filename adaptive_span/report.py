@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_span import evaluation, figures, flops
-from adaptive_span.config import Config, ModelConfig
+from adaptive_span.config.schema import Config, ModelConfig
 from adaptive_span.console import flops_table, score_table, span_table
 from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process

@@ -15,9 +15,9 @@ from filelock import FileLock
 
 from adaptive_span import scores
 from adaptive_span.checkpoint_paths import last_step
-from adaptive_span.config import Config
+from adaptive_span.config.identity import changes
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import ProcessLost, UserError
-from adaptive_span.identity import changes
 from adaptive_span.stored import read_yaml
 from adaptive_span.terminal.plain_text import masked
 from adaptive_span.terminal.printing import print_line

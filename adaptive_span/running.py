@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adaptive_span import capacity, run_directory
-from adaptive_span.config import Config, RunConfig
-from adaptive_span.identity import default_run_dir
+from adaptive_span.config.identity import default_run_dir
+from adaptive_span.config.schema import Config, RunConfig
 from adaptive_span.tracking import SCORES
 
 

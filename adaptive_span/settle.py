@@ -8,7 +8,7 @@ from adaptive_span import gpu, precision, step_graph
 from adaptive_span.attention import chosen
 from adaptive_span.checkpoint import State
 from adaptive_span.compilers import why_inductor_cannot_build
-from adaptive_span.config import Config
+from adaptive_span.config.schema import Config
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 

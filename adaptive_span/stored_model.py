@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from adaptive_span import checkpoint
-from adaptive_span.config import MISSING, ModelConfig
+from adaptive_span.config.schema import MISSING, ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model import Transformer
 from adaptive_span.stored import from_dict, shortened

@@ -15,9 +15,9 @@ from typing import Any
 from rich.table import Table
 
 from adaptive_span import scores
-from adaptive_span.config import MISSING, Config
+from adaptive_span.config.identity import flatten
+from adaptive_span.config.schema import MISSING, Config
 from adaptive_span.errors import UserError
-from adaptive_span.identity import flatten
 from adaptive_span.run_directory import CONFIG, FAILURE, has_begun, reason, refuse_links
 from adaptive_span.stored import from_dict, lookup, read_yaml
 from adaptive_span.terminal.printing import print_line, print_table

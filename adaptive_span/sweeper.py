@@ -13,8 +13,8 @@ from hydra.plugins import sweeper as plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from adaptive_span.config.overrides import end_with_steps, quoted
 from adaptive_span.errors import UserError
-from adaptive_span.overrides import end_with_steps, quoted
 
 
 class Sweeper(plugins.Sweeper):

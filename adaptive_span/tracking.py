@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptive_span import stored, strict_json
-from adaptive_span.config import Config
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError, first_line
 from adaptive_span.terminal.plain_text import masked
 from adaptive_span.terminal.printing import print_line

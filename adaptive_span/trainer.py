@@ -23,7 +23,8 @@ from adaptive_span import (
     stream,
 )
 from adaptive_span.checkpoint_paths import CHECKPOINTS, step_path
-from adaptive_span.config import Config, TrainConfig
+from adaptive_span.config.overrides import setting
+from adaptive_span.config.schema import Config, TrainConfig
 from adaptive_span.console import TrainingProgress
 from adaptive_span.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, available_memory, process_group
@@ -32,7 +33,6 @@ from adaptive_span.interruption import Interruption
 from adaptive_span.low_precision import low_precision
 from adaptive_span.matching import corpus_for
 from adaptive_span.optimizer import learning_rate
-from adaptive_span.overrides import setting
 from adaptive_span.precision import tf32
 from adaptive_span.run_directory import (
     CONFIG,

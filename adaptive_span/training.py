@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adaptive_span import checkpoint, optimizer, span_bounds, step_graph, stream
-from adaptive_span.config import Config
+from adaptive_span.config.schema import Config
 from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process, autocast
 from adaptive_span.errors import UserError

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from adaptive_span.config import LEVELS
+from adaptive_span.config.schema import LEVELS
 from adaptive_span.errors import UserError
 
 EOS, UNKNOWN = "<eos>", "<unk>"

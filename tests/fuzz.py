@@ -27,7 +27,7 @@ import torch
 import yaml
 
 from adaptive_span import checkpoint, published, scores, source, stored_model, sweep
-from adaptive_span.config import Config
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.slurm import status
 from adaptive_span.stored import from_dict, read_yaml

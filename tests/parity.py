@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adaptive_span import optimizer as optimizers
-from adaptive_span.config import ATTENTIONS, ModelConfig, OptimizerConfig, TrainConfig
+from adaptive_span.config.schema import ATTENTIONS, ModelConfig, OptimizerConfig, TrainConfig
 from adaptive_span.model import Cache, Transformer
 from adaptive_span.published import rename
 from adaptive_span.span import AdaptiveSpan

@@ -3,7 +3,7 @@
 import torch
 
 from adaptive_span import checkpoint
-from adaptive_span.config import (
+from adaptive_span.config.schema import (
     CheckpointConfig,
     Config,
     DataConfig,

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adaptive_span.attention import HiddenStates, banded, join, tiles
-from adaptive_span.config import ATTENTIONS
+from adaptive_span.config.schema import ATTENTIONS
 from adaptive_span.span import AdaptiveSpan, log_soft_mask, upper_bound
 from tests import dropped
 from tests.conftest import ROOT

@@ -13,9 +13,9 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from adaptive_span import compose, train
-from adaptive_span.config import Config
+from adaptive_span.config.overrides import complete, setting
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
-from adaptive_span.overrides import complete, setting
 from adaptive_span.run_directory import write_config
 from adaptive_span.sweeper import Sweeper
 from tests.conftest import ENVIRONMENT, ROOT, SMALL, finish, sentence

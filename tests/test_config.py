@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from adaptive_span.config import Config, EvaluateConfig, ModelConfig
+from adaptive_span.config.identity import default_run_dir
+from adaptive_span.config.schema import Config, EvaluateConfig, ModelConfig
 from adaptive_span.errors import UserError
-from adaptive_span.identity import default_run_dir
 from adaptive_span.stored import from_dict
 from tests.conftest import ROOT, finish, sentence
 

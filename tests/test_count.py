@@ -8,7 +8,7 @@ import pytest
 
 from adaptive_span import capacity, span_bounds
 from adaptive_span.benchmark import profiles
-from adaptive_span.config import Config, OptimizerConfig, TrainConfig
+from adaptive_span.config.schema import Config, OptimizerConfig, TrainConfig
 from adaptive_span.out_of_memory import step_bytes
 from tests.conftest import ROOT, finish
 

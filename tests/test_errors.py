@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span.config import Config, ModelConfig, TrainConfig
+from adaptive_span.config.schema import Config, ModelConfig, TrainConfig
 from adaptive_span.out_of_memory import step_bytes
 from tests.conftest import ENVIRONMENT, sentence
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 pytest.importorskip("hydra", reason="its trainings are composed by Hydra")
 
 from adaptive_span import evaluation
-from adaptive_span.config import ModelConfig
+from adaptive_span.config.schema import ModelConfig
 from adaptive_span.corpus import prepare
 from adaptive_span.distributed import Process
 from adaptive_span.model import Transformer

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span.config import MISSING, Config, ModelConfig
-from adaptive_span.identity import changes, default_run_dir
+from adaptive_span.config.identity import changes, default_run_dir
+from adaptive_span.config.schema import MISSING, Config, ModelConfig
 from tests.conftest import ROOT, finish, sentence
 from tests.test_config import composed
 

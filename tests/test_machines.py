@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adaptive_span import compilers, precision
-from adaptive_span.config import HardwareConfig
+from adaptive_span.config.schema import HardwareConfig
 from adaptive_span.distributed import Process, pick_device
 from adaptive_span.errors import UserError
 from adaptive_span.gpu import Gpu, expand_segments, is_built_for

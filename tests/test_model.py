@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from adaptive_span import AdaptiveSpan, ModelConfig, Transformer
 from adaptive_span import optimizer as optimizers
 from adaptive_span.attention import join
-from adaptive_span.config import ATTENTIONS, Config
+from adaptive_span.config.schema import ATTENTIONS, Config
 from adaptive_span.elementwise import with_operand
 from adaptive_span.embedding import Lookup
 from adaptive_span.errors import UserError

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from adaptive_span.config import ATTENTIONS
+from adaptive_span.config.schema import ATTENTIONS
 from tests.conftest import ROOT
 from tests.parity import TOLERANCES, check
 

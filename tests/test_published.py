@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adaptive_span import published, tensor_file
-from adaptive_span.config import ModelConfig
+from adaptive_span.config.schema import ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model import Transformer
 from adaptive_span.stored import from_dict

@@ -6,9 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from adaptive_span import command_line, launcher, sweeper
-from adaptive_span.config import Config, HardwareConfig
+from adaptive_span.config.quantities import Gpus
+from adaptive_span.config.schema import Config, HardwareConfig
 from adaptive_span.errors import UserError
-from adaptive_span.quantities import Gpus
 from adaptive_span.slurm import launcher as slurm_launcher
 from adaptive_span.slurm.options import OWN, checked
 from adaptive_span.stored import from_dict

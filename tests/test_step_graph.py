@@ -10,7 +10,7 @@ import torch
 
 from adaptive_span import evaluation, span_bounds
 from adaptive_span.benchmark.profiles import PAPER
-from adaptive_span.config import ModelConfig
+from adaptive_span.config.schema import ModelConfig
 from adaptive_span.distributed import Process
 from adaptive_span.model import Transformer
 from tests.test_training import small

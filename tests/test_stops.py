@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from adaptive_span import checkpoint, figures, run_directory, scores
-from adaptive_span.config import Config
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.tracking import Tracker
 from tests.conftest import ENVIRONMENT, ROOT, SMALL, finish, sentence

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from adaptive_span import checkpoint, published, source_code, stored_model
-from adaptive_span.config import Config, RunConfig
+from adaptive_span.config.schema import Config, RunConfig
 from adaptive_span.errors import UserError
 from adaptive_span.slurm import snapshot
 from adaptive_span.stored import from_dict, read_yaml

@@ -10,8 +10,8 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from adaptive_span.config.overrides import quoted
 from adaptive_span.launcher import give_directories
-from adaptive_span.overrides import quoted
 from adaptive_span.run_directory import FAILURE
 from adaptive_span.tracking import METRICS
 from tests.conftest import ENVIRONMENT, ROOT, finish, sentence

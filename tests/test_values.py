@@ -11,8 +11,9 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive_span import Transformer, capacity, command_line, launcher, machine, out_of_memory, overrides, sweeper
-from adaptive_span.config import Config, EvaluateConfig, HardwareConfig
+from adaptive_span import Transformer, capacity, command_line, launcher, machine, out_of_memory, sweeper
+from adaptive_span.config import overrides
+from adaptive_span.config.schema import Config, EvaluateConfig, HardwareConfig
 from adaptive_span.corpus import prepare
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from adaptive_span import checkpoint, hub, report, scores, strict_json
-from adaptive_span.config import DataConfig, EvaluateConfig, HardwareConfig
+from adaptive_span.config.schema import DataConfig, EvaluateConfig, HardwareConfig
 from adaptive_span.corpus import prepare
 from adaptive_span.errors import UserError
 from adaptive_span.evaluation import Score

@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 
 from adaptive_span import strict_json
-from adaptive_span.allowed import Range
 from adaptive_span.attention import why_not_fused
 from adaptive_span.benchmark import costs, profiles
 from adaptive_span.benchmark.costs import Row, Settings
-from adaptive_span.config import ATTENTIONS
+from adaptive_span.config.checks import Range
+from adaptive_span.config.schema import ATTENTIONS
 from adaptive_span.cost import CARDS
 from adaptive_span.errors import UserError
 from adaptive_span.precision import EMULATED, is_emulated

@@ -9,7 +9,7 @@ from adaptive_span.attention import HiddenStates, choose, join
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.profiles import VOCAB_SIZE
 from adaptive_span.benchmark.timing import Way, in_turns, matrix_peak, memory
-from adaptive_span.config import OptimizerConfig
+from adaptive_span.config.schema import OptimizerConfig
 from adaptive_span.low_precision import low_precision
 from adaptive_span.model import AdaptiveSpanAttention, Transformer
 

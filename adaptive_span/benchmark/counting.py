@@ -29,7 +29,7 @@ from torch.utils.flop_counter import flop_registry
 from adaptive_span import attention, cost, elementwise, layout, optimizer, span_bounds
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.costs import Row, Settings
-from adaptive_span.config import Config, OptimizerConfig
+from adaptive_span.config.schema import Config, OptimizerConfig
 from adaptive_span.cost import Asked, Card
 from adaptive_span.distributed import Process
 from adaptive_span.model import Transformer

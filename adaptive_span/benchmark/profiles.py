@@ -6,7 +6,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from adaptive_span.config import ModelConfig
+from adaptive_span.config.schema import ModelConfig
 from adaptive_span.model import Transformer
 from adaptive_span.span import SLACK, AdaptiveSpan
 

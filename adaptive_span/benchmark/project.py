@@ -13,7 +13,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.benchmark.timing import in_turns, status
-from adaptive_span.config import Config, DataConfig, HardwareConfig, OptimizerConfig
+from adaptive_span.config.schema import Config, DataConfig, HardwareConfig, OptimizerConfig
 from adaptive_span.corpus import prepare
 from adaptive_span.distributed import Process, process_group
 from adaptive_span.interruption import Interruption

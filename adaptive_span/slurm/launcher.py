@@ -16,7 +16,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 
 from adaptive_span import sweep
 from adaptive_span.checkpoint_paths import last_step
-from adaptive_span.config import Config, HardwareConfig
+from adaptive_span.config.schema import Config, HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.launcher import compose, give_directories
 from adaptive_span.run_directory import forget_failure, is_done, refuse_links, report_finished

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from adaptive_span import strict_json
 from adaptive_span.checkpoint_paths import last_step
-from adaptive_span.config import HardwareConfig
+from adaptive_span.config.schema import HardwareConfig
 from adaptive_span.console import readable
 from adaptive_span.errors import UserError
 from adaptive_span.run_directory import failure, is_finished, reason

@@ -8,7 +8,7 @@ import json
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
-from adaptive_span.config import Config
+from adaptive_span.config.schema import Config
 
 # What may differ between the parts of one run: none of it changes what is being trained.
 MAY_CHANGE = (

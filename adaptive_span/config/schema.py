@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from math import isqrt
 from typing import Annotated, Any
 
-from adaptive_span import quantities
-from adaptive_span.allowed import FP32_MAX, MISSING, OneOf, Pattern, Range, check, path
+from adaptive_span.config import quantities
+from adaptive_span.config.checks import FP32_MAX, MISSING, OneOf, Pattern, Range, check, path
+from adaptive_span.config.quantities import Gpus
 from adaptive_span.errors import UserError, check_batch, either
-from adaptive_span.quantities import Gpus
 from adaptive_span.terminal.plain_text import without_secrets
 
 ATTENTIONS = ("auto", "dense", "banded", "fused")
