@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adaptive_span import tensor_file
 from adaptive_span.checkpoint_paths import step_path, steps
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
-from adaptive_span.stored import from_dict, lookup
-from adaptive_span.writing import WRITING, explained, whole
+from adaptive_span.storage import tensor_file
+from adaptive_span.storage.stored import from_dict, lookup
+from adaptive_span.storage.writing import WRITING, explained, whole
 
 State = dict[str, Any]
 FORMAT = 1  # of what is written; files without the key are older and are still read

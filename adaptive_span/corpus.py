@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from adaptive_span import source, strict_json
+from adaptive_span import source
 from adaptive_span.config.schema import DataConfig
 from adaptive_span.errors import UserError
 from adaptive_span.numbering import number_bytes, number_words
+from adaptive_span.storage import strict_json
 from adaptive_span.terminal.printing import print_line
 from adaptive_span.vocabulary import Vocabulary
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from adaptive_span import strict_json
-from adaptive_span.source_code import commit_and_change
+from adaptive_span.storage import strict_json
+from adaptive_span.storage.source_code import commit_and_change
+from adaptive_span.storage.writing import explained
 from adaptive_span.terminal.plain_text import masked, without_secrets
-from adaptive_span.writing import explained
 
 FILE = "environment.jsonl"
 PACKAGES = ("adaptive-span", "torch", "numpy", "hydra-core", "omegaconf", "triton", "wandb")

@@ -15,7 +15,7 @@ from adaptive_span.matching import corpus_for
 from adaptive_span.precision import EMULATED, choose, is_emulated, tf32
 from adaptive_span.run_directory import refuse_links
 from adaptive_span.source import described
-from adaptive_span.stored import from_dict
+from adaptive_span.storage.stored import from_dict
 from adaptive_span.stored_model import model_of
 from adaptive_span.terminal.printing import print_line, print_places
 from adaptive_span.terminal.program import sigterm_as_exit

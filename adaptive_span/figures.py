@@ -6,7 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from adaptive_span.writing import explained, whole
+from adaptive_span.storage.writing import explained, whole
 
 
 def draw_spans(spans: list[list[float]], max_span: int, path: Path) -> None:

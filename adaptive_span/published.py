@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_span import checkpoint, tensor_file
+from adaptive_span import checkpoint
 from adaptive_span.config.schema import Config, ModelConfig, OptimizerConfig
 from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.model import Transformer
-from adaptive_span.stored import lookup
+from adaptive_span.storage import tensor_file
+from adaptive_span.storage.stored import lookup
+from adaptive_span.storage.writing import explained
 from adaptive_span.terminal.printing import print_line
 from adaptive_span.terminal.program import exit_codes
-from adaptive_span.writing import explained
 
 ADDRESS = "https://dl.fbaipublicfiles.com/adaptive-span/{name}.pt"
 NAMES = ("enwik8", "enwik8_large", "text8", "text8_large")

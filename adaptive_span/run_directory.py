@@ -18,11 +18,11 @@ from adaptive_span.checkpoint_paths import last_step
 from adaptive_span.config.identity import changes
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import ProcessLost, UserError
-from adaptive_span.stored import read_yaml
+from adaptive_span.storage.stored import read_yaml
+from adaptive_span.storage.writing import whole
 from adaptive_span.terminal.plain_text import masked
 from adaptive_span.terminal.printing import print_line
 from adaptive_span.tracking import METRICS, SCORES
-from adaptive_span.writing import whole
 
 CONFIG = "config.yaml"
 FAILURE = "failure.txt"  # one sentence, or the traceback of a bug; gone once the run is taken up again

@@ -19,11 +19,11 @@ from adaptive_span.config.identity import flatten
 from adaptive_span.config.schema import MISSING, Config
 from adaptive_span.errors import UserError
 from adaptive_span.run_directory import CONFIG, FAILURE, has_begun, reason, refuse_links
-from adaptive_span.stored import from_dict, lookup, read_yaml
+from adaptive_span.storage.stored import from_dict, lookup, read_yaml
+from adaptive_span.storage.writing import whole
 from adaptive_span.terminal.printing import print_line, print_table
 from adaptive_span.terminal.program import exit_codes
 from adaptive_span.tracking import METRICS, SCORES, logged
-from adaptive_span.writing import whole
 
 Row = dict[str, Any]
 SPLITS = ("valid", "test")

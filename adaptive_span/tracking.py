@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adaptive_span import stored, strict_json
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError, first_line
+from adaptive_span.storage import stored, strict_json
+from adaptive_span.storage.writing import explained, whole
 from adaptive_span.terminal.plain_text import masked
 from adaptive_span.terminal.printing import print_line
-from adaptive_span.writing import explained, whole
 
 if TYPE_CHECKING:
     import wandb

@@ -45,6 +45,7 @@ from adaptive_span.run_directory import (
     write_config,
 )
 from adaptive_span.settle import begun_with, settle
+from adaptive_span.storage.writing import discard_unfinished, explained
 from adaptive_span.stored_model import model_of
 from adaptive_span.terminal.output import Output
 from adaptive_span.terminal.printing import print_line, print_places
@@ -52,7 +53,6 @@ from adaptive_span.terminal.program import command, sigterm_as_exit
 from adaptive_span.tracking import METRICS, Tracker
 from adaptive_span.training import Training
 from adaptive_span.watchdog import Watchdog
-from adaptive_span.writing import discard_unfinished, explained
 
 SCORING_BLOCK = 128  # tokens: shorter blocks would leave the processor waiting, and the exact score is the same
 

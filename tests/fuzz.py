@@ -30,7 +30,7 @@ from adaptive_span import checkpoint, published, scores, source, stored_model, s
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.slurm import status
-from adaptive_span.stored import from_dict, read_yaml
+from adaptive_span.storage.stored import from_dict, read_yaml
 from adaptive_span.tracking import logged
 from tests import strangers
 

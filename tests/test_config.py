@@ -10,7 +10,7 @@ import pytest
 from adaptive_span.config.identity import default_run_dir
 from adaptive_span.config.schema import Config, EvaluateConfig, ModelConfig
 from adaptive_span.errors import UserError
-from adaptive_span.stored import from_dict
+from adaptive_span.storage.stored import from_dict
 from tests.conftest import ROOT, finish, sentence
 
 GROUPS = {

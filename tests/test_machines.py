@@ -13,7 +13,7 @@ from adaptive_span.distributed import Process, pick_device
 from adaptive_span.errors import UserError
 from adaptive_span.gpu import Gpu, expand_segments, is_built_for
 from adaptive_span.settle import settle
-from adaptive_span.stored import read_yaml
+from adaptive_span.storage.stored import read_yaml
 from tests.conftest import ROOT, finish, sentence
 from tests.test_config import composed
 

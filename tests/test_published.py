@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span import published, tensor_file
+from adaptive_span import published
 from adaptive_span.config.schema import ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model import Transformer
-from adaptive_span.stored import from_dict
+from adaptive_span.storage import tensor_file
+from adaptive_span.storage.stored import from_dict
 from tests.conftest import ROOT, SHARED, finish, sentence
 from tests.parity import block
 

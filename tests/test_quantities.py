@@ -11,7 +11,7 @@ from adaptive_span.config.schema import Config, HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.slurm import launcher as slurm_launcher
 from adaptive_span.slurm.options import OWN, checked
-from adaptive_span.stored import from_dict
+from adaptive_span.storage.stored import from_dict
 from tests.conftest import ROOT
 from tests.test_config import composed
 

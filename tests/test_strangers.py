@@ -15,11 +15,12 @@ import pytest
 import torch
 import yaml
 
-from adaptive_span import checkpoint, published, source_code, stored_model
+from adaptive_span import checkpoint, published, stored_model
 from adaptive_span.config.schema import Config, RunConfig
 from adaptive_span.errors import UserError
 from adaptive_span.slurm import snapshot
-from adaptive_span.stored import from_dict, read_yaml
+from adaptive_span.storage import source_code
+from adaptive_span.storage.stored import from_dict, read_yaml
 from adaptive_span.tracking import logged
 from tests import fuzz
 from tests.conftest import ENVIRONMENT, ROOT, finish, sentence

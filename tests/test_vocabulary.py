@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span import checkpoint, hub, report, scores, strict_json
+from adaptive_span import checkpoint, hub, report, scores
 from adaptive_span.config.schema import DataConfig, EvaluateConfig, HardwareConfig
 from adaptive_span.corpus import prepare
 from adaptive_span.errors import UserError
 from adaptive_span.evaluation import Score
 from adaptive_span.matching import corpus_for
+from adaptive_span.storage import strict_json
 from adaptive_span.vocabulary import Vocabulary, unpack
 from tests.conftest import ROOT, SHARED, SMALL, finish, sentence
 from tests.test_corpus import write

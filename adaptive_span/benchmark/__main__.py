@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 
-from adaptive_span import strict_json
 from adaptive_span.attention import why_not_fused
 from adaptive_span.benchmark import costs, profiles
 from adaptive_span.benchmark.costs import Row, Settings
@@ -30,6 +29,7 @@ from adaptive_span.config.schema import ATTENTIONS
 from adaptive_span.cost import CARDS
 from adaptive_span.errors import UserError
 from adaptive_span.precision import EMULATED, is_emulated
+from adaptive_span.storage import strict_json
 from adaptive_span.terminal.program import exit_codes
 
 NO_MEMORY = "can't allocate memory|[Ss]torage size calculation overflowed|numel: integer multiplication overflow"

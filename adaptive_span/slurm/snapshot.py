@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import adaptive_span
-from adaptive_span import source_code
+from adaptive_span.storage import source_code
 from adaptive_span.terminal.plain_text import masked
 
 LEFT_OUT = shutil.ignore_patterns("__pycache__")

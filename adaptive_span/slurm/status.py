@@ -10,14 +10,14 @@ from typing import Any, get_type_hints
 from rich.live import Live
 from rich.table import Table
 
-from adaptive_span import strict_json
 from adaptive_span.checkpoint_paths import last_step
 from adaptive_span.config.schema import HardwareConfig
 from adaptive_span.console import readable
 from adaptive_span.errors import UserError
 from adaptive_span.run_directory import failure, is_finished, reason
 from adaptive_span.slurm import cluster
-from adaptive_span.stored import lookup, read_json
+from adaptive_span.storage import strict_json
+from adaptive_span.storage.stored import lookup, read_json
 from adaptive_span.terminal.printing import console, print_line, print_places
 from adaptive_span.tracking import METRICS, logged
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from adaptive_span.writing import whole
+from adaptive_span.storage.writing import whole
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
