@@ -2,8 +2,9 @@
 
 from omegaconf import DictConfig
 
-from adaptive_span import capacity, command_line, composition
+from adaptive_span import command_line, composition
 from adaptive_span.config.schema import EvaluateConfig
+from adaptive_span.hardware import capacity
 from adaptive_span.terminal.program import exit_codes
 
 

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adaptive_span import gpu, machine
 from adaptive_span.config.schema import HardwareConfig
 from adaptive_span.errors import ProcessLost, UserError
+from adaptive_span.hardware import gpu, machine
 
 STACKS = 1  # seconds that processes get to print where they are, before the first of them ends all
 

@@ -5,14 +5,15 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from adaptive_span import capacity, published, report, scores, step_graph
+from adaptive_span import published, report, scores
 from adaptive_span.config.schema import MISSING, Config, DataConfig, EvaluateConfig
 from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process, autocast, available_memory, process_group
 from adaptive_span.errors import UserError, check_batch
+from adaptive_span.hardware import capacity, step_graph
+from adaptive_span.hardware.precision import EMULATED, choose, is_emulated, tf32
 from adaptive_span.low_precision import low_precision
 from adaptive_span.matching import corpus_for
-from adaptive_span.precision import EMULATED, choose, is_emulated, tf32
 from adaptive_span.run_directory import refuse_links
 from adaptive_span.source import described
 from adaptive_span.storage.stored import from_dict

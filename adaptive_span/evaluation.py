@@ -13,8 +13,8 @@ from torch import Tensor
 from adaptive_span import stream
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
+from adaptive_span.hardware.step_graph import StepGraph
 from adaptive_span.model import Limits, Transformer
-from adaptive_span.step_graph import StepGraph
 
 
 @dataclass(frozen=True)

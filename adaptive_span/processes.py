@@ -17,10 +17,10 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from adaptive_span import capacity
 from adaptive_span.config.schema import HardwareConfig
 from adaptive_span.distributed import pick_device
 from adaptive_span.errors import ProcessLost, UserError
+from adaptive_span.hardware import capacity
 from adaptive_span.terminal.output import outlived
 from adaptive_span.terminal.program import hang_up
 

@@ -4,9 +4,10 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adaptive_span import capacity, run_directory
+from adaptive_span import run_directory
 from adaptive_span.config.identity import default_run_dir
 from adaptive_span.config.schema import Config, RunConfig
+from adaptive_span.hardware import capacity
 from adaptive_span.tracking import SCORES
 
 

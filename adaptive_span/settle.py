@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import torch
 
-from adaptive_span import gpu, precision, step_graph
 from adaptive_span.attention import chosen
 from adaptive_span.checkpoint import State
-from adaptive_span.compilers import why_inductor_cannot_build
 from adaptive_span.config.schema import Config
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
+from adaptive_span.hardware import gpu, precision, step_graph
+from adaptive_span.hardware.compilers import why_inductor_cannot_build
 
 
 def settle(config: Config, process: Process, before: str | None) -> tuple[Config, list[str]]:

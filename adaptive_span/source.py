@@ -14,10 +14,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from adaptive_span import machine
 from adaptive_span.config.schema import DataConfig
 from adaptive_span.download import fetch, is_html
 from adaptive_span.errors import UserError
+from adaptive_span.hardware import machine
 
 SPLITS = ("train", "valid", "test")
 # All that zipfile, gzip and lzma raise for bytes that somebody has changed.

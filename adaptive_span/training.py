@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adaptive_span import checkpoint, optimizer, span_bounds, step_graph, stream
+from adaptive_span import checkpoint, optimizer, span_bounds, stream
 from adaptive_span.config.schema import Config
 from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process, autocast
 from adaptive_span.errors import UserError
 from adaptive_span.flat_gradients import FlatGradients
+from adaptive_span.hardware import step_graph
+from adaptive_span.hardware.step_graph import StepGraph
 from adaptive_span.low_precision import low_precision
 from adaptive_span.model import Cache, Limits, Transformer
 from adaptive_span.span import SLACK
-from adaptive_span.step_graph import StepGraph
 
 
 class Report:

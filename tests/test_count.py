@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from adaptive_span import capacity, span_bounds
+from adaptive_span import span_bounds
 from adaptive_span.benchmark import profiles
 from adaptive_span.config.schema import Config, OptimizerConfig, TrainConfig
+from adaptive_span.hardware import capacity
 from adaptive_span.out_of_memory import step_bytes
 from tests.conftest import ROOT, finish
 

@@ -10,8 +10,8 @@ from adaptive_span import evaluation
 from adaptive_span.config.schema import ModelConfig
 from adaptive_span.corpus import prepare
 from adaptive_span.distributed import Process
+from adaptive_span.hardware.step_graph import StepGraph
 from adaptive_span.model import Transformer
-from adaptive_span.step_graph import StepGraph
 from adaptive_span.training import Training
 from tests.conftest import SMALL
 from tests.test_config import composed

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adaptive_span import compilers, precision
 from adaptive_span.config.schema import HardwareConfig
 from adaptive_span.distributed import Process, pick_device
 from adaptive_span.errors import UserError
-from adaptive_span.gpu import Gpu, expand_segments, is_built_for
+from adaptive_span.hardware import compilers, precision
+from adaptive_span.hardware.gpu import Gpu, expand_segments, is_built_for
 from adaptive_span.settle import settle
 from adaptive_span.storage.stored import read_yaml
 from tests.conftest import ROOT, finish, sentence

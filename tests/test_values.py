@@ -11,12 +11,13 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive_span import Transformer, capacity, command_line, launcher, machine, out_of_memory, sweeper
+from adaptive_span import Transformer, command_line, launcher, out_of_memory, sweeper
 from adaptive_span.config import overrides
 from adaptive_span.config.schema import Config, EvaluateConfig, HardwareConfig
 from adaptive_span.corpus import prepare
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
+from adaptive_span.hardware import capacity, machine
 from adaptive_span.slurm import launcher as slurm_launcher
 from adaptive_span.trainer import Run
 from tests.conftest import ROOT, SMALL, finish, sentence

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from adaptive_span.attention import banded, dense
 from adaptive_span.attention.context import Context, HiddenStates, KeysValues, join
-from adaptive_span.compilers import why_triton_cannot_build
 from adaptive_span.errors import UserError
+from adaptive_span.hardware.compilers import why_triton_cannot_build
 
 Attend = Callable[..., Tensor]
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from adaptive_span.attention.context import Projected
-from adaptive_span.compilers import cpp_compiler
+from adaptive_span.hardware.compilers import cpp_compiler
 from adaptive_span.own_types import OwnTypes
 
 SOURCE = Path(__file__).with_name("tiles.cpp")

@@ -28,7 +28,7 @@ from adaptive_span.config.checks import Range
 from adaptive_span.config.schema import ATTENTIONS
 from adaptive_span.cost import CARDS
 from adaptive_span.errors import UserError
-from adaptive_span.precision import EMULATED, is_emulated
+from adaptive_span.hardware.precision import EMULATED, is_emulated
 from adaptive_span.storage import strict_json
 from adaptive_span.terminal.program import exit_codes
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive_span.attention.context import in_autocast
-from adaptive_span.compilers import why_triton_cannot_build
+from adaptive_span.hardware.compilers import why_triton_cannot_build
 
 LEAST_CAPABILITY = (8, 0)  # bfloat16 in hardware
 

@@ -5,9 +5,9 @@ import sys
 from dataclasses import fields
 from itertools import pairwise
 
-from adaptive_span import machine
 from adaptive_span.config.schema import Config, HardwareConfig, ModelConfig, OptimizerConfig
 from adaptive_span.errors import UserError
+from adaptive_span.hardware import machine
 
 GB = 10**9
 PROCESSES_PER_CORE = 4

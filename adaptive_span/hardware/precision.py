@@ -7,7 +7,7 @@ import torch
 
 from adaptive_span.config.schema import PRECISIONS
 from adaptive_span.errors import UserError, shown
-from adaptive_span.gpu import TENSOR_CORES, Gpu, describe
+from adaptive_span.hardware.gpu import TENSOR_CORES, Gpu, describe
 
 EMULATED = "warning: this processor has no instructions for bf16: it is emulated, and slower than fp32"
 NATIVE = ("avx512_bf16", "amx_bf16", "bf16")  # of x86-64, and of 64-bit Arm

@@ -1,0 +1,4 @@
+"""What does this machine have, and what can it do?
+
+It may import `storage` and below.
+"""
