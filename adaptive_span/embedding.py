@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from adaptive_span.own_types import OwnTypes
+from adaptive_span.attention.own_types import OwnTypes
 
 LARGEST = 1024  # symbols whose gradient is a matrix product
 

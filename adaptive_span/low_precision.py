@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptive_span.attention.own_types import OwnTypes
 from adaptive_span.memory import PersistentMemory
 from adaptive_span.model import Transformer
-from adaptive_span.own_types import OwnTypes
 
 WITH_MATRICES = (nn.Linear, PersistentMemory, Transformer)  # that products read: of a Transformer itself, its positions
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adaptive_span import checkpoint, optimizer, span_bounds, stream
+from adaptive_span import checkpoint, optimizer, stream
+from adaptive_span.attention import span_bounds
+from adaptive_span.attention.span import SLACK
 from adaptive_span.config.schema import Config
 from adaptive_span.corpus import Corpus
 from adaptive_span.distributed import Process, autocast
@@ -19,7 +21,6 @@ from adaptive_span.hardware import step_graph
 from adaptive_span.hardware.step_graph import StepGraph
 from adaptive_span.low_precision import low_precision
 from adaptive_span.model import Cache, Limits, Transformer
-from adaptive_span.span import SLACK
 
 
 class Report:

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adaptive_span.attention import HiddenStates, banded, join, tiles
+from adaptive_span.attention.span import AdaptiveSpan, log_soft_mask, upper_bound
 from adaptive_span.config.schema import ATTENTIONS
-from adaptive_span.span import AdaptiveSpan, log_soft_mask, upper_bound
 from tests import dropped
 from tests.conftest import ROOT
 from tests.dropped import IN_TORCH, choose

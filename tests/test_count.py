@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from adaptive_span import span_bounds
+from adaptive_span.attention import span_bounds
 from adaptive_span.benchmark import profiles
 from adaptive_span.config.schema import Config, OptimizerConfig, TrainConfig
 from adaptive_span.hardware import capacity

@@ -8,7 +8,8 @@ import random
 import pytest
 import torch
 
-from adaptive_span import evaluation, span_bounds
+from adaptive_span import evaluation
+from adaptive_span.attention import span_bounds
 from adaptive_span.benchmark.profiles import PAPER
 from adaptive_span.config.schema import ModelConfig
 from adaptive_span.distributed import Process

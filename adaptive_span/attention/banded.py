@@ -22,8 +22,8 @@ from torch.autograd.function import once_differentiable
 from adaptive_span.attention import tiles
 from adaptive_span.attention.context import Context, Projected, by_groups, out_of_groups
 from adaptive_span.attention.context import Group as Heads
-from adaptive_span.own_types import OwnTypes
-from adaptive_span.span import log_soft_mask
+from adaptive_span.attention.own_types import OwnTypes
+from adaptive_span.attention.span import log_soft_mask
 
 SHORTEST_TILE, LONGEST_TILE = 64, 256  # queries
 WASTE = 1.3  # a group's longest head costs at most so many times what its shortest one would cost alone

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adaptive_span.layout import as_rows, cat_positions, is_positions_first, out_of_rows
-from adaptive_span.own_types import OwnTypes
+from adaptive_span.attention.layout import as_rows, cat_positions, is_positions_first, out_of_rows
+from adaptive_span.attention.own_types import OwnTypes
 
 Group = tuple[Sequence[int], int]  # some heads, and how many positions before the present block they want
 Projected = tuple[Tensor, Tensor]  # queries (B, M, h, D), times 1/sqrt(D); keys and values (B, T, h, 2, D)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adaptive_span.attention.context import Context
-from adaptive_span.span import log_soft_mask
+from adaptive_span.attention.span import log_soft_mask
 
 
 def attend(

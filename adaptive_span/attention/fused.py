@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from adaptive_span.attention import fused_kernels as kernels
 from adaptive_span.attention.banded import group_heads
 from adaptive_span.attention.context import Context, order_on
-from adaptive_span.own_types import OwnTypes
+from adaptive_span.attention.own_types import OwnTypes
 
 
 @torch.compiler.disable  # nothing in it could be fused, and its sizes change with the spans

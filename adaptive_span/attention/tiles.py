@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from adaptive_span.attention.context import Projected
+from adaptive_span.attention.own_types import OwnTypes
 from adaptive_span.hardware.compilers import cpp_compiler
-from adaptive_span.own_types import OwnTypes
 
 SOURCE = Path(__file__).with_name("tiles.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")

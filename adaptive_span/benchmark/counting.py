@@ -26,7 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from adaptive_span import attention, cost, elementwise, layout, optimizer, span_bounds
+from adaptive_span import attention, cost, elementwise, optimizer
+from adaptive_span.attention import layout, span_bounds
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.config.schema import Config, OptimizerConfig
