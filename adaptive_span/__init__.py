@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from adaptive_span.composition import compose as compose
     from adaptive_span.config.schema import Config as Config
     from adaptive_span.config.schema import ModelConfig as ModelConfig
-    from adaptive_span.model import AdaptiveSpanAttention as AdaptiveSpanAttention
-    from adaptive_span.model import Transformer as Transformer
+    from adaptive_span.model.transformer import AdaptiveSpanAttention as AdaptiveSpanAttention
+    from adaptive_span.model.transformer import Transformer as Transformer
     from adaptive_span.running import train as train
 
 _HOME = {

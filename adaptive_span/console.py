@@ -7,7 +7,7 @@ from typing import Self
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from adaptive_span.flops import TRAINING
+from adaptive_span.model.flops import TRAINING
 from adaptive_span.terminal.printing import console
 
 

@@ -12,8 +12,8 @@ from adaptive_span.distributed import Process, autocast, available_memory, proce
 from adaptive_span.errors import UserError, check_batch
 from adaptive_span.hardware import capacity, step_graph
 from adaptive_span.hardware.precision import EMULATED, choose, is_emulated, tf32
-from adaptive_span.low_precision import low_precision
 from adaptive_span.matching import corpus_for
+from adaptive_span.model.low_precision import low_precision
 from adaptive_span.run_directory import refuse_links
 from adaptive_span.source import described
 from adaptive_span.storage.stored import from_dict

@@ -14,7 +14,7 @@ from adaptive_span import stream
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.hardware.step_graph import StepGraph
-from adaptive_span.model import Limits, Transformer
+from adaptive_span.model.transformer import Limits, Transformer
 
 
 @dataclass(frozen=True)

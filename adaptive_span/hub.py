@@ -10,7 +10,7 @@ from typing import Any
 from adaptive_span import checkpoint, published
 from adaptive_span.config.schema import ModelConfig
 from adaptive_span.errors import UserError
-from adaptive_span.model import Transformer
+from adaptive_span.model.transformer import Transformer
 from adaptive_span.storage.stored import from_dict
 from adaptive_span.stored_model import config_of
 

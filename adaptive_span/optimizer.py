@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import SGD, Adam, Optimizer
 
-from adaptive_span import elementwise
 from adaptive_span.config.schema import OptimizerConfig, TrainConfig
+from adaptive_span.model import elementwise
 
 FINETUNE_FACTOR = 0.1
 EPSILON = 1e-10  # of Adagrad
@@ -50,7 +50,7 @@ def _in_triton(params: list[Tensor]) -> bool:
 def _one_launch(
     params: list[Tensor], grads: list[Tensor], sums: list[Tensor], norms: Tensor, rate: Tensor | float, clip: float
 ) -> None:
-    from adaptive_span.elementwise import adagrad  # triton, which a machine without a GPU need not have
+    from adaptive_span.model.elementwise import adagrad  # triton, which a machine without a GPU need not have
 
     adagrad.update(params, grads, sums, norms, rate, clip, EPSILON)
 

@@ -13,7 +13,7 @@ from adaptive_span.config.identity import flatten
 from adaptive_span.config.schema import Config, ModelConfig
 from adaptive_span.distributed import Process, available_memory
 from adaptive_span.errors import UserError
-from adaptive_span.model import Limits, cache_length
+from adaptive_span.model.transformer import Limits, cache_length
 
 GIB = 2**30
 # What a layer keeps of a token beside weights, keys and values: so many hidden and feed-forward vectors. Fused kernels

@@ -20,7 +20,7 @@ from torch import Tensor
 from adaptive_span import checkpoint
 from adaptive_span.config.schema import Config, ModelConfig, OptimizerConfig
 from adaptive_span.errors import UserError, did_you_mean
-from adaptive_span.model import Transformer
+from adaptive_span.model.transformer import Transformer
 from adaptive_span.storage import tensor_file
 from adaptive_span.storage.stored import lookup
 from adaptive_span.storage.writing import explained

@@ -11,7 +11,7 @@ import torch
 from adaptive_span import checkpoint
 from adaptive_span.config.schema import MISSING, ModelConfig
 from adaptive_span.errors import UserError
-from adaptive_span.model import Transformer
+from adaptive_span.model.transformer import Transformer
 from adaptive_span.storage.stored import from_dict, shortened
 
 SIZES = ("hidden_size", "ffn_size", "num_heads", "max_span", "memory_size")  # each so many numbers of some tensor

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from adaptive_span import checkpoint, environment, evaluation, flops, out_of_memory, published, report, scores, stream
+from adaptive_span import checkpoint, environment, evaluation, out_of_memory, published, report, scores, stream
 from adaptive_span.checkpoint_paths import CHECKPOINTS, step_path
 from adaptive_span.config.overrides import setting
 from adaptive_span.config.schema import Config, TrainConfig
@@ -20,8 +20,9 @@ from adaptive_span.errors import UserError, check_batch
 from adaptive_span.hardware import capacity, step_graph
 from adaptive_span.hardware.precision import tf32
 from adaptive_span.interruption import Interruption
-from adaptive_span.low_precision import low_precision
 from adaptive_span.matching import corpus_for
+from adaptive_span.model import flops
+from adaptive_span.model.low_precision import low_precision
 from adaptive_span.optimizer import learning_rate
 from adaptive_span.run_directory import (
     CONFIG,

@@ -19,8 +19,8 @@ from adaptive_span.errors import UserError
 from adaptive_span.flat_gradients import FlatGradients
 from adaptive_span.hardware import step_graph
 from adaptive_span.hardware.step_graph import StepGraph
-from adaptive_span.low_precision import low_precision
-from adaptive_span.model import Cache, Limits, Transformer
+from adaptive_span.model.low_precision import low_precision
+from adaptive_span.model.transformer import Cache, Limits, Transformer
 
 
 class Report:

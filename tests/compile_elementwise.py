@@ -10,7 +10,7 @@ import sys
 import torch
 from torch import nn
 
-from adaptive_span.elementwise import adagrad, fused, kernels
+from adaptive_span.model.elementwise import adagrad, fused, kernels
 from tests.compile_kernels import compile_for, resources
 
 KERNELS = [value for name, value in vars(kernels).items() if name.endswith("_kernel")]

@@ -16,7 +16,7 @@ from torch import Tensor
 from adaptive_span import optimizer as optimizers
 from adaptive_span.attention.span import AdaptiveSpan
 from adaptive_span.config.schema import ATTENTIONS, ModelConfig, OptimizerConfig, TrainConfig
-from adaptive_span.model import Cache, Transformer
+from adaptive_span.model.transformer import Cache, Transformer
 from adaptive_span.published import rename
 
 # Largest errors allowed: nats, relative norm, nats, tokens.

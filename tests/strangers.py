@@ -15,7 +15,7 @@ from adaptive_span.config.schema import (
     TrainConfig,
     ValidationConfig,
 )
-from adaptive_span.model import Transformer
+from adaptive_span.model.transformer import Transformer
 from tests.conftest import ROOT
 
 TINY = ModelConfig(name="tiny", num_layers=2, hidden_size=8, ffn_size=16, num_heads=2, max_span=8, block_size=4)

@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adaptive_span import elementwise, optimizer
-from adaptive_span.low_precision import low_precision
-from adaptive_span.model import Transformer
+from adaptive_span import optimizer
+from adaptive_span.model import elementwise
+from adaptive_span.model.low_precision import low_precision
+from adaptive_span.model.transformer import Transformer
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_model import small, with_spans
 
 fused = pytest.importorskip(
-    "adaptive_span.elementwise.fused", reason="there is no triton for this system", exc_type=ImportError
+    "adaptive_span.model.elementwise.fused", reason="there is no triton for this system", exc_type=ImportError
 )
 
 # Triton's interpreter has no bfloat16 to speak of.

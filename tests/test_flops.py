@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from adaptive_span import flops
 from adaptive_span.config.schema import ModelConfig
-from adaptive_span.model import Transformer
+from adaptive_span.model import flops
+from adaptive_span.model.transformer import Transformer
 from tests.test_model import small, with_spans
 
 

@@ -11,7 +11,7 @@ from adaptive_span.config.schema import ModelConfig
 from adaptive_span.corpus import prepare
 from adaptive_span.distributed import Process
 from adaptive_span.hardware.step_graph import StepGraph
-from adaptive_span.model import Transformer
+from adaptive_span.model.transformer import Transformer
 from adaptive_span.training import Training
 from tests.conftest import SMALL
 from tests.test_config import composed

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from adaptive_span.attention.context import HiddenStates, KeysValues, join
-from adaptive_span.model import Softmax, linear
+from adaptive_span.model.transformer import Softmax, linear
 
 fused = pytest.importorskip(
-    "adaptive_span.elementwise.fused", reason="there is no triton for this system", exc_type=ImportError
+    "adaptive_span.model.elementwise.fused", reason="there is no triton for this system", exc_type=ImportError
 )
 
 B, T, M, C, H = 3, 20, 6, 8, 4

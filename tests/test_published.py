@@ -13,7 +13,7 @@ import torch
 from adaptive_span import published
 from adaptive_span.config.schema import ModelConfig
 from adaptive_span.errors import UserError
-from adaptive_span.model import Transformer
+from adaptive_span.model.transformer import Transformer
 from adaptive_span.storage import tensor_file
 from adaptive_span.storage.stored import from_dict
 from tests.conftest import ROOT, SHARED, finish, sentence

@@ -13,7 +13,7 @@ from adaptive_span.attention import span_bounds
 from adaptive_span.benchmark.profiles import PAPER
 from adaptive_span.config.schema import ModelConfig
 from adaptive_span.distributed import Process
-from adaptive_span.model import Transformer
+from adaptive_span.model.transformer import Transformer
 from tests.test_training import small
 
 MAX_SPAN = 8192

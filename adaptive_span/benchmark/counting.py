@@ -26,14 +26,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from adaptive_span import attention, cost, elementwise, optimizer
+from adaptive_span import attention, cost, optimizer
 from adaptive_span.attention import layout, span_bounds
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.config.schema import Config, OptimizerConfig
 from adaptive_span.cost import Asked, Card
 from adaptive_span.distributed import Process
-from adaptive_span.model import Transformer
+from adaptive_span.model import elementwise
+from adaptive_span.model.transformer import Transformer
 from adaptive_span.training import Training
 
 GIB = 2**30
@@ -306,7 +307,7 @@ def _as_on_a_gpu() -> Iterator[_Tracer]:
     """Within it, a step takes the paths that it takes on a GPU, and Triton's launches are noted and not made."""
     from triton.runtime.jit import JITFunction
 
-    from adaptive_span.elementwise import adagrad
+    from adaptive_span.model.elementwise import adagrad
 
     tracer = _Tracer()
 

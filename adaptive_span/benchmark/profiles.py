@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adaptive_span.attention.span import SLACK, AdaptiveSpan
 from adaptive_span.config.schema import ModelConfig
-from adaptive_span.model import Transformer
+from adaptive_span.model.transformer import Transformer
 
 CONF = Path(__file__).parents[2] / "conf"
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))

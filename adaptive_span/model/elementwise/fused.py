@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from adaptive_span.attention.context import in_autocast
 from adaptive_span.attention.layout import as_rows, dense, laid_out_like, out_of_rows
 from adaptive_span.attention.own_types import OwnTypes
-from adaptive_span.elementwise import Hidden, kernels
+from adaptive_span.model.elementwise import Hidden, kernels
 
 PROGRAMS = 2048  # that share the rows of a norm in the backward pass: about as many as a GPU runs at once
 LEAST_ROWS = 8  # of each of them, so that their sums are few beside what they read

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adaptive_span.elementwise import kernels
-from adaptive_span.elementwise.fused import launch
+from adaptive_span.model.elementwise import kernels
+from adaptive_span.model.elementwise.fused import launch
 
 BLOCK = 2048  # numbers of a program
 

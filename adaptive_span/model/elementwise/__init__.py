@@ -34,7 +34,7 @@ def add_and_norm(residual: Tensor, branch: Tensor, norm: nn.LayerNorm) -> Hidden
     """Return LN(residual + branch). (B, M, C) both"""
     if not in_triton(residual):
         return with_operand(norm(residual + branch))
-    from adaptive_span.elementwise import fused
+    from adaptive_span.model.elementwise import fused
 
     return fused.add_and_norm(residual, branch, None, norm)
 
@@ -44,7 +44,7 @@ def feed_forward(states: Hidden, expand: nn.Linear, contract: nn.Linear, dropout
     if not in_triton(states.exact):
         inner = F.dropout(F.relu(expand(states.operand)), dropout, training=dropout > 0)  # (B, M, F)
         return with_operand(norm(states.exact + contract(inner)))
-    from adaptive_span.elementwise import fused
+    from adaptive_span.model.elementwise import fused
 
     branch = fused.feed_forward(states.operand, expand, contract.weight, dropout)
     return fused.add_and_norm(states.exact, branch, contract.bias, norm)  # which also sums the bias's gradient

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from adaptive_span.attention.own_types import OwnTypes
-from adaptive_span.memory import PersistentMemory
-from adaptive_span.model import Transformer
+from adaptive_span.model.persistent_memory import PersistentMemory
+from adaptive_span.model.transformer import Transformer
 
 WITH_MATRICES = (nn.Linear, PersistentMemory, Transformer)  # that products read: of a Transformer itself, its positions
 

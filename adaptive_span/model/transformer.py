@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from adaptive_span.adaptive_io import AdaptiveEmbedding, AdaptiveSoftmax
 from adaptive_span.attention import Context, HiddenStates, KeysValues, choose, join, layout
 from adaptive_span.attention.layout import as_rows, is_positions_first, out_of_rows
 from adaptive_span.attention.span import AdaptiveSpan, upper_bound
 from adaptive_span.config.schema import ModelConfig
-from adaptive_span.elementwise import Hidden, add_and_norm, feed_forward, with_operand
-from adaptive_span.embedding import Embedding
-from adaptive_span.memory import PersistentMemory
+from adaptive_span.model.adaptive_io import AdaptiveEmbedding, AdaptiveSoftmax
+from adaptive_span.model.elementwise import Hidden, add_and_norm, feed_forward, with_operand
+from adaptive_span.model.embedding import Embedding
+from adaptive_span.model.persistent_memory import PersistentMemory
 
 # For each layer what it keeps of earlier positions: its inputs, detached, (B, T, C), as precise as they are multiplied;
 # or, for inference, the keys and values of each group of heads.
