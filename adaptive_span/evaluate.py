@@ -7,7 +7,8 @@ from typing import Any
 
 from adaptive_span import published, report, scores
 from adaptive_span.config.schema import MISSING, Config, DataConfig, EvaluateConfig
-from adaptive_span.corpus import Corpus
+from adaptive_span.data.corpus import Corpus
+from adaptive_span.data.source import described
 from adaptive_span.distributed import Process, autocast, available_memory, process_group
 from adaptive_span.errors import UserError, check_batch
 from adaptive_span.hardware import capacity, step_graph
@@ -15,7 +16,6 @@ from adaptive_span.hardware.precision import EMULATED, choose, is_emulated, tf32
 from adaptive_span.matching import corpus_for
 from adaptive_span.model.low_precision import low_precision
 from adaptive_span.run_directory import refuse_links
-from adaptive_span.source import described
 from adaptive_span.storage.stored import from_dict
 from adaptive_span.stored_model import model_of
 from adaptive_span.terminal.printing import print_line, print_places

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptive_span import stream
+from adaptive_span.data import stream
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.hardware.step_graph import StepGraph

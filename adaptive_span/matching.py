@@ -2,10 +2,10 @@
 
 from adaptive_span.checkpoint import State
 from adaptive_span.config.schema import DataConfig
-from adaptive_span.corpus import Corpus, prepare
+from adaptive_span.data.corpus import Corpus, prepare
+from adaptive_span.data.source import described
+from adaptive_span.data.vocabulary import unpack
 from adaptive_span.errors import UserError
-from adaptive_span.source import described
-from adaptive_span.vocabulary import unpack
 
 
 def corpus_for(state: State, source: str, data: DataConfig, by_frequency: bool, numbering: str | None) -> Corpus:

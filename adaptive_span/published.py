@@ -188,7 +188,7 @@ def download(name: str, directory: Path) -> Path:
         raise UserError(
             f"there is no published checkpoint '{name}', only {', '.join(NAMES)}{did_you_mean(name, NAMES)}"
         )
-    from adaptive_span.download import fetch  # pooch, which reading files does not need
+    from adaptive_span.data.download import fetch  # pooch, which reading files does not need
 
     path = directory / f"{name}.pt"
     if not path.exists():

@@ -8,7 +8,7 @@ from typing import Any
 from adaptive_span import evaluation, figures
 from adaptive_span.config.schema import Config, ModelConfig
 from adaptive_span.console import flops_table, score_table, span_table
-from adaptive_span.corpus import Corpus
+from adaptive_span.data.corpus import Corpus
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.model import flops

@@ -9,12 +9,13 @@ from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from adaptive_span import checkpoint, environment, evaluation, out_of_memory, published, report, scores, stream
+from adaptive_span import checkpoint, environment, evaluation, out_of_memory, published, report, scores
 from adaptive_span.checkpoint_paths import CHECKPOINTS, step_path
 from adaptive_span.config.overrides import setting
 from adaptive_span.config.schema import Config, TrainConfig
 from adaptive_span.console import TrainingProgress
-from adaptive_span.corpus import Corpus, prepare
+from adaptive_span.data import stream
+from adaptive_span.data.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, available_memory, process_group
 from adaptive_span.errors import UserError, check_batch
 from adaptive_span.hardware import capacity, step_graph

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adaptive_span import checkpoint, optimizer, stream
+from adaptive_span import checkpoint, optimizer
 from adaptive_span.attention import span_bounds
 from adaptive_span.attention.span import SLACK
 from adaptive_span.config.schema import Config
-from adaptive_span.corpus import Corpus
+from adaptive_span.data import stream
+from adaptive_span.data.corpus import Corpus
 from adaptive_span.distributed import Process, autocast
 from adaptive_span.errors import UserError
 from adaptive_span.flat_gradients import FlatGradients

@@ -26,8 +26,9 @@ from types import FrameType
 import torch
 import yaml
 
-from adaptive_span import checkpoint, published, scores, source, stored_model, sweep
+from adaptive_span import checkpoint, published, scores, stored_model, sweep
 from adaptive_span.config.schema import Config
+from adaptive_span.data import source
 from adaptive_span.errors import UserError
 from adaptive_span.slurm import status
 from adaptive_span.storage.stored import from_dict, read_yaml

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive_span.config.schema import DataConfig
-from adaptive_span.corpus import prepare
+from adaptive_span.data.corpus import prepare
 from adaptive_span.errors import UserError
 from tests.conftest import ROOT, SHARED
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from adaptive_span import corpus as corpora
 from adaptive_span.config.schema import DataConfig
-from adaptive_span.corpus import Corpus, prepare
+from adaptive_span.data import corpus as corpora
+from adaptive_span.data.corpus import Corpus, prepare
 from tests.conftest import ROOT, SHARED, finish, sentence
 from tests.test_corpus import refused, write
 

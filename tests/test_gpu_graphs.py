@@ -8,7 +8,7 @@ pytest.importorskip("hydra", reason="its trainings are composed by Hydra")
 
 from adaptive_span import evaluation
 from adaptive_span.config.schema import ModelConfig
-from adaptive_span.corpus import prepare
+from adaptive_span.data.corpus import prepare
 from adaptive_span.distributed import Process
 from adaptive_span.hardware.step_graph import StepGraph
 from adaptive_span.model.transformer import Transformer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adaptive_span import optimizer
-from adaptive_span.corpus import prepare
+from adaptive_span.data.corpus import prepare
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.training import Training

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from adaptive_span import Transformer, command_line, launcher, out_of_memory, sweeper
 from adaptive_span.config import overrides
 from adaptive_span.config.schema import Config, EvaluateConfig, HardwareConfig
-from adaptive_span.corpus import prepare
+from adaptive_span.data.corpus import prepare
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import capacity, machine

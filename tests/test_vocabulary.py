@@ -15,12 +15,12 @@ import torch
 
 from adaptive_span import checkpoint, hub, report, scores
 from adaptive_span.config.schema import DataConfig, EvaluateConfig, HardwareConfig
-from adaptive_span.corpus import prepare
+from adaptive_span.data.corpus import prepare
+from adaptive_span.data.vocabulary import Vocabulary, unpack
 from adaptive_span.errors import UserError
 from adaptive_span.evaluation import Score
 from adaptive_span.matching import corpus_for
 from adaptive_span.storage import strict_json
-from adaptive_span.vocabulary import Vocabulary, unpack
 from tests.conftest import ROOT, SHARED, SMALL, finish, sentence
 from tests.test_corpus import write
 from tests.test_corpus_cache import published

@@ -14,7 +14,7 @@ from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.benchmark.timing import in_turns, status
 from adaptive_span.config.schema import Config, DataConfig, HardwareConfig, OptimizerConfig
-from adaptive_span.corpus import prepare
+from adaptive_span.data.corpus import prepare
 from adaptive_span.distributed import Process, process_group
 from adaptive_span.interruption import Interruption
 from adaptive_span.trainer import Run

@@ -8,10 +8,10 @@ from typing import IO
 
 import numpy as np
 
-from adaptive_span import source
 from adaptive_span.config.schema import DataConfig
+from adaptive_span.data import source
+from adaptive_span.data.vocabulary import EOS, NEWLINE, UNKNOWN, Vocabulary, byte_symbol
 from adaptive_span.errors import UserError
-from adaptive_span.vocabulary import EOS, NEWLINE, UNKNOWN, Vocabulary, byte_symbol
 
 CHUNK = 1 << 20  # tokens
 ALL_BYTES = bytes(range(256))

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from adaptive_span import source
 from adaptive_span.config.schema import DataConfig
+from adaptive_span.data import source
+from adaptive_span.data.numbering import number_bytes, number_words
+from adaptive_span.data.vocabulary import Vocabulary
 from adaptive_span.errors import UserError
-from adaptive_span.numbering import number_bytes, number_words
 from adaptive_span.storage import strict_json
 from adaptive_span.terminal.printing import print_line
-from adaptive_span.vocabulary import Vocabulary
 
 MANIFEST, VOCABULARY = "manifest.json", "vocabulary.json"
 
