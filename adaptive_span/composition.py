@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from adaptive_span import command_line, launcher, sweeper
-from adaptive_span.checkpoint_paths import CHECKPOINTS
+from adaptive_span.checkpoint.paths import CHECKPOINTS
 from adaptive_span.config import overrides
 from adaptive_span.config.identity import changes, flatten
 from adaptive_span.config.schema import Config

@@ -5,7 +5,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from adaptive_span import published, report, scores
+from adaptive_span import report, scores
+from adaptive_span.checkpoint import original
+from adaptive_span.checkpoint.matching import corpus_for
+from adaptive_span.checkpoint.stored_model import model_of
 from adaptive_span.config.schema import MISSING, Config, DataConfig, EvaluateConfig
 from adaptive_span.data.corpus import Corpus
 from adaptive_span.data.source import described
@@ -13,11 +16,9 @@ from adaptive_span.distributed import Process, autocast, available_memory, proce
 from adaptive_span.errors import UserError, check_batch
 from adaptive_span.hardware import capacity, step_graph
 from adaptive_span.hardware.precision import EMULATED, choose, is_emulated, tf32
-from adaptive_span.matching import corpus_for
 from adaptive_span.model.low_precision import low_precision
 from adaptive_span.run_directory import refuse_links
 from adaptive_span.storage.stored import from_dict
-from adaptive_span.stored_model import model_of
 from adaptive_span.terminal.printing import print_line, print_places
 from adaptive_span.terminal.program import sigterm_as_exit
 from adaptive_span.tracking import SCORES
@@ -32,7 +33,7 @@ def evaluate(asked: EvaluateConfig) -> None:
     with process_group(asked.hardware) as process, sigterm_as_exit():
         check_batch("batch_size", asked.batch_size, process.world_size)
         hardware = replace(asked.hardware, precision=_precision(asked.hardware.precision, process))
-        state = published.load(file)
+        state = original.load(file)
         config = from_dict(state["config"], Config, file)
         config.data = _data(asked.data, config.data, file)
         if process.is_main:

@@ -19,9 +19,9 @@ def main() -> None:
     if arguments.directory.is_file():
         raise UserError(f"{arguments.directory} is a file; give a folder")
 
-    from adaptive_span import hub  # what an extra brings
+    from adaptive_span.checkpoint import hugging_face  # what an extra brings
 
-    hub.from_checkpoint(arguments.checkpoint).save_pretrained(arguments.directory)
+    hugging_face.from_checkpoint(arguments.checkpoint).save_pretrained(arguments.directory)
     where = str(arguments.directory)
     print_line(f"{where}: adaptive_span.hub.PretrainedTransformer.from_pretrained({where!r}) reads it")
 

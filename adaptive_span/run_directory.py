@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock
 
 from adaptive_span import scores
-from adaptive_span.checkpoint_paths import last_step
+from adaptive_span.checkpoint.paths import last_step
 from adaptive_span.config.identity import changes
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import ProcessLost, UserError

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from adaptive_span.attention import chosen
-from adaptive_span.checkpoint import State
+from adaptive_span.checkpoint.files import State
 from adaptive_span.config.schema import Config
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError

@@ -9,8 +9,11 @@ from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from adaptive_span import checkpoint, environment, evaluation, out_of_memory, published, report, scores
-from adaptive_span.checkpoint_paths import CHECKPOINTS, step_path
+from adaptive_span import environment, evaluation, out_of_memory, report, scores
+from adaptive_span.checkpoint import files, original
+from adaptive_span.checkpoint.matching import corpus_for
+from adaptive_span.checkpoint.paths import CHECKPOINTS, step_path
+from adaptive_span.checkpoint.stored_model import model_of
 from adaptive_span.config.overrides import setting
 from adaptive_span.config.schema import Config, TrainConfig
 from adaptive_span.console import TrainingProgress
@@ -21,7 +24,6 @@ from adaptive_span.errors import UserError, check_batch
 from adaptive_span.hardware import capacity, step_graph
 from adaptive_span.hardware.precision import tf32
 from adaptive_span.interruption import Interruption
-from adaptive_span.matching import corpus_for
 from adaptive_span.model import flops
 from adaptive_span.model.low_precision import low_precision
 from adaptive_span.optimizer import learning_rate
@@ -37,7 +39,6 @@ from adaptive_span.run_directory import (
 )
 from adaptive_span.settle import begun_with, settle
 from adaptive_span.storage.writing import discard_unfinished, explained
-from adaptive_span.stored_model import model_of
 from adaptive_span.terminal.output import Output
 from adaptive_span.terminal.printing import print_line, print_places
 from adaptive_span.terminal.program import command, sigterm_as_exit
@@ -77,7 +78,7 @@ def _more(train: TrainConfig) -> list[str]:
 
 
 def _train(config: Config, process: Process, directory: Path) -> None:
-    saved, problems = checkpoint.newest(directory / CHECKPOINTS)
+    saved, problems = files.newest(directory / CHECKPOINTS)
     config, lines = settle(config, process, begun_with(saved))
     run = _begun(config, process, directory, saved, problems)
     if run.training.step < config.train.total_steps:
@@ -93,12 +94,10 @@ def _train(config: Config, process: Process, directory: Path) -> None:
     run.score()
 
 
-def _begun(
-    config: Config, process: Process, directory: Path, saved: checkpoint.State | None, problems: list[str]
-) -> "Run":
+def _begun(config: Config, process: Process, directory: Path, saved: files.State | None, problems: list[str]) -> "Run":
     """Return the run with its newest training state, or with the weights of another one, or with fresh ones."""
     source, by_frequency = config.train.init_from or config.train.continue_from, config.model.reads_by_frequency
-    weights = published.load(Path(source)) if source and saved is None else None
+    weights = original.load(Path(source)) if source and saved is None else None
     if weights is not None and source:
         corpus = corpus_for(weights, source, config.data, by_frequency, config.numbering)
     elif source and saved is not None and "vocabulary" in saved:  # that of the weights that it began with
@@ -247,10 +246,10 @@ class Run:
             self.best = nats
             if self.process.is_main:
                 weights = {"step": training.step, "model": training.weights()}
-                checkpoint.save(self._identity() | weights, self.checkpoints / "best.pt")
+                files.save(self._identity() | weights, self.checkpoints / "best.pt")
         return nats
 
-    def _identity(self) -> checkpoint.State:
+    def _identity(self) -> files.State:
         return {
             "config": self.config.as_dict(),
             "corpus": self.corpus.fingerprint,
@@ -265,27 +264,27 @@ class Run:
         if self.process.is_main:
             if self.training.step == self.config.train.total_steps:
                 self._forget_scores()
-            checkpoint.save(state, step_path(self.checkpoints, self.training.step))
-            checkpoint.prune(self.checkpoints, self.config.checkpoint.keep, self.training.step)
+            files.save(state, step_path(self.checkpoints, self.training.step))
+            files.prune(self.checkpoints, self.config.checkpoint.keep, self.training.step)
         self.process.barrier()
 
     def _forget_scores(self) -> None:
         """Of weights that are not the last any more: what has scores and all its steps is finished."""
         scores.forget(self.directory)
 
-    def resume(self, state: checkpoint.State, problems: list[str]) -> None:
+    def resume(self, state: files.State, problems: list[str]) -> None:
         """Take up the newest training state of the directory; `problems` are those of newer ones."""
         self._refuse_changes(state)
         self.training.load_state_dict(state)
         self.best, self.run_id = state["best"], state["run_id"]
         if self.process.is_main:  # what was killed may have had no time to
-            checkpoint.prune(self.checkpoints, self.config.checkpoint.keep, self.training.step)
+            files.prune(self.checkpoints, self.config.checkpoint.keep, self.training.step)
         if self.process.is_main and self.training.step < self.config.train.total_steps:
             for problem in problems:
                 print_line(f"warning: {problem}")
             print_line(f"going on with {self.directory} after step {self.training.step}")
 
-    def _refuse_changes(self, state: checkpoint.State) -> None:
+    def _refuse_changes(self, state: files.State) -> None:
         refuse_changes(state["config"], self.config)
         if state["corpus"] != self.corpus.fingerprint:
             raise UserError(
@@ -296,7 +295,7 @@ class Run:
     def score(self) -> None:
         """Score the best weights on the whole of valid and test, and say where everything is."""
         config, process, best = self.config, self.process, self.checkpoints / "best.pt"
-        state = checkpoint.load(best)
+        state = files.load(best)
         model = model_of(state, best, process.device)
         rows = min(8, config.train.batch_size // process.world_size)  # more of them would warm up for longer
         block_size = max(config.model.block_size, SCORING_BLOCK)

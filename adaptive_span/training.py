@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adaptive_span import checkpoint, optimizer
+from adaptive_span import optimizer
 from adaptive_span.attention import span_bounds
 from adaptive_span.attention.span import SLACK
+from adaptive_span.checkpoint import files
 from adaptive_span.config.schema import Config
 from adaptive_span.data import stream
 from adaptive_span.data.corpus import Corpus
@@ -50,10 +51,10 @@ class Training:
 
     def __init__(self, config: Config, corpus: Corpus, process: Process):
         self.config, self.process, train = config, process, config.train
-        checkpoint.seed(train.seed)  # the same weights in every process
+        files.seed(train.seed)  # the same weights in every process
         self.model = Transformer(config.model, corpus.vocab_size, config.hardware.activation_checkpointing)
         self.model.to(process.device)
-        checkpoint.seed(train.seed + 1 + process.rank)  # and dropout of its own
+        files.seed(train.seed + 1 + process.rank)  # and dropout of its own
         self.optimizer = optimizer.build(config.optimizer, self.model.parameters())
         self.graph = self._step_graph()
         self.gradients: FlatGradients | None = None  # of several processes whose steps are graphs
@@ -215,10 +216,10 @@ class Training:
                 raise self.diverged(f"{name} is not finite after step {self.step}")
         return weights
 
-    def begin_with(self, state: checkpoint.State, source: Path) -> None:
+    def begin_with(self, state: files.State, source: Path) -> None:
         """With the weights of another training; for `train.continue_from` also with its optimizer's state and step."""
-        checkpoint.check_fits(self.model, state["model"], source)
-        checkpoint.check_finite(state["model"], source)
+        files.check_fits(self.model, state["model"], source)
+        files.check_finite(state["model"], source)
         self.model.load_state_dict(state["model"])
         self.read_spans()
         if not self.config.train.continue_from:
@@ -265,12 +266,12 @@ class Training:
         self.nats, self.updates = 0.0, 0
         return total
 
-    def state_dict(self) -> checkpoint.State:
+    def state_dict(self) -> files.State:
         """The whole state in the main process, whatever the number of processes; all of them must call it."""
         self.read()
         layers = zip(*self.caches, strict=True)  # of the slices of each layer
         cache = [self.process.gather_rows(torch.cat(slices)) for slices in layers]
-        own = {"random": checkpoint.random_state(self.process.device), "nats": self.nats}
+        own = {"random": files.random_state(self.process.device), "nats": self.nats}
         return {
             "step": self.step,
             "model": self.weights(),
@@ -282,7 +283,7 @@ class Training:
             "updates": self.updates,
         }
 
-    def load_state_dict(self, state: checkpoint.State) -> None:
+    def load_state_dict(self, state: files.State) -> None:
         process, train = self.process, self.config.train
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
@@ -296,7 +297,7 @@ class Training:
         processes = state["processes"]
         if len(processes) == process.world_size:
             self.nats = processes[process.rank]["nats"]
-            checkpoint.restore_random_state(processes[process.rank]["random"], process.device)
+            files.restore_random_state(processes[process.rank]["random"], process.device)
         else:  # no process's dropout can go on; each begins one that no step has seen
             self.nats = sum(own["nats"] for own in processes) / len(processes)
-            checkpoint.seed(hash((train.seed, self.step, process.rank)) % 2**63)
+            files.seed(hash((train.seed, self.step, process.rank)) % 2**63)

@@ -26,7 +26,8 @@ from types import FrameType
 import torch
 import yaml
 
-from adaptive_span import checkpoint, published, scores, stored_model, sweep
+from adaptive_span import scores, sweep
+from adaptive_span.checkpoint import files, original, stored_model
 from adaptive_span.config.schema import Config
 from adaptive_span.data import source
 from adaptive_span.errors import UserError
@@ -93,7 +94,7 @@ def unpack(path: Path) -> None:
 
 
 def build(path: Path) -> None:
-    stored_model.model_of(published.load(path), path, torch.device("cpu"))
+    stored_model.model_of(original.load(path), path, torch.device("cpu"))
 
 
 TEXT = Path(random.__file__).read_bytes()[:20000]
@@ -106,8 +107,8 @@ SCORES = json.dumps({"protocol": "exact", "splits": {"valid": {"bpc": 1.0}}, "ot
 TARGETS: dict[str, tuple[str, bytes, Callable[[bytes], bytes], Callable[[Path], object]]] = {
     "checkpoint": (".pt", checkpoint_file(), bytes, build),
     "pickle": (".pt", pickle_of(checkpoint_file()), repickled, build),
-    "training": (".pt", checkpoint_file(step=True), bytes, lambda path: checkpoint.newest(path.parent)),
-    "legacy": (".pt", checkpoint_file(legacy=True), bytes, published.load),
+    "training": (".pt", checkpoint_file(step=True), bytes, lambda path: files.newest(path.parent)),
+    "legacy": (".pt", checkpoint_file(legacy=True), bytes, original.load),
     "config": (".yaml", CONFIG, bytes, lambda path: from_dict(read_yaml(path), Config, path)),
     "metrics": (".jsonl", LINES, bytes, logged),
     "table": (".jsonl", LINES, bytes, lambda path: sweep._row(path.parent)),

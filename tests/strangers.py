@@ -2,7 +2,7 @@
 
 import torch
 
-from adaptive_span import checkpoint
+from adaptive_span.checkpoint import files
 from adaptive_span.config.schema import (
     CheckpointConfig,
     Config,
@@ -33,7 +33,7 @@ CONFIG = Config(
 )
 
 
-def state() -> checkpoint.State:
+def state() -> files.State:
     """Return what `best.pt` of a small model holds."""
     return {
         "config": CONFIG.as_dict(),
@@ -46,9 +46,9 @@ def state() -> checkpoint.State:
     }
 
 
-def training_state() -> checkpoint.State:
+def training_state() -> files.State:
     """Return what `step_*.pt` of it holds."""
-    own = {"random": checkpoint.random_state(torch.device("cpu")), "nats": 1.0}
+    own = {"random": files.random_state(torch.device("cpu")), "nats": 1.0}
     return state() | {
         "optimizer": {"state": {0: {"sum": torch.ones(5, 8)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         "stream": {"position": 4, "generator": torch.Generator().get_state()},
@@ -59,7 +59,7 @@ def training_state() -> checkpoint.State:
     }
 
 
-def original() -> checkpoint.State:
+def original() -> files.State:
     """Return what the original project would have saved."""
     vectors = torch.load(ROOT / "tests" / "vectors" / "adaptive.pt", weights_only=True)
     own = {name: tensor for name, tensor in vectors["state_dict"].items() if name in vectors["grads"]}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adaptive_span import hub
+from adaptive_span.checkpoint import hugging_face
 from adaptive_span.errors import UserError
 from tests.conftest import ROOT, finish, sentence
 from tests.test_published import VECTORS, original
@@ -18,10 +18,10 @@ from tests.test_published import VECTORS, original
 @pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
 def test_the_round_trip_is_exact(path, tmp_path):
     torch.save(original(torch.load(path, weights_only=True)), tmp_path / "x.pt")
-    model = hub.from_checkpoint(tmp_path / "x.pt").eval()
+    model = hugging_face.from_checkpoint(tmp_path / "x.pt").eval()
     words = [sys.executable, "-m", "adaptive_span.export", "x.pt", "exported"]
     finish(words, tmp_path)
-    again = hub.PretrainedTransformer.from_pretrained(tmp_path / "exported")
+    again = hugging_face.PretrainedTransformer.from_pretrained(tmp_path / "exported")
     assert again.config == model.config
     tokens = torch.randint(model.vocab_size, (2, 40), generator=torch.Generator().manual_seed(0))
     first, _ = model.log_probabilities(tokens, model.empty_cache(2))
@@ -45,11 +45,11 @@ CHANGES = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_weights_that_are_damaged_or_not_all_there_are_refused(what, tmp_path):
     torch.save(original(torch.load(VECTORS[0], weights_only=True)), tmp_path / "x.pt")
-    hub.from_checkpoint(tmp_path / "x.pt").save_pretrained(tmp_path / "exported")
+    hugging_face.from_checkpoint(tmp_path / "x.pt").save_pretrained(tmp_path / "exported")
     change, told = CHANGES[what]
     change(tmp_path / "exported" / "model.safetensors")
     with pytest.raises(UserError, match=re.escape(told)):
-        hub.PretrainedTransformer.from_pretrained(tmp_path / "exported")
+        hugging_face.PretrainedTransformer.from_pretrained(tmp_path / "exported")
 
 
 def test_what_an_extra_brings_is_named_where_it_is_missing(tmp_path):

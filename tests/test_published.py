@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span import published
+from adaptive_span.checkpoint import original
 from adaptive_span.config.schema import ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model.transformer import Transformer
@@ -42,7 +42,7 @@ def test_a_checkpoint_of_every_variant_is_recognised(path, zipped, tmp_path):
     vectors = torch.load(path, weights_only=True)
     c = vectors["config"]
     torch.save(as_the_original_saves(vectors), tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-    state = published.convert(tensor_file.read(tmp_path / "x.pt"), tmp_path / "x.pt", ramp=c["ramp"])
+    state = original.convert(tensor_file.read(tmp_path / "x.pt"), tmp_path / "x.pt", ramp=c["ramp"])
     assert state["step"] == 7
     config = from_dict(state["config"]["model"], ModelConfig, path)
     words = c["adaptive_io"] or {"cutoffs": [], "div": 4, "tied": True}
@@ -71,13 +71,13 @@ def test_what_does_not_fit_is_named(tmp_path):
     for told, change in wrong.items():
         torch.save(as_the_original_saves(vectors, model=change(vectors["state_dict"])), tmp_path / "x.pt")
         with pytest.raises(UserError) as refused:
-            published.load(tmp_path / "x.pt")
+            original.load(tmp_path / "x.pt")
         assert told.replace("module.layers.1.norm1.", "attention_blocks.1.norm.") in str(refused.value)
     state = as_the_original_saves(vectors)
     state["optimizer"]["state"].pop(3)
     torch.save(state, tmp_path / "x.pt")
     with pytest.raises(UserError, match="the optimizer's state of"):
-        published.load(tmp_path / "x.pt")
+        original.load(tmp_path / "x.pt")
 
 
 class Attack:
@@ -100,9 +100,9 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_nothing_run(zipped, tmp_
 def test_conversion_and_evaluation_from_the_command_line(tmp_path):
     vectors = torch.load(VECTORS[0], weights_only=True)
     torch.save(as_the_original_saves(vectors), tmp_path / "x.pt")
-    convert = [sys.executable, "-m", "adaptive_span.published", "x.pt", "ours.pt"]
+    convert = [sys.executable, "-m", "adaptive_span.checkpoint.original", "x.pt", "ours.pt"]
     assert "step 7, vocabulary 40" in finish(convert, tmp_path).stdout
-    ours, theirs = published.load(tmp_path / "ours.pt"), published.load(tmp_path / "x.pt")
+    ours, theirs = original.load(tmp_path / "ours.pt"), original.load(tmp_path / "x.pt")
     assert ours["config"] == theirs["config"]
     for part in ("model", "optimizer"):
         torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
@@ -138,8 +138,8 @@ def test_a_training_goes_on_from_a_real_one(tmp_path):
     lines = [line for line in out.splitlines() if line.startswith("step 20")]
     assert lines[0].startswith("step 2002/2010")
     assert all(float(line.split("train bpc ")[1].split()[0]) < 2.7 for line in lines)
-    theirs = published.load(REAL)
-    ours = published.load(tmp_path / "run" / "checkpoints" / "step_00002010.pt")
+    theirs = original.load(REAL)
+    ours = original.load(tmp_path / "run" / "checkpoints" / "step_00002010.pt")
     sums = [(state["optimizer"]["state"][5]["sum"]) for state in (theirs, ours)]
     assert (sums[1] >= sums[0]).all()
     assert (sums[1] / sums[0].clamp(min=1e-12)).median() < 1.1
@@ -171,13 +171,13 @@ def test_a_published_file_is_fetched_with_resume(tmp_path, monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        monkeypatch.setattr(published, "ADDRESS", f"http://127.0.0.1:{server.server_port}/{{name}}.pt")
+        monkeypatch.setattr(original, "ADDRESS", f"http://127.0.0.1:{server.server_port}/{{name}}.pt")
         there = tmp_path / "there"
         there.mkdir()
         (there / "enwik8.pt.part").write_bytes(whole[:1000])
-        assert published.download("enwik8", there).read_bytes() == whole
+        assert original.download("enwik8", there).read_bytes() == whole
         server.shutdown()
         thread.join()
     assert [path.name for path in there.iterdir()] == ["enwik8.pt"]
     with pytest.raises(UserError, match="only enwik8, enwik8_large, text8, text8_large; did you mean 'enwik8'"):
-        published.download("enwik", there)
+        original.download("enwik", there)

@@ -17,7 +17,8 @@ import psutil
 import pytest
 import torch
 
-from adaptive_span import checkpoint, figures, run_directory, scores
+from adaptive_span import figures, run_directory, scores
+from adaptive_span.checkpoint import files
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.tracking import Tracker
@@ -306,7 +307,7 @@ def test_a_full_disk_is_told_and_the_same_command_resumes_once_there_is_space(si
 @pytest.mark.parametrize(
     ("name", "write"),
     {
-        "best.pt": lambda path: checkpoint.save({"model": torch.zeros(9999)}, path),
+        "best.pt": lambda path: files.save({"model": torch.zeros(9999)}, path),
         "config.yaml": lambda path: run_directory.write_config(Config(), path.parent),
         "metrics.jsonl": lambda path: Tracker(path.parent, Config(), 0, None).log(1, {"long " * 20: 0.1}, []),
         "spans.png": lambda path: figures.draw_spans([[1.0]], 9, path),

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from adaptive_span import checkpoint, published, stored_model
+from adaptive_span.checkpoint import files, original, stored_model
 from adaptive_span.config.schema import Config, RunConfig
 from adaptive_span.errors import UserError
 from adaptive_span.slurm import snapshot
@@ -27,7 +27,7 @@ from tests.conftest import ENVIRONMENT, ROOT, finish, sentence
 from tests.strangers import CONFIG, TINY, state
 
 
-def changed(path: str, value: object) -> checkpoint.State:
+def changed(path: str, value: object) -> files.State:
     """Return that with another value, or without one."""
     made = copy.deepcopy(state())
     *outer, last = path.split(".")
@@ -42,12 +42,12 @@ def changed(path: str, value: object) -> checkpoint.State:
 
 
 def load(path: Path) -> None:
-    stored_model.model_of(published.load(path), path, torch.device("cpu"))
+    stored_model.model_of(original.load(path), path, torch.device("cpu"))
 
 
 def test_a_checkpoint_says_its_format_and_one_without_is_read(tmp_path):
-    checkpoint.save(state(), tmp_path / "x.pt")
-    assert torch.load(tmp_path / "x.pt", weights_only=True)["format"] == checkpoint.FORMAT
+    files.save(state(), tmp_path / "x.pt")
+    assert torch.load(tmp_path / "x.pt", weights_only=True)["format"] == files.FORMAT
     torch.save(state(), tmp_path / "old.pt")
     load(tmp_path / "old.pt")
 
@@ -55,7 +55,7 @@ def test_a_checkpoint_says_its_format_and_one_without_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "told"),
     [
-        ("format", checkpoint.FORMAT + 1, "was written by a newer version of adaptive-span (format 2; this one reads"),
+        ("format", files.FORMAT + 1, "was written by a newer version of adaptive-span (format 2; this one reads"),
         ("format", "x", "has format=x, which is not int"),
         ("config.model.rope", True, "has the key 'model.rope', which this version of adaptive-span does not know"),
         ("config.modle", {}, "has the key 'modle', which this version of adaptive-span does not know; did you mean 'm"),
@@ -92,14 +92,14 @@ def repacked(source: Path, target: Path, pack=lambda name, content: (name, conte
 
 
 def test_a_zip_that_torch_would_not_write_is_refused(tmp_path):
-    checkpoint.save(state(), tmp_path / "x.pt")
+    files.save(state(), tmp_path / "x.pt")
     repacked(tmp_path / "x.pt", tmp_path / "packed.pt", compression=zipfile.ZIP_DEFLATED)
     bomb = pickle.dumps(bytearray, 2).replace(b".", b"") + pickle.dumps((10**11,), 2)[2:-1] + b"R."
     repacked(tmp_path / "x.pt", tmp_path / "bomb.pt", lambda n, c: (n, bomb if n.endswith("data.pkl") else c))
     repacked(tmp_path / "x.pt", tmp_path / "dots.pt", lambda n, c: (f"../../{n}", c))
     for name, told in (("packed", "compressed members"), ("bomb", "which was refused"), ("dots", "is damaged")):
         with pytest.raises(UserError, match=told):
-            published.load(tmp_path / f"{name}.pt")
+            original.load(tmp_path / f"{name}.pt")
 
 
 def test_interpolations_and_aliases_of_a_configuration_are_text_or_refused(tmp_path, monkeypatch):

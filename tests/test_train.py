@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span import checkpoint
+from adaptive_span.checkpoint import files
 from adaptive_span.interruption import Interruption
 from tests.conftest import ENVIRONMENT, finish, sentence
 
@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(launch, tmp_path):
 def test_a_damaged_checkpoint_does_not_count_as_one_of_those_to_keep(tmp_path):
     for name in ("step_00000010.pt", "step_00000020.pt", "step_00000030.pt", "best.pt", "step_00000025.pt.writing"):
         (tmp_path / name).touch()
-    checkpoint.prune(tmp_path, keep=1, step=20)  # 30 has been passed over
+    files.prune(tmp_path, keep=1, step=20)  # 30 has been passed over
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "step_00000020.pt"]
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span import checkpoint, hub, report, scores
+from adaptive_span import report, scores
+from adaptive_span.checkpoint import files, hugging_face
+from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.config.schema import DataConfig, EvaluateConfig, HardwareConfig
 from adaptive_span.data.corpus import prepare
 from adaptive_span.data.vocabulary import Vocabulary, unpack
 from adaptive_span.errors import UserError
 from adaptive_span.evaluation import Score
-from adaptive_span.matching import corpus_for
 from adaptive_span.storage import strict_json
 from tests.conftest import ROOT, SHARED, SMALL, finish, sentence
 from tests.test_corpus import write
@@ -94,9 +95,7 @@ def test_a_run_keeps_the_numbering_of_the_weights_that_it_began_with(tmp_path):
     assert scores.own(second)["splits"] == score["splits"]
     assert "scoring valid" in out
     assert "going on with second after step 4" in finish([*words, "train.steps=6"], tmp_path).stdout
-    vocabularies = [
-        checkpoint.load(path)["vocabulary"] for path in (first, second / "checkpoints" / "step_00000006.pt")
-    ]
+    vocabularies = [files.load(path)["vocabulary"] for path in (first, second / "checkpoints" / "step_00000006.pt")]
     assert vocabularies[0] == vocabularies[1]
 
 
@@ -116,7 +115,7 @@ def test_a_byte_model_scores_any_bytes_under_their_own_name(launch, text, tmp_pa
     assert "reads bytes, but data.level=word; give data.level=byte" in sentence(refused)
 
 
-def state(vocabulary: Vocabulary | None, corpus: str | None = None, size: int = 0) -> checkpoint.State:
+def state(vocabulary: Vocabulary | None, corpus: str | None = None, size: int = 0) -> files.State:
     packed = {"vocabulary": vocabulary.pack()} if vocabulary else {}
     return {"vocab_size": len(vocabulary.symbols) if vocabulary else size, "corpus": corpus} | packed
 
@@ -199,16 +198,16 @@ def test_a_large_vocabulary_is_packed_and_a_damaged_one_refused(tmp_path):
 def test_weights_that_are_no_numbers_are_named_and_no_score_is_written(launch: Callable, tmp_path: Path):
     launch("run.dir=run", "train.steps=2")
     best = tmp_path / "run" / "checkpoints" / "best.pt"
-    broken = checkpoint.load(best)
+    broken = files.load(best)
     (tmp_path / "run" / "evaluation.json").unlink()
     broken["model"]["attention_blocks.1.norm.bias"][3] = float("nan")
-    checkpoint.save(broken, best)
+    files.save(broken, best)
     told = "run/checkpoints/best.pt holds weights that are no numbers: attention_blocks.1.norm.bias is not finite"
     assert sentence(finish([*EVALUATE, "run=run"], tmp_path, ok=False)).startswith(told)
     assert sentence(launch("run.dir=run", "train.steps=2", ok=False)).startswith(told)
     assert not (tmp_path / "run" / "evaluation.json").exists()
     with pytest.raises(UserError, match="is not finite"):
-        hub.from_checkpoint(best)
+        hugging_face.from_checkpoint(best)
 
 
 def test_json_is_strict_and_a_hopeless_model_has_a_perplexity(tmp_path):

@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
 from adaptive_span import sweep
-from adaptive_span.checkpoint_paths import last_step
+from adaptive_span.checkpoint.paths import last_step
 from adaptive_span.config.schema import Config, HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.launcher import compose, give_directories

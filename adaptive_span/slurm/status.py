@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from rich.live import Live
 from rich.table import Table
 
-from adaptive_span.checkpoint_paths import last_step
+from adaptive_span.checkpoint.paths import last_step
 from adaptive_span.config.schema import HardwareConfig
 from adaptive_span.console import readable
 from adaptive_span.errors import UserError

@@ -1,7 +1,7 @@
 """Checkpoints of the original project, read into this one's form.
 
-    python -m adaptive_span.published FILE OUT             convert
-    python -m adaptive_span.published download NAME        fetch one that was published with the papers
+    python -m adaptive_span.checkpoint.original FILE OUT             convert
+    python -m adaptive_span.checkpoint.original download NAME        fetch one that was published with the papers
 
 A file holds `model`, `optimizer`, `iter_no`, `logger` and `scheduler_iter`. The sizes of the model are read off its
 tensors. What they do not tell is the ramp, 32 in all that was published, and the block size: 512 is taken, which
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_span import checkpoint
+from adaptive_span.checkpoint import files
 from adaptive_span.config.schema import Config, ModelConfig, OptimizerConfig
 from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.model.transformer import Transformer
@@ -74,17 +74,17 @@ def _reshaped(name: str, tensor: Tensor) -> Tensor:
     return tensor.squeeze(0) if name.endswith("key_pe") else tensor  # (1, D, L) → (D, L)
 
 
-def load(path: Path) -> checkpoint.State:
+def load(path: Path) -> files.State:
     """Return a checkpoint of this project, or one of the original in the form of this project's."""
     state = tensor_file.read(path)
-    return convert(state, path) if is_original(state) else checkpoint.check(state, path, checkpoint.WEIGHTS)
+    return convert(state, path) if is_original(state) else files.check(state, path, files.WEIGHTS)
 
 
 def is_original(state: Any) -> bool:
     return isinstance(state, dict) and state.keys() >= KEYS
 
 
-def convert(state: checkpoint.State, path: Path, ramp: int = 32) -> checkpoint.State:
+def convert(state: files.State, path: Path, ramp: int = 32) -> files.State:
     """What was read from `path`, in the form of this project's checkpoints. Raises `UserError` naming what is amiss."""
     step = lookup(state, "scheduler_iter", int, path)
     if step < 0:
@@ -93,7 +93,7 @@ def convert(state: checkpoint.State, path: Path, ramp: int = 32) -> checkpoint.S
     config, vocab_size = _sizes(tensors, path, ramp)
     with torch.device("meta"):
         model = Transformer(config, vocab_size)
-    checkpoint.check_fits(model, tensors, path)
+    files.check_fits(model, tensors, path)
     gathered = _gathered(state, path)
     kept = next(iter(gathered.values()), {})
     name = "adagrad" if "sum" in kept else "adam" if "exp_avg" in kept else "sgd"
@@ -148,7 +148,7 @@ def _same(one: Tensor, other: Tensor | None) -> bool:
     return other is not None and one.dtype == other.dtype and torch.equal(one, other)
 
 
-def _gathered(state: checkpoint.State, path: Path) -> dict[int, dict[str, Any]]:
+def _gathered(state: files.State, path: Path) -> dict[int, dict[str, Any]]:
     """Return what the optimizer has gathered, by the index of its parameter."""
     gathered = lookup(lookup(state, "optimizer", dict, path), "state", dict, path)
     if not all(isinstance(index, int) and isinstance(values, dict) for index, values in gathered.items()):
@@ -158,7 +158,7 @@ def _gathered(state: checkpoint.State, path: Path) -> dict[int, dict[str, Any]]:
 
 def _optimizer_state(
     gathered: dict[int, dict[str, Any]], names: list[str], model: Transformer, path: Path
-) -> checkpoint.State:
+) -> files.State:
     """Return what was gathered by the index of our parameters; the file's index counts `names` in its own order."""
     ours = dict(model.named_parameters())  # a shared one under the input's name, in the file too
     theirs = [_ours(name) for name in names if _ours(name) in ours]
@@ -205,7 +205,7 @@ def download(name: str, directory: Path) -> Path:
 
 def main() -> None:
     if sys.argv[1:2] == ["download"]:
-        parser = argparse.ArgumentParser(prog="python -m adaptive_span.published download")
+        parser = argparse.ArgumentParser(prog="python -m adaptive_span.checkpoint.original download")
         parser.add_argument("name", help=", ".join(NAMES))
         parser.add_argument("directory", nargs="?", type=Path, default=Path("checkpoints"))
         arguments = parser.parse_args(sys.argv[2:])
@@ -222,7 +222,7 @@ def main() -> None:
     state = convert(state, arguments.file, arguments.ramp)
     with explained(arguments.out):
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(state, arguments.out)
+    files.save(state, arguments.out)
     model = state["config"]["model"]
     sizes = {
         key: model[key] for key in ("num_layers", "hidden_size", "ffn_size", "memory_size", "num_heads", "max_span")

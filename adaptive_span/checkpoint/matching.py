@@ -1,6 +1,6 @@
 """Which numbering of a text fits the weights of a checkpoint: the one that they were trained with, or none."""
 
-from adaptive_span.checkpoint import State
+from adaptive_span.checkpoint.files import State
 from adaptive_span.config.schema import DataConfig
 from adaptive_span.data.corpus import Corpus, prepare
 from adaptive_span.data.source import described

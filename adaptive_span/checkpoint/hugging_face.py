@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adaptive_span import checkpoint, published
+from adaptive_span.checkpoint import files, original
+from adaptive_span.checkpoint.stored_model import config_of
 from adaptive_span.config.schema import ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.storage.stored import from_dict
-from adaptive_span.stored_model import config_of
 
 try:
     from huggingface_hub import PyTorchModelHubMixin
@@ -48,8 +48,8 @@ class PretrainedTransformer(
 
 def from_checkpoint(path: Path) -> PretrainedTransformer:
     """Return the model of a checkpoint, this project's or the original's."""
-    state = published.load(path)
-    checkpoint.check_finite(state["model"], path)
+    state = original.load(path)
+    files.check_finite(state["model"], path)
     model = PretrainedTransformer(config_of(state, path), state["vocab_size"])
     model.load_state_dict(state["model"])
     return model

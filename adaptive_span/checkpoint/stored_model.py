@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from adaptive_span import checkpoint
+from adaptive_span.checkpoint import files
 from adaptive_span.config.schema import MISSING, ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model.transformer import Transformer
@@ -17,7 +17,7 @@ from adaptive_span.storage.stored import from_dict, shortened
 SIZES = ("hidden_size", "ffn_size", "num_heads", "max_span", "memory_size")  # each so many numbers of some tensor
 
 
-def config_of(state: checkpoint.State, source: Path) -> ModelConfig:
+def config_of(state: files.State, source: Path) -> ModelConfig:
     """Return the configuration of a checkpoint's model. Raises `UserError` if its tensors have other shapes."""
     config, tensors = from_dict(state["config"].get("model"), ModelConfig, source, "model."), state["model"]
     numbers = sum(tensor.numel() for tensor in tensors.values())
@@ -32,13 +32,13 @@ def config_of(state: checkpoint.State, source: Path) -> ModelConfig:
             )
     with torch.device("meta"):
         model = Transformer(config, state["vocab_size"])
-    checkpoint.check_fits(model, tensors, source)
+    files.check_fits(model, tensors, source)
     return config
 
 
-def model_of(state: checkpoint.State, source: Path, device: torch.device) -> Transformer:
+def model_of(state: files.State, source: Path, device: torch.device) -> Transformer:
     """Return that model, with its weights, on a machine that may be another one."""
-    checkpoint.check_finite(state["model"], source)
+    files.check_finite(state["model"], source)
     model = Transformer(replace(config_of(state, source), attention="auto"), state["vocab_size"])
     model.load_state_dict(state["model"])
     return model.to(device)

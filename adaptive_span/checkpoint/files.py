@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adaptive_span.checkpoint_paths import step_path, steps
+from adaptive_span.checkpoint.paths import step_path, steps
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.storage import tensor_file
