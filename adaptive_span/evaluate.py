@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from adaptive_span import report, scores
+from adaptive_span import report
 from adaptive_span.checkpoint import original
 from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.checkpoint.stored_model import model_of
@@ -17,11 +17,12 @@ from adaptive_span.errors import UserError, check_batch
 from adaptive_span.hardware import capacity, step_graph
 from adaptive_span.hardware.precision import EMULATED, choose, is_emulated, tf32
 from adaptive_span.model.low_precision import low_precision
-from adaptive_span.run_directory import refuse_links
+from adaptive_span.reporting import scores
+from adaptive_span.reporting.run_directory import refuse_links
+from adaptive_span.reporting.tracking import SCORES
 from adaptive_span.storage.stored import from_dict
 from adaptive_span.terminal.printing import print_line, print_places
 from adaptive_span.terminal.program import sigterm_as_exit
-from adaptive_span.tracking import SCORES
 
 
 def evaluate(asked: EvaluateConfig) -> None:

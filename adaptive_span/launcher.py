@@ -11,13 +11,14 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from adaptive_span import command_line, sweep
+from adaptive_span import command_line
 from adaptive_span.config.identity import default_run_dir, flatten
 from adaptive_span.config.overrides import quoted
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import capacity
-from adaptive_span.run_directory import has_begun
+from adaptive_span.reporting import sweep_table
+from adaptive_span.reporting.run_directory import has_begun
 from adaptive_span.terminal.program import STOPPED
 
 
@@ -44,7 +45,7 @@ class Launcher(BasicLauncher):
         code = self._run_each(own)
         begun = [run for config in configs if has_begun(run := Path(str(config.run.dir)))]
         if begun and len(configs) > 1:
-            sweep.summarize(begun, home)
+            sweep_table.summarize(begun, home)
         return _end(code)
 
     def _run_each(self, job_overrides: Sequence[Sequence[str]]) -> int:

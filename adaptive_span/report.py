@@ -5,14 +5,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from adaptive_span import evaluation, figures
+from adaptive_span import evaluation
 from adaptive_span.config.schema import Config, ModelConfig
-from adaptive_span.console import flops_table, score_table, span_table
 from adaptive_span.data.corpus import Corpus
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.model import flops
 from adaptive_span.model.transformer import Transformer
+from adaptive_span.reporting import figures
+from adaptive_span.reporting.console import flops_table, score_table, span_table
 from adaptive_span.terminal.printing import print_line, print_table
 
 SPLITS = ("valid", "test")

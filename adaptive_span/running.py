@@ -4,11 +4,11 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adaptive_span import run_directory
 from adaptive_span.config.identity import default_run_dir
 from adaptive_span.config.schema import Config, RunConfig
 from adaptive_span.hardware import capacity
-from adaptive_span.tracking import SCORES
+from adaptive_span.reporting import run_directory
+from adaptive_span.reporting.tracking import SCORES
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@ from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from adaptive_span import environment, evaluation, out_of_memory, report, scores
+from adaptive_span import environment, evaluation, out_of_memory, report
 from adaptive_span.checkpoint import files, original
 from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.checkpoint.paths import CHECKPOINTS, step_path
 from adaptive_span.checkpoint.stored_model import model_of
 from adaptive_span.config.overrides import setting
 from adaptive_span.config.schema import Config, TrainConfig
-from adaptive_span.console import TrainingProgress
 from adaptive_span.data import stream
 from adaptive_span.data.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, available_memory, process_group
@@ -27,7 +26,9 @@ from adaptive_span.interruption import Interruption
 from adaptive_span.model import flops
 from adaptive_span.model.low_precision import low_precision
 from adaptive_span.optimizer import learning_rate
-from adaptive_span.run_directory import (
+from adaptive_span.reporting import scores
+from adaptive_span.reporting.console import TrainingProgress
+from adaptive_span.reporting.run_directory import (
     CONFIG,
     LOCK,
     forget_failure,
@@ -37,12 +38,12 @@ from adaptive_span.run_directory import (
     report_finished,
     write_config,
 )
+from adaptive_span.reporting.tracking import METRICS, Tracker
 from adaptive_span.settle import begun_with, settle
 from adaptive_span.storage.writing import discard_unfinished, explained
 from adaptive_span.terminal.output import Output
 from adaptive_span.terminal.printing import print_line, print_places
 from adaptive_span.terminal.program import command, sigterm_as_exit
-from adaptive_span.tracking import METRICS, Tracker
 from adaptive_span.training import Training
 from adaptive_span.watchdog import Watchdog
 

@@ -26,14 +26,14 @@ from types import FrameType
 import torch
 import yaml
 
-from adaptive_span import scores, sweep
 from adaptive_span.checkpoint import files, original, stored_model
 from adaptive_span.config.schema import Config
 from adaptive_span.data import source
 from adaptive_span.errors import UserError
+from adaptive_span.reporting import scores, sweep_table
+from adaptive_span.reporting.tracking import logged
 from adaptive_span.slurm import status
 from adaptive_span.storage.stored import from_dict, read_yaml
-from adaptive_span.tracking import logged
 from tests import strangers
 
 SECONDS, GIGABYTES = 30, 2  # of one input, and of the process
@@ -111,7 +111,7 @@ TARGETS: dict[str, tuple[str, bytes, Callable[[bytes], bytes], Callable[[Path], 
     "legacy": (".pt", checkpoint_file(legacy=True), bytes, original.load),
     "config": (".yaml", CONFIG, bytes, lambda path: from_dict(read_yaml(path), Config, path)),
     "metrics": (".jsonl", LINES, bytes, logged),
-    "table": (".jsonl", LINES, bytes, lambda path: sweep._row(path.parent)),
+    "table": (".jsonl", LINES, bytes, lambda path: sweep_table._row(path.parent)),
     "scores": (".json", SCORES, bytes, lambda path: scores.read(path.parent)),
     "jobs": (".json", json.dumps([JOB, JOB]).encode(), bytes, lambda path: status.read(path.parent.parent)),
     "zip": (".zip", zipped("text", TEXT), bytes, unpack),

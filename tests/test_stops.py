@@ -17,11 +17,11 @@ import psutil
 import pytest
 import torch
 
-from adaptive_span import figures, run_directory, scores
 from adaptive_span.checkpoint import files
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
-from adaptive_span.tracking import Tracker
+from adaptive_span.reporting import figures, run_directory, scores
+from adaptive_span.reporting.tracking import Tracker
 from tests.conftest import ENVIRONMENT, ROOT, SMALL, finish, sentence
 from tests.test_train import assert_same_run, metrics, newest
 
@@ -151,7 +151,7 @@ def test_a_run_whose_output_nobody_reads_comes_to_its_end(processes, closed, com
 def test_a_program_whose_output_nobody_reads_ends_as_if_it_had_been_read(launch, tmp_path):
     launch("run.dir=run", "train.steps=2")
     for program in (
-        "-m adaptive_span.sweep .",
+        "-m adaptive_span.reporting.sweep_table .",
         f"{ROOT}/evaluate.py run=run hardware=cpu",
         f"{ROOT}/launch.py --cfg all",
     ):

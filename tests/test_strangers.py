@@ -18,10 +18,10 @@ import yaml
 from adaptive_span.checkpoint import files, original, stored_model
 from adaptive_span.config.schema import Config, RunConfig
 from adaptive_span.errors import UserError
+from adaptive_span.reporting.tracking import logged
 from adaptive_span.slurm import snapshot
 from adaptive_span.storage import source_code
 from adaptive_span.storage.stored import from_dict, read_yaml
-from adaptive_span.tracking import logged
 from tests import fuzz
 from tests.conftest import ENVIRONMENT, ROOT, finish, sentence
 from tests.strangers import CONFIG, TINY, state
@@ -146,7 +146,7 @@ def test_nothing_that_is_printed_steers_a_terminal(tmp_path):
         (run / "failure.txt").write_text(f"because {name}\n", encoding="utf-8", newline="")
         line = {"step": 1, "tokens_per_second": 2.0, "span/mean": 3.0, "flops_per_token": 4.0, "valid/bpc": 5.0}
         (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    code = "import pty, sys; pty.spawn([sys.executable, '-m', 'adaptive_span.sweep', '.'])"
+    code = "import pty, sys; pty.spawn([sys.executable, '-m', 'adaptive_span.reporting.sweep_table', '.'])"
     environment = ENVIRONMENT | {"COLUMNS": "300", "TERM": "xterm", "PYTHONPATH": str(ROOT)}
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, env=environment).stdout
     assert b"[red]x[/red] \\x1b[2J\\x07\\r\\u202e:smile:" in shown

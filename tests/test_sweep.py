@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from adaptive_span.config.overrides import quoted
 from adaptive_span.launcher import give_directories
-from adaptive_span.run_directory import FAILURE
-from adaptive_span.tracking import METRICS
+from adaptive_span.reporting.run_directory import FAILURE
+from adaptive_span.reporting.tracking import METRICS
 from tests.conftest import ENVIRONMENT, ROOT, finish, sentence
 from tests.test_config import composed
 
@@ -59,7 +59,7 @@ def test_a_sweep_runs_and_ends_with_a_table(name, launch, tmp_path):
 def test_runs_that_have_not_ended_are_in_the_table_too(launch, tmp_path):
     launch("hydra.mode=MULTIRUN", "run.dir=sweep", "train.seed=1,2", "train.steps=12")
     (tmp_path / "sweep" / "1" / "evaluation.json").unlink()
-    out = finish([sys.executable, "-m", "adaptive_span.sweep", "sweep"], tmp_path).stdout
+    out = finish([sys.executable, "-m", "adaptive_span.reporting.sweep_table", "sweep"], tmp_path).stdout
     rows = {Path(row["run"]).name: row for row in table(tmp_path / "sweep")}
     assert rows["0"]["test/bpc"]
     assert not rows["1"]["test/bpc"]

@@ -61,7 +61,9 @@ def main() -> None:
         asked = asdict(settings) | {"device": settings.device.type, "what": arguments.what, "machine": machine}
         strict_json.write(asked | {"rows": rows}, arguments.json)
     if arguments.figure:
-        from adaptive_span.figures import draw_growth  # matplotlib, which the figures themselves need not wait for
+        from adaptive_span.reporting.figures import (
+            draw_growth,  # matplotlib, which the figures themselves need not wait for
+        )
 
         draw_growth(rows, arguments.figure)
 

@@ -25,7 +25,7 @@ import submitit
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import machine
-from adaptive_span.run_directory import failure_kept, resumable
+from adaptive_span.reporting.run_directory import failure_kept, resumable
 from adaptive_span.slurm import cluster
 
 Handler = Callable[[int, FrameType | None], Any]

@@ -14,12 +14,12 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
-from adaptive_span import sweep
 from adaptive_span.checkpoint.paths import last_step
 from adaptive_span.config.schema import Config, HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.launcher import compose, give_directories
-from adaptive_span.run_directory import forget_failure, is_done, refuse_links, report_finished
+from adaptive_span.reporting import sweep_table
+from adaptive_span.reporting.run_directory import forget_failure, is_done, refuse_links, report_finished
 from adaptive_span.slurm import cluster, options, resources, snapshot, status
 from adaptive_span.terminal.printing import print_line
 
@@ -52,7 +52,7 @@ class Launcher(SlurmLauncher):
             self._submit(left, hardware, home)
         completed = status.watch(home) if left and hardware.wait else True
         if len(configs) > 1 and hardware.wait:
-            sweep.summarize([Path(str(config.run.dir)) for config in configs], home)
+            sweep_table.summarize([Path(str(config.run.dir)) for config in configs], home)
         if not completed:
             raise SystemExit(1)
         return []

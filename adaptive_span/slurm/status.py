@@ -12,14 +12,14 @@ from rich.table import Table
 
 from adaptive_span.checkpoint.paths import last_step
 from adaptive_span.config.schema import HardwareConfig
-from adaptive_span.console import readable
 from adaptive_span.errors import UserError
-from adaptive_span.run_directory import failure, is_finished, reason
+from adaptive_span.reporting.console import readable
+from adaptive_span.reporting.run_directory import failure, is_finished, reason
+from adaptive_span.reporting.tracking import METRICS, logged
 from adaptive_span.slurm import cluster
 from adaptive_span.storage import strict_json
 from adaptive_span.storage.stored import lookup, read_json
 from adaptive_span.terminal.printing import console, print_line, print_places
-from adaptive_span.tracking import METRICS, logged
 
 UNITS = ("train/bpc", "train/ppl")
 ENDED = (*cluster.ENDED, "UNKNOWN")
@@ -103,7 +103,9 @@ def announce(home: Path, jobs: list[Job], hardware: HardwareConfig) -> None:
             "code": home / "code",
             "follow": shlex.join(["tail", "-F", str(jobs[0].log)]),
             "status": shlex.join(["python", "-m", "adaptive_span.slurm", "status", str(home)]),
-            "table": shlex.join(["python", "-m", "adaptive_span.sweep", str(home)]) if len(jobs) > 1 else None,
+            "table": shlex.join(["python", "-m", "adaptive_span.reporting.sweep_table", str(home)])
+            if len(jobs) > 1
+            else None,
             "stop": f"scancel {jobs[0].id.split('_')[0]}",
         }
     )

@@ -1,6 +1,6 @@
 """The table of a sweep: what its runs differ in, and what came of each.
 
-    python -m adaptive_span.sweep DIR        of the runs below DIR
+    python -m adaptive_span.reporting.sweep_table DIR        of the runs below DIR
 
 A sweep on this machine ends with it by itself.
 """
@@ -14,16 +14,16 @@ from typing import Any
 
 from rich.table import Table
 
-from adaptive_span import scores
 from adaptive_span.config.identity import flatten
 from adaptive_span.config.schema import MISSING, Config
 from adaptive_span.errors import UserError
-from adaptive_span.run_directory import CONFIG, FAILURE, has_begun, reason, refuse_links
+from adaptive_span.reporting import scores
+from adaptive_span.reporting.run_directory import CONFIG, FAILURE, has_begun, reason, refuse_links
+from adaptive_span.reporting.tracking import METRICS, SCORES, logged
 from adaptive_span.storage.stored import from_dict, lookup, read_yaml
 from adaptive_span.storage.writing import whole
 from adaptive_span.terminal.printing import print_line, print_table
 from adaptive_span.terminal.program import exit_codes
-from adaptive_span.tracking import METRICS, SCORES, logged
 
 Row = dict[str, Any]
 SPLITS = ("valid", "test")

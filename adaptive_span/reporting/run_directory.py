@@ -13,16 +13,16 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from adaptive_span import scores
 from adaptive_span.checkpoint.paths import last_step
 from adaptive_span.config.identity import changes
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import ProcessLost, UserError
+from adaptive_span.reporting import scores
+from adaptive_span.reporting.tracking import METRICS, SCORES
 from adaptive_span.storage.stored import read_yaml
 from adaptive_span.storage.writing import whole
 from adaptive_span.terminal.plain_text import masked
 from adaptive_span.terminal.printing import print_line
-from adaptive_span.tracking import METRICS, SCORES
 
 CONFIG = "config.yaml"
 FAILURE = "failure.txt"  # one sentence, or the traceback of a bug; gone once the run is taken up again

@@ -7,9 +7,9 @@ other texts and by the published protocol, each under a name of its own. Imports
 from pathlib import Path
 from typing import Any
 
+from adaptive_span.reporting.tracking import SCORES
 from adaptive_span.storage import stored, strict_json
 from adaptive_span.storage.writing import explained
-from adaptive_span.tracking import SCORES
 
 OTHERS = "others"
 Scores = dict[str, Any]
