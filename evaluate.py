@@ -15,7 +15,8 @@ def main(composed: DictConfig) -> None:
         capacity.check_processes(config.hardware)
         capacity.warn_of_slurm_keys(config.hardware)
 
-        from adaptive_span import evaluate, processes  # torch, which --help need not wait for
+        from adaptive_span import processes  # torch, which --help need not wait for
+        from adaptive_span.evaluation import evaluate
 
         processes.launch(evaluate.evaluate, config, config.hardware)
 

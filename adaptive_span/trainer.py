@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from adaptive_span import environment, evaluation, out_of_memory, report
+from adaptive_span import environment, out_of_memory
 from adaptive_span.checkpoint import files, original
 from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.checkpoint.paths import CHECKPOINTS, step_path
@@ -20,6 +20,7 @@ from adaptive_span.data import stream
 from adaptive_span.data.corpus import Corpus, prepare
 from adaptive_span.distributed import Process, autocast, available_memory, process_group
 from adaptive_span.errors import UserError, check_batch
+from adaptive_span.evaluation import report, scoring
 from adaptive_span.hardware import capacity, step_graph
 from adaptive_span.hardware.precision import tf32
 from adaptive_span.interruption import Interruption
@@ -218,10 +219,10 @@ class Run:
 
     def _metrics(self, validating: bool) -> dict[str, float]:
         config, training = self.config, self.training
-        unit, value = evaluation.headline(training.read_nats(), self.corpus.level)
+        unit, value = scoring.headline(training.read_nats(), self.corpus.level)
         metrics = {f"train/{unit}": value}
         if validating:
-            metrics[f"valid/{unit}"] = evaluation.headline(self._validate(), self.corpus.level)[1]
+            metrics[f"valid/{unit}"] = scoring.headline(self._validate(), self.corpus.level)[1]
         heads = [span for layer in training.spans for span in layer]
         return metrics | {
             "span/mean": sum(heads) / len(heads),
@@ -236,7 +237,7 @@ class Run:
         config, training = self.config, self.training
         precision = config.hardware.precision
         with autocast(config.hardware, self.process.device), low_precision(training.model, precision):
-            score = evaluation.validate(
+            score = scoring.validate(
                 training.model, self.validation_rows, config.model.block_size, config.validation.blocks,
                 config.train.batch_split, training.limits, self.process, self.graphs,
             )  # fmt: skip

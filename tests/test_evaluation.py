@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive_span import ModelConfig, Transformer, evaluation
+from adaptive_span import ModelConfig, Transformer
 from adaptive_span.distributed import Process
+from adaptive_span.evaluation import scoring
 from tests.conftest import ROOT, SHARED, finish, sentence
 
 ALONE = Process(0, 1, torch.device("cpu"))
@@ -41,7 +42,7 @@ def in_one_piece(model: Transformer, tokens: np.ndarray) -> float:
 @given(length=st.integers(2, 1500), rows=st.integers(1, 9), block=st.integers(1, 70), seed=st.integers(0, 99))
 def test_an_exact_score_is_that_of_the_text_in_one_piece(model, length, rows, block, seed):
     tokens = np.random.default_rng(seed).integers(11, size=length)
-    score = evaluation.exact(model, tokens, rows, block, ALONE, "test")
+    score = scoring.exact(model, tokens, rows, block, ALONE, "test")
     assert score.tokens == length - 1
     assert score.nats == pytest.approx(in_one_piece(model, tokens), rel=1e-9)
 
@@ -49,7 +50,7 @@ def test_an_exact_score_is_that_of_the_text_in_one_piece(model, length, rows, bl
 def test_the_published_protocol_by_hand(model):
     """2 rows of 50 tokens, blocks of 8: ceil(50 / 8) − 1 = 6 of them, cold at the start of each row."""
     tokens = np.random.default_rng(0).integers(11, size=101)
-    score = evaluation.published(model, tokens, 2, 8, ALONE, "test")
+    score = scoring.published(model, tokens, 2, 8, ALONE, "test")
     assert score.tokens == 2 * 6 * 8
     assert score.nats == pytest.approx(sum(in_one_piece(model, tokens[start : start + 49]) for start in (0, 50)))
 

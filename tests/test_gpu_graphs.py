@@ -6,10 +6,10 @@ import torch.distributed as dist
 
 pytest.importorskip("hydra", reason="its trainings are composed by Hydra")
 
-from adaptive_span import evaluation
 from adaptive_span.config.schema import ModelConfig
 from adaptive_span.data.corpus import prepare
 from adaptive_span.distributed import Process
+from adaptive_span.evaluation import scoring
 from adaptive_span.hardware.step_graph import StepGraph
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.training import Training
@@ -129,5 +129,5 @@ def test_a_score_by_graphs_is_the_score(rows):
     )
     model, tokens = Transformer(config, 9).cuda(), torch.randint(9, (2000,)).numpy()
     process = Process(0, 1, torch.device("cuda", 0))
-    expected = evaluation.exact(model, tokens, rows, 16, process, "test")
-    assert evaluation.exact(model, tokens, rows, 16, process, "test", graphs=True) == expected
+    expected = scoring.exact(model, tokens, rows, 16, process, "test")
+    assert scoring.exact(model, tokens, rows, 16, process, "test", graphs=True) == expected

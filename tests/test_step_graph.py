@@ -8,11 +8,11 @@ import random
 import pytest
 import torch
 
-from adaptive_span import evaluation
 from adaptive_span.attention import span_bounds
 from adaptive_span.benchmark.profiles import PAPER
 from adaptive_span.config.schema import ModelConfig
 from adaptive_span.distributed import Process
+from adaptive_span.evaluation import scoring
 from adaptive_span.model.transformer import Transformer
 from tests.test_training import small
 
@@ -86,13 +86,13 @@ def test_a_block_in_place_has_the_same_score(rows, monkeypatch):
         "tiny", num_layers=2, hidden_size=16, ffn_size=32, num_heads=2, max_span=20, block_size=4, span_init=0.3
     )
     model, tokens, alone = Transformer(config, 9), torch.randint(9, (200,)).numpy(), Process(0, 1, torch.device("cpu"))
-    expected = evaluation.exact(model, tokens, rows, 4, alone, "test")
-    repeated, begin = Repeated(), evaluation.Reader.__init__
+    expected = scoring.exact(model, tokens, rows, 4, alone, "test")
+    repeated, begin = Repeated(), scoring.Reader.__init__
 
     def as_a_graph(reader, *given):
         begin(reader, *given)
         reader.graph = repeated
 
-    monkeypatch.setattr(evaluation.Reader, "__init__", as_a_graph)
-    assert evaluation.exact(model, tokens, rows, 4, alone, "test") == expected
+    monkeypatch.setattr(scoring.Reader, "__init__", as_a_graph)
+    assert scoring.exact(model, tokens, rows, 4, alone, "test") == expected
     assert repeated.repeated > 5

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span import report
 from adaptive_span.checkpoint import files, hugging_face
 from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.config.schema import DataConfig, EvaluateConfig, HardwareConfig
 from adaptive_span.data.corpus import prepare
 from adaptive_span.data.vocabulary import Vocabulary, unpack
 from adaptive_span.errors import UserError
-from adaptive_span.evaluation import Score
+from adaptive_span.evaluation import report
+from adaptive_span.evaluation.scoring import Score
 from adaptive_span.reporting import scores
 from adaptive_span.storage import strict_json
 from tests.conftest import ROOT, SHARED, SMALL, finish, sentence

@@ -5,7 +5,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from adaptive_span import report
 from adaptive_span.checkpoint import original
 from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.checkpoint.stored_model import model_of
@@ -14,6 +13,7 @@ from adaptive_span.data.corpus import Corpus
 from adaptive_span.data.source import described
 from adaptive_span.distributed import Process, autocast, available_memory, process_group
 from adaptive_span.errors import UserError, check_batch
+from adaptive_span.evaluation import report
 from adaptive_span.hardware import capacity, step_graph
 from adaptive_span.hardware.precision import EMULATED, choose, is_emulated, tf32
 from adaptive_span.model.low_precision import low_precision

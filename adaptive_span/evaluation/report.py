@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from adaptive_span import evaluation
 from adaptive_span.config.schema import Config, ModelConfig
 from adaptive_span.data.corpus import Corpus
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
+from adaptive_span.evaluation import scoring
 from adaptive_span.model import flops
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.reporting import figures
@@ -29,7 +29,7 @@ def score(
     graphs: bool = False,
 ) -> dict[str, Any]:
     """Both splits by one protocol, as `evaluation.json` holds it. Called in every process."""
-    measure = {"exact": evaluation.exact, "published": evaluation.published}[protocol]
+    measure = {"exact": scoring.exact, "published": scoring.published}[protocol]
     splits, started = {}, time.perf_counter()
     if process.is_main:
         print_line(f"scoring {' and '.join(f'{split} ({len(corpus.tokens(split)):,} tokens)' for split in SPLITS)}")
