@@ -35,7 +35,8 @@ def run(config: Config, among_others: bool) -> Path:
     config = replace(config, run=RunConfig(config.run.dir or default_run_dir(config)))
     directory = Path(str(config.run.dir))
 
-    from adaptive_span import processes, trainer  # torch, which --help need not wait for
+    from adaptive_span import processes
+    from adaptive_span.training import trainer  # torch, which --help need not wait for
 
     run_directory.forget_failure(directory)
     with run_directory.failure_kept(config, among_others), run_directory.resumable(directory):

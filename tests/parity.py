@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_span import optimizer as optimizers
 from adaptive_span.attention.span import AdaptiveSpan
 from adaptive_span.checkpoint.original import rename
 from adaptive_span.config.schema import ATTENTIONS, ModelConfig, OptimizerConfig, TrainConfig
 from adaptive_span.model.transformer import Cache, Transformer
+from adaptive_span.training import optimizer as optimizers
 
 # Largest errors allowed: nats, relative norm, nats, tokens.
 TOLERANCES = {"nll": 1e-5, "gradient": 1e-5, "train nll": 2e-3, "train span": 0.5}

@@ -10,7 +10,7 @@ from adaptive_span.attention import span_bounds
 from adaptive_span.benchmark import profiles
 from adaptive_span.config.schema import Config, OptimizerConfig, TrainConfig
 from adaptive_span.hardware import capacity
-from adaptive_span.out_of_memory import step_bytes
+from adaptive_span.training.out_of_memory import step_bytes
 from tests.conftest import ROOT, finish
 
 pytest.importorskip("triton", reason="there is no triton for this system", exc_type=ImportError)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adaptive_span import optimizer
 from adaptive_span.model import elementwise
 from adaptive_span.model.low_precision import low_precision
 from adaptive_span.model.transformer import Transformer
+from adaptive_span.training import optimizer
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.test_model import small, with_spans
 

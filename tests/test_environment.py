@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from adaptive_span.environment import deterministic
+from adaptive_span.training.environment import deterministic
 from tests.conftest import ROOT
 from tests.test_train import assert_same_run
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adaptive_span.config.schema import Config, ModelConfig, TrainConfig
-from adaptive_span.out_of_memory import step_bytes
+from adaptive_span.training.out_of_memory import step_bytes
 from tests.conftest import ENVIRONMENT, sentence
 
 

@@ -12,7 +12,7 @@ from adaptive_span.distributed import Process
 from adaptive_span.evaluation import scoring
 from adaptive_span.hardware.step_graph import StepGraph
 from adaptive_span.model.transformer import Transformer
-from adaptive_span.training import Training
+from adaptive_span.training.state import Training
 from tests.conftest import SMALL
 from tests.test_config import composed
 from tests.test_training import small

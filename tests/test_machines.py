@@ -12,8 +12,8 @@ from adaptive_span.distributed import Process, pick_device
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import compilers, precision
 from adaptive_span.hardware.gpu import Gpu, expand_segments, is_built_for
-from adaptive_span.settle import settle
 from adaptive_span.storage.stored import read_yaml
+from adaptive_span.training.settle import settle
 from tests.conftest import ROOT, finish, sentence
 from tests.test_config import composed
 

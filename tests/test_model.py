@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptive_span import AdaptiveSpan, ModelConfig, Transformer
-from adaptive_span import optimizer as optimizers
 from adaptive_span.attention import join
 from adaptive_span.config.schema import ATTENTIONS, Config
 from adaptive_span.errors import UserError
 from adaptive_span.model.elementwise import with_operand
 from adaptive_span.model.embedding import Lookup
+from adaptive_span.training import optimizer as optimizers
 from tests.test_config import composed
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from adaptive_span.checkpoint import files
-from adaptive_span.interruption import Interruption
+from adaptive_span.training.interruption import Interruption
 from tests.conftest import ENVIRONMENT, finish, sentence
 
 
@@ -139,7 +139,7 @@ def test_a_second_ctrl_c_ends_at_once_but_not_the_echo_of_the_first(monkeypatch)
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)  # of the process that started this one
         assert interruption.received == signal.SIGINT
-        monkeypatch.setattr("adaptive_span.interruption.AGAIN", 0.0)
+        monkeypatch.setattr("adaptive_span.training.interruption.AGAIN", 0.0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span import optimizer
 from adaptive_span.data.corpus import prepare
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
-from adaptive_span.training import Training
+from adaptive_span.training import optimizer
+from adaptive_span.training.state import Training
 from tests.conftest import SMALL
 from tests.test_config import composed
 

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive_span import Transformer, command_line, launcher, out_of_memory, sweeper
+from adaptive_span import Transformer, command_line, launcher, sweeper
 from adaptive_span.config import overrides
 from adaptive_span.config.schema import Config, EvaluateConfig, HardwareConfig
 from adaptive_span.data.corpus import prepare
@@ -19,7 +19,8 @@ from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import capacity, machine
 from adaptive_span.slurm import launcher as slurm_launcher
-from adaptive_span.trainer import Run
+from adaptive_span.training import out_of_memory
+from adaptive_span.training.trainer import Run
 from tests.conftest import ROOT, SMALL, finish, sentence
 from tests.test_config import composed
 

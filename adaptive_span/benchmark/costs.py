@@ -4,7 +4,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from adaptive_span import optimizer
 from adaptive_span.attention import HiddenStates, choose, join
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.profiles import VOCAB_SIZE
@@ -13,6 +12,7 @@ from adaptive_span.config.schema import OptimizerConfig
 from adaptive_span.model import flops
 from adaptive_span.model.low_precision import low_precision
 from adaptive_span.model.transformer import AdaptiveSpanAttention, Transformer
+from adaptive_span.training import optimizer
 
 Row = dict[str, float | None]
 OTHER_PRECISION = "dense fp32"  # beside a step in bf16

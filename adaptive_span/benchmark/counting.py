@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from adaptive_span import attention, cost, optimizer
+from adaptive_span import attention, cost
 from adaptive_span.attention import layout, span_bounds
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.costs import Row, Settings
@@ -35,7 +35,8 @@ from adaptive_span.cost import Asked, Card
 from adaptive_span.distributed import Process
 from adaptive_span.model import elementwise
 from adaptive_span.model.transformer import Transformer
-from adaptive_span.training import Training
+from adaptive_span.training import optimizer
+from adaptive_span.training.state import Training
 
 GIB = 2**30
 

@@ -16,9 +16,9 @@ from adaptive_span.benchmark.timing import in_turns, status
 from adaptive_span.config.schema import Config, DataConfig, HardwareConfig, OptimizerConfig
 from adaptive_span.data.corpus import prepare
 from adaptive_span.distributed import Process, process_group
-from adaptive_span.interruption import Interruption
-from adaptive_span.trainer import Run
-from adaptive_span.training import Training
+from adaptive_span.training.interruption import Interruption
+from adaptive_span.training.state import Training
+from adaptive_span.training.trainer import Run
 
 STEPS = 40
 

@@ -82,7 +82,7 @@ class Job:
 
 def _work(config: Config) -> None:
     """In each worker, which imports all that a training needs; the agent need not."""
-    from adaptive_span import trainer
+    from adaptive_span.training import trainer
 
     trainer.train(config)
 
@@ -91,7 +91,7 @@ class Agent:
     """Between SLURM, which signals this process and, depending on the site, its children, and the workers."""
 
     def __init__(self, saved: Path, signal_delay: float, is_main: bool):
-        from adaptive_span.interruption import SAVED
+        from adaptive_span.training.interruption import SAVED
 
         self.saved, self.signal_delay, self.is_main = saved, signal_delay, is_main
         self.refusal: UserError | None = None  # why the job has not been queued again

@@ -162,7 +162,7 @@ def test_a_job_runs_the_code_that_was_submitted_and_one_that_was_cancelled_or_ha
     log = (run / "slurm" / f"{job_of(crashed)}_0_log.out").read_text()
     for told in (crashed.stdout, log):
         assert "NameError: name 'broken' is not defined" in told
-        assert f'File "{run}/code/adaptive_span/trainer.py"' in told
+        assert f'File "{run}/code/adaptive_span/training/trainer.py"' in told
 
     trainer.write_text(sound)
     assert "300/300" in slurm.launch(*words, tree=tree).stdout

@@ -9,7 +9,6 @@ from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from adaptive_span import environment, out_of_memory
 from adaptive_span.checkpoint import files, original
 from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.checkpoint.paths import CHECKPOINTS, step_path
@@ -23,10 +22,8 @@ from adaptive_span.errors import UserError, check_batch
 from adaptive_span.evaluation import report, scoring
 from adaptive_span.hardware import capacity, step_graph
 from adaptive_span.hardware.precision import tf32
-from adaptive_span.interruption import Interruption
 from adaptive_span.model import flops
 from adaptive_span.model.low_precision import low_precision
-from adaptive_span.optimizer import learning_rate
 from adaptive_span.reporting import scores
 from adaptive_span.reporting.console import TrainingProgress
 from adaptive_span.reporting.run_directory import (
@@ -40,13 +37,16 @@ from adaptive_span.reporting.run_directory import (
     write_config,
 )
 from adaptive_span.reporting.tracking import METRICS, Tracker
-from adaptive_span.settle import begun_with, settle
 from adaptive_span.storage.writing import discard_unfinished, explained
 from adaptive_span.terminal.output import Output
 from adaptive_span.terminal.printing import print_line, print_places
 from adaptive_span.terminal.program import command, sigterm_as_exit
-from adaptive_span.training import Training
-from adaptive_span.watchdog import Watchdog
+from adaptive_span.training import environment, out_of_memory
+from adaptive_span.training.interruption import Interruption
+from adaptive_span.training.optimizer import learning_rate
+from adaptive_span.training.settle import begun_with, settle
+from adaptive_span.training.state import Training
+from adaptive_span.training.watchdog import Watchdog
 
 SCORING_BLOCK = 128  # tokens: shorter blocks would leave the processor waiting, and the exact score is the same
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adaptive_span import optimizer
 from adaptive_span.attention import span_bounds
 from adaptive_span.attention.span import SLACK
 from adaptive_span.checkpoint import files
@@ -18,11 +17,12 @@ from adaptive_span.data import stream
 from adaptive_span.data.corpus import Corpus
 from adaptive_span.distributed import Process, autocast
 from adaptive_span.errors import UserError
-from adaptive_span.flat_gradients import FlatGradients
 from adaptive_span.hardware import step_graph
 from adaptive_span.hardware.step_graph import StepGraph
 from adaptive_span.model.low_precision import low_precision
 from adaptive_span.model.transformer import Cache, Limits, Transformer
+from adaptive_span.training import optimizer
+from adaptive_span.training.flat_gradients import FlatGradients
 
 
 class Report:
