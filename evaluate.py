@@ -2,9 +2,9 @@
 
 from omegaconf import DictConfig
 
-from adaptive_span import command_line, composition
 from adaptive_span.config.schema import EvaluateConfig
 from adaptive_span.hardware import capacity
+from adaptive_span.launch import command_line, composition
 from adaptive_span.terminal.program import exit_codes
 
 
@@ -15,8 +15,8 @@ def main(composed: DictConfig) -> None:
         capacity.check_processes(config.hardware)
         capacity.warn_of_slurm_keys(config.hardware)
 
-        from adaptive_span import processes  # torch, which --help need not wait for
         from adaptive_span.evaluation import evaluate
+        from adaptive_span.launch import processes  # torch, which --help need not wait for
 
         processes.launch(evaluate.evaluate, config, config.hardware)
 

@@ -4,8 +4,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from adaptive_span import command_line, composition, running
 from adaptive_span.config.schema import Config
+from adaptive_span.launch import command_line, composition, running
 from adaptive_span.terminal.program import exit_codes
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptive_span.attention.span import AdaptiveSpan as AdaptiveSpan
-    from adaptive_span.composition import compose as compose
     from adaptive_span.config.schema import Config as Config
     from adaptive_span.config.schema import ModelConfig as ModelConfig
+    from adaptive_span.launch.composition import compose as compose
+    from adaptive_span.launch.running import train as train
     from adaptive_span.model.transformer import AdaptiveSpanAttention as AdaptiveSpanAttention
     from adaptive_span.model.transformer import Transformer as Transformer
-    from adaptive_span.running import train as train
 
 _HOME = {
     "AdaptiveSpan": "span",

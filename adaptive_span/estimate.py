@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from adaptive_span import composition, cost
+from adaptive_span import cost
 from adaptive_span.benchmark import counting, profiles
 from adaptive_span.config.schema import Config, DataConfig
 from adaptive_span.cost import CARDS, Card
 from adaptive_span.errors import UserError, did_you_mean
+from adaptive_span.launch import composition
 from adaptive_span.terminal.program import exit_codes
 
 GIB = 2**30

@@ -30,9 +30,9 @@ from adaptive_span.checkpoint import files, original, stored_model
 from adaptive_span.config.schema import Config
 from adaptive_span.data import source
 from adaptive_span.errors import UserError
+from adaptive_span.launch.slurm import status
 from adaptive_span.reporting import scores, sweep_table
 from adaptive_span.reporting.tracking import logged
-from adaptive_span.slurm import status
 from adaptive_span.storage.stored import from_dict, read_yaml
 from tests import strangers
 

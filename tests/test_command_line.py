@@ -16,8 +16,8 @@ from adaptive_span import compose, train
 from adaptive_span.config.overrides import complete, setting
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
+from adaptive_span.launch.sweep_jobs import Sweeper
 from adaptive_span.reporting.run_directory import write_config
-from adaptive_span.sweeper import Sweeper
 from tests.conftest import ENVIRONMENT, ROOT, SMALL, finish, sentence
 
 PROGRAMS = {  # with what is wrong about each command
@@ -25,7 +25,7 @@ PROGRAMS = {  # with what is wrong about each command
     "adaptive_span.checkpoint.original nowhere out": "error: there is no checkpoint nowhere",
     "adaptive_span.checkpoint.original download enwik9": "error: there is no published checkpoint 'enwik9'",
     "adaptive_span.export nowhere out": "error: there is no checkpoint nowhere",
-    "adaptive_span.slurm status nowhere": "error: nothing has been submitted from",
+    "adaptive_span.launch.slurm status nowhere": "error: nothing has been submitted from",
     "adaptive_span.benchmark nothing": "python -m adaptive_span.benchmark: error: argument what",
 }
 

@@ -5,12 +5,12 @@ import shutil
 import pytest
 from hydra import compose, initialize_config_dir
 
-from adaptive_span import command_line, launcher, sweeper
 from adaptive_span.config.quantities import Gpus
 from adaptive_span.config.schema import Config, HardwareConfig
 from adaptive_span.errors import UserError
-from adaptive_span.slurm import launcher as slurm_launcher
-from adaptive_span.slurm.options import OWN, checked
+from adaptive_span.launch import command_line, local, sweep_jobs
+from adaptive_span.launch.slurm import launcher as slurm_launcher
+from adaptive_span.launch.slurm.options import OWN, checked
 from adaptive_span.storage.stored import from_dict
 from tests.conftest import ROOT
 from tests.test_config import composed
@@ -48,7 +48,7 @@ def test_a_file_may_hold_a_time_without_quotes(tmp_path):
     (tmp_path / "conf" / "local").mkdir()
     text = "hardware: {time: 2:00:00, account: 0123, memory: 16, sbatch: {begin: 1:30.5}}\ntrain: {steps: 0020}\n"
     (tmp_path / "conf" / "local" / "default.yaml").write_text(text)
-    command_line.register("launch", Config, launcher, sweeper, slurm_launcher)
+    command_line.register("launch", Config, local, sweep_jobs, slurm_launcher)
     with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
         config = command_line.typed(compose("launch"), Config)
     hardware = config.hardware

@@ -18,8 +18,8 @@ import yaml
 from adaptive_span.checkpoint import files, original, stored_model
 from adaptive_span.config.schema import Config, RunConfig
 from adaptive_span.errors import UserError
+from adaptive_span.launch.slurm import snapshot
 from adaptive_span.reporting.tracking import logged
-from adaptive_span.slurm import snapshot
 from adaptive_span.storage import source_code
 from adaptive_span.storage.stored import from_dict, read_yaml
 from tests import fuzz

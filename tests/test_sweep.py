@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from adaptive_span.config.overrides import quoted
-from adaptive_span.launcher import give_directories
+from adaptive_span.launch.local import give_directories
 from adaptive_span.reporting.run_directory import FAILURE
 from adaptive_span.reporting.tracking import METRICS
 from tests.conftest import ENVIRONMENT, ROOT, finish, sentence

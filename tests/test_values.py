@@ -11,14 +11,15 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive_span import Transformer, command_line, launcher, sweeper
+from adaptive_span import Transformer
 from adaptive_span.config import overrides
 from adaptive_span.config.schema import Config, EvaluateConfig, HardwareConfig
 from adaptive_span.data.corpus import prepare
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import capacity, machine
-from adaptive_span.slurm import launcher as slurm_launcher
+from adaptive_span.launch import command_line, local, sweep_jobs
+from adaptive_span.launch.slurm import launcher as slurm_launcher
 from adaptive_span.training import out_of_memory
 from adaptive_span.training.trainer import Run
 from tests.conftest import ROOT, SMALL, finish, sentence
@@ -132,7 +133,7 @@ def settings_of(draw, program):
 
 def read(program, words):
     schema = PROGRAMS[program]
-    command_line.register(program, schema, launcher, sweeper, slurm_launcher)
+    command_line.register(program, schema, local, sweep_jobs, slurm_launcher)
     with command_line.explained(schema):
         words = overrides.complete(words, schema, sweeping=False)
         config = command_line.typed(compose(program, overrides=words), schema)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from adaptive_span.errors import UserError
-from adaptive_span.slurm import resources
-from adaptive_span.slurm.cluster import ask, members
+from adaptive_span.launch.slurm import resources
+from adaptive_span.launch.slurm.cluster import ask, members
 from tests.conftest import ENVIRONMENT, ROOT, sentence
 from tests.slurm.conftest import HARDWARE, Cluster, job_of
 from tests.test_config import composed
@@ -177,7 +177,7 @@ def test_a_sweep_is_an_array_whose_jobs_each_have_a_directory(name, slurm):
     launched = slurm.launch(f"sweep={name}", *values, "train.steps=6", "hardware.wait=true", f"run.dir={home}")
     job = job_of(launched)
     runs = [slurm.directory / home / number for number in "01"]
-    for told in (launched.stdout, slurm.ask(sys.executable, "-m", "adaptive_span.slurm", "status", home)):
+    for told in (launched.stdout, slurm.ask(sys.executable, "-m", "adaptive_span.launch.slurm", "status", home)):
         for number, run in enumerate(runs):
             assert re.search(rf"{job}_{number} +COMPLETED +6/6 +{metrics(run)[-1]['train/bpc']:.3f} +{run}", told)
     assert metrics(runs[0]) != metrics(runs[1])
@@ -194,7 +194,7 @@ def test_a_sweep_again_queues_what_is_not_finished_and_a_failed_run_says_why(slu
     assert re.match("the training has diverged: the loss is .* at step 2", why)
     assert not rows["0.07"]["reason"]
     assert f"\n1 failed: {why}\n" in launched.stdout
-    status = [sys.executable, "-m", "adaptive_span.slurm", "status", "again"]
+    status = [sys.executable, "-m", "adaptive_span.launch.slurm", "status", "again"]
     assert f"job {job_of(launched)}_1 FAILED: {why}" in slurm.ask(*status)
 
     again = slurm.launch(*swept, "hardware.sbatch.hold=true")
@@ -305,7 +305,7 @@ def test_lines_of_shell_come_before_python_and_one_that_fails_is_the_reason(slur
     assert re.match("loaded\nimport time: ", log.read_text())
 
     failed = slurm.launch("run.dir=no-setup", "hardware.setup=[ls nowhere]", "hardware.wait=true", ok=False)
-    told = slurm.ask(sys.executable, "-m", "adaptive_span.slurm", "status", "no-setup")
+    told = slurm.ask(sys.executable, "-m", "adaptive_span.launch.slurm", "status", "no-setup")
     assert f"job {job_of(failed)} FAILED: error: hardware.setup failed at: ls nowhere" in told
     assert "error: hardware.setup failed at: ls nowhere" in failed.stdout
 
@@ -314,7 +314,7 @@ def test_a_controller_that_is_away_is_waited_for(stories, slurm, monkeypatch):
     for story in stories.values():  # which could not do without it
         story.result()
     hold = "hardware.sbatch.hold=true"
-    status = [sys.executable, "-m", "adaptive_span.slurm", "status", "watched"]
+    status = [sys.executable, "-m", "adaptive_span.launch.slurm", "status", "watched"]
     commands = {
         "watched": slurm.words("run.dir=watched", "train.steps=6", "hardware.wait=true", hold),
         "queued": slurm.words("run.dir=queued", "train.steps=6", hold),

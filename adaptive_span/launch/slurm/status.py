@@ -13,10 +13,10 @@ from rich.table import Table
 from adaptive_span.checkpoint.paths import last_step
 from adaptive_span.config.schema import HardwareConfig
 from adaptive_span.errors import UserError
+from adaptive_span.launch.slurm import cluster
 from adaptive_span.reporting.console import readable
 from adaptive_span.reporting.run_directory import failure, is_finished, reason
 from adaptive_span.reporting.tracking import METRICS, logged
-from adaptive_span.slurm import cluster
 from adaptive_span.storage import strict_json
 from adaptive_span.storage.stored import lookup, read_json
 from adaptive_span.terminal.printing import console, print_line, print_places
@@ -102,7 +102,7 @@ def announce(home: Path, jobs: list[Job], hardware: HardwareConfig) -> None:
         {
             "code": home / "code",
             "follow": shlex.join(["tail", "-F", str(jobs[0].log)]),
-            "status": shlex.join(["python", "-m", "adaptive_span.slurm", "status", str(home)]),
+            "status": shlex.join(["python", "-m", "adaptive_span.launch.slurm", "status", str(home)]),
             "table": shlex.join(["python", "-m", "adaptive_span.reporting.sweep_table", str(home)])
             if len(jobs) > 1
             else None,
@@ -165,7 +165,7 @@ def watch(home: Path, seconds: float = 2) -> bool:
                     is_away = True
                 live.update(table(jobs, states), refresh=True)
     except KeyboardInterrupt:
-        shown = shlex.join(["python", "-m", "adaptive_span.slurm", "status", str(home)])
+        shown = shlex.join(["python", "-m", "adaptive_span.launch.slurm", "status", str(home)])
         print_line(f"the jobs go on without being watched; {shown} shows them again")
         raise SystemExit(130) from None
     console.print()

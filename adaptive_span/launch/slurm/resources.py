@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from adaptive_span.config.quantities import Gpus, minutes
 from adaptive_span.config.schema import HardwareConfig
 from adaptive_span.errors import UserError, did_you_mean
-from adaptive_span.slurm import cluster
+from adaptive_span.launch.slurm import cluster
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def run(config: Config, among_others: bool) -> Path:
     config = replace(config, run=RunConfig(config.run.dir or default_run_dir(config)))
     directory = Path(str(config.run.dir))
 
-    from adaptive_span import processes
+    from adaptive_span.launch import processes
     from adaptive_span.training import trainer  # torch, which --help need not wait for
 
     run_directory.forget_failure(directory)

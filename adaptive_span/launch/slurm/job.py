@@ -25,8 +25,8 @@ import submitit
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import machine
+from adaptive_span.launch.slurm import cluster
 from adaptive_span.reporting.run_directory import failure_kept, resumable
-from adaptive_span.slurm import cluster
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -66,7 +66,7 @@ class Job:
                 raise
 
     def _train(self, nodes: int, rank: int, first: str) -> None:
-        from adaptive_span import processes  # torch
+        from adaptive_span.launch import processes  # torch
 
         hardware = self.config.hardware
         count, cores = processes.processes_of(hardware), int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))

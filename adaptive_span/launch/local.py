@@ -11,12 +11,12 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from adaptive_span import command_line
 from adaptive_span.config.identity import default_run_dir, flatten
 from adaptive_span.config.overrides import quoted
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import capacity
+from adaptive_span.launch import command_line
 from adaptive_span.reporting import sweep_table
 from adaptive_span.reporting.run_directory import has_begun
 from adaptive_span.terminal.program import STOPPED

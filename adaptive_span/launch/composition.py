@@ -11,13 +11,13 @@ from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from adaptive_span import command_line, launcher, sweeper
 from adaptive_span.checkpoint.paths import CHECKPOINTS
 from adaptive_span.config import overrides
 from adaptive_span.config.identity import changes, flatten
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError, did_you_mean
-from adaptive_span.slurm import launcher as slurm_launcher
+from adaptive_span.launch import command_line, local, sweep_jobs
+from adaptive_span.launch.slurm import launcher as slurm_launcher
 
 T = TypeVar("T")
 CONF = Path(__file__).parent.parent / "conf"
@@ -65,7 +65,7 @@ def _composed(words: Sequence[str]) -> Config:
 
 def _register(name: str, schema: type) -> None:
     hydra.version.setbase("1.3")
-    command_line.register(name, schema, launcher, sweeper, slurm_launcher)
+    command_line.register(name, schema, local, sweep_jobs, slurm_launcher)
 
 
 def _refuse(arguments: Namespace) -> None:

@@ -17,10 +17,10 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from adaptive_span.checkpoint.paths import last_step
 from adaptive_span.config.schema import Config, HardwareConfig
 from adaptive_span.errors import UserError
-from adaptive_span.launcher import compose, give_directories
+from adaptive_span.launch.local import compose, give_directories
+from adaptive_span.launch.slurm import cluster, options, resources, snapshot, status
 from adaptive_span.reporting import sweep_table
 from adaptive_span.reporting.run_directory import forget_failure, is_done, refuse_links, report_finished
-from adaptive_span.slurm import cluster, options, resources, snapshot, status
 from adaptive_span.terminal.printing import print_line
 
 INSTEAD = {"timeout_min": "time", "mem_gb": "memory", "cpus_per_task": "cpus", "gpus_per_node": "gpus"}
@@ -88,7 +88,7 @@ class Launcher(SlurmLauncher):
     def _queue(self, configs: list[Config], home: Path, sbatch: dict[str, Any]) -> list[status.Job]:
         import submitit
 
-        from adaptive_span.slurm.job import Job
+        from adaptive_span.launch.slurm.job import Job
 
         hardware, folder = configs[0].hardware, home / "slurm"
         try:
