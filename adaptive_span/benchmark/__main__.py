@@ -23,10 +23,10 @@ import torch
 
 from adaptive_span.attention import why_not_fused
 from adaptive_span.benchmark import costs, profiles
+from adaptive_span.benchmark.cost import CARDS
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.config.checks import Range
 from adaptive_span.config.schema import ATTENTIONS
-from adaptive_span.cost import CARDS
 from adaptive_span.errors import UserError
 from adaptive_span.hardware.precision import EMULATED, is_emulated
 from adaptive_span.storage import strict_json

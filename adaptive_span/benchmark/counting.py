@@ -26,12 +26,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from adaptive_span import attention, cost
+from adaptive_span import attention
 from adaptive_span.attention import layout, span_bounds
-from adaptive_span.benchmark import profiles
+from adaptive_span.benchmark import cost, profiles
+from adaptive_span.benchmark.cost import Asked, Card
 from adaptive_span.benchmark.costs import Row, Settings
 from adaptive_span.config.schema import Config, OptimizerConfig
-from adaptive_span.cost import Asked, Card
 from adaptive_span.distributed import Process
 from adaptive_span.model import elementwise
 from adaptive_span.model.transformer import Transformer

@@ -1,4 +1,4 @@
-"""Estimate what a training needs, before it is queued: python -m adaptive_span.estimate gpu=h100 [key=value] …
+"""Estimate what a training needs, before it is queued: python -m adaptive_span.benchmark.estimate gpu=h100 [key=value] …
 
 Memory, time and hours of what `python launch.py` would train with the same words, on a GPU that need not be here. One
 step is counted on FakeTensors, with the spans of the start and with spans as published; the rest is the formula of
@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from adaptive_span import cost
-from adaptive_span.benchmark import counting, profiles
+from adaptive_span.benchmark import cost, counting, profiles
+from adaptive_span.benchmark.cost import CARDS, Card
 from adaptive_span.config.schema import Config, DataConfig
-from adaptive_span.cost import CARDS, Card
 from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.launch import composition
 from adaptive_span.terminal.program import exit_codes
@@ -37,7 +36,9 @@ class Estimate:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        "python -m adaptive_span.estimate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m adaptive_span.benchmark.estimate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="key=value", help=f"gpu={'|'.join(CARDS)}, and those of launch.py")
     words = parser.parse_intermixed_args().words
