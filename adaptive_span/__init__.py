@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from adaptive_span.model.transformer import AdaptiveSpanAttention as AdaptiveSpanAttention
     from adaptive_span.model.transformer import Transformer as Transformer
 
+__version__ = "0.1.0"
+
 _HOME = {
-    "AdaptiveSpan": "span",
-    "AdaptiveSpanAttention": "model",
-    "Config": "config",
-    "ModelConfig": "config",
-    "Transformer": "model",
-    "compose": "composition",
-    "train": "running",
+    "AdaptiveSpan": "attention.span",
+    "AdaptiveSpanAttention": "model.transformer",
+    "Config": "config.schema",
+    "ModelConfig": "config.schema",
+    "Transformer": "model.transformer",
+    "compose": "launch.composition",
+    "train": "launch.running",
 }
 __all__ = ["AdaptiveSpan", "AdaptiveSpanAttention", "Config", "ModelConfig", "Transformer", "compose", "train"]
 

@@ -50,4 +50,4 @@ def test_a_benchmark_compares_the_ways_that_run_here(what, ways, tmp_path):
 )
 def test_what_it_cannot_measure_is_told_before_it_measures(words, told, tmp_path):
     result = finish([sys.executable, "-m", "adaptive_span.benchmark", *words.split()], tmp_path, ok=False)
-    assert result.stderr.splitlines()[-1] == f"python -m adaptive_span.benchmark: error: {told}"
+    assert result.stderr.splitlines()[-1] == f"adaptive-span benchmark: error: {told}"

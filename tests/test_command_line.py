@@ -21,12 +21,12 @@ from adaptive_span.reporting.run_directory import write_config
 from tests.conftest import ENVIRONMENT, ROOT, SMALL, finish, sentence
 
 PROGRAMS = {  # with what is wrong about each command
-    "adaptive_span.reporting.sweep_table nowhere": "error: no run below nowhere has begun",
-    "adaptive_span.checkpoint.original nowhere out": "error: there is no checkpoint nowhere",
-    "adaptive_span.checkpoint.original download enwik9": "error: there is no published checkpoint 'enwik9'",
-    "adaptive_span.export nowhere out": "error: there is no checkpoint nowhere",
-    "adaptive_span.launch.slurm status nowhere": "error: nothing has been submitted from",
-    "adaptive_span.benchmark nothing": "python -m adaptive_span.benchmark: error: argument what",
+    "adaptive_span sweep nowhere": "error: no run below nowhere has begun",
+    "adaptive_span published nowhere out": "error: there is no checkpoint nowhere",
+    "adaptive_span published download enwik9": "error: there is no published checkpoint 'enwik9'",
+    "adaptive_span export nowhere out": "error: there is no checkpoint nowhere",
+    "adaptive_span status nowhere": "error: nothing has been submitted from",
+    "adaptive_span.benchmark nothing": "adaptive-span benchmark: error: argument what",
 }
 
 

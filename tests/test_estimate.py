@@ -71,7 +71,7 @@ def test_the_count_gives_the_memory_that_a_graph_reserves(step):
 def test_it_says_memory_time_and_hours_for_a_gpu_that_is_not_here():
     pytest.importorskip("triton", reason="there is no triton for this system", exc_type=ImportError)
     words = "gpu=a100 data=enwik8 model=small".split()  # in bf16, as a training would be
-    out = finish([sys.executable, "-m", "adaptive_span.benchmark.estimate", *words], ROOT).stdout.splitlines()
+    out = finish([sys.executable, "-m", "adaptive_span", "estimate", *words], ROOT).stdout.splitlines()
     assert "bf16, on A100" in out[0]
     gib, ms, tokens, hours = (float(word.replace(",", "")) for word in out[3].split()[-4:])
     assert tokens == pytest.approx(64 * 256 / (ms / 1000), rel=0.01)
@@ -88,5 +88,5 @@ def test_it_says_memory_time_and_hours_for_a_gpu_that_is_not_here():
     ],
 )
 def test_what_it_cannot_estimate_is_one_sentence(words, told):
-    result = finish([sys.executable, "-m", "adaptive_span.benchmark.estimate", *words.split()], ROOT, ok=False)
+    result = finish([sys.executable, "-m", "adaptive_span", "estimate", *words.split()], ROOT, ok=False)
     assert result.stderr.startswith(f"error: {told}")

@@ -19,7 +19,7 @@ from tests.test_published import VECTORS, original
 def test_the_round_trip_is_exact(path, tmp_path):
     torch.save(original(torch.load(path, weights_only=True)), tmp_path / "x.pt")
     model = hugging_face.from_checkpoint(tmp_path / "x.pt").eval()
-    words = [sys.executable, "-m", "adaptive_span.export", "x.pt", "exported"]
+    words = [sys.executable, "-m", "adaptive_span", "export", "x.pt", "exported"]
     finish(words, tmp_path)
     again = hugging_face.PretrainedTransformer.from_pretrained(tmp_path / "exported")
     assert again.config == model.config
@@ -53,12 +53,13 @@ def test_weights_that_are_damaged_or_not_all_there_are_refused(what, tmp_path):
 
 
 def test_what_an_extra_brings_is_named_where_it_is_missing(tmp_path):
-    code = "import runpy, sys; sys.modules['huggingface_hub'] = None; sys.argv = ['export', 'x.pt', 'out']\n"
-    code += "runpy.run_module('adaptive_span.export', run_name='__main__')"
+    code = "import runpy, sys; sys.modules['huggingface_hub'] = None; sys.argv = 'command export x.pt out'.split()\n"
+    code += "runpy.run_module('adaptive_span', run_name='__main__')"
     result = finish([sys.executable, "-c", code], tmp_path, ok=False)
     assert sentence(result) == "there is no huggingface_hub here; pip install 'adaptive-span[export]' brings it"
 
 
 def test_training_does_not_need_it():
-    code = "import sys, adaptive_span.trainer; sys.exit(bool({'huggingface_hub', 'safetensors'} & sys.modules.keys()))"
+    code = "import sys, adaptive_span.training.trainer as _\n"
+    code += "sys.exit(bool({'huggingface_hub', 'safetensors'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

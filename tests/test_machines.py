@@ -52,8 +52,7 @@ importlib.import_module(sys.argv[1])
 sys.platform = "win32"
 runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
 """
-PROGRAMS = "launch evaluate adaptive_span.benchmark.__main__ adaptive_span.export adaptive_span.published".split()
-PROGRAMS += "adaptive_span.launch.slurm.__main__ adaptive_span.sweep".split()
+PROGRAMS = ("launch", "evaluate", "adaptive_span.__main__", "adaptive_span.benchmark.__main__")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -100,7 +100,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_nothing_run(zipped, tmp_
 def test_conversion_and_evaluation_from_the_command_line(tmp_path):
     vectors = torch.load(VECTORS[0], weights_only=True)
     torch.save(as_the_original_saves(vectors), tmp_path / "x.pt")
-    convert = [sys.executable, "-m", "adaptive_span.checkpoint.original", "x.pt", "ours.pt"]
+    convert = [sys.executable, "-m", "adaptive_span", "published", "x.pt", "ours.pt"]
     assert "step 7, vocabulary 40" in finish(convert, tmp_path).stdout
     ours, theirs = original.load(tmp_path / "ours.pt"), original.load(tmp_path / "x.pt")
     assert ours["config"] == theirs["config"]

@@ -151,7 +151,7 @@ def test_nothing_that_is_printed_steers_a_terminal(tmp_path):
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, env=environment).stdout
     assert b"[red]x[/red] \\x1b[2J\\x07\\r\\u202e:smile:" in shown
     assert not any(raw in shown for raw in (b"\x1b[2J", b"\x07", "\u202e".encode()))
-    words = [sys.executable, "-m", "adaptive_span.export", f"a\x1b[2J{name}\nb", "out"]
+    words = [sys.executable, "-m", "adaptive_span", "export", f"a\x1b[2J{name}\nb", "out"]
     assert not set(sentence(finish(words, tmp_path, ok=False))) & {"\x1b", "\x07", "\r", "\u202e", "\n"}
 
 

@@ -59,7 +59,7 @@ def test_a_sweep_runs_and_ends_with_a_table(name, launch, tmp_path):
 def test_runs_that_have_not_ended_are_in_the_table_too(launch, tmp_path):
     launch("hydra.mode=MULTIRUN", "run.dir=sweep", "train.seed=1,2", "train.steps=12")
     (tmp_path / "sweep" / "1" / "evaluation.json").unlink()
-    out = finish([sys.executable, "-m", "adaptive_span.reporting.sweep_table", "sweep"], tmp_path).stdout
+    out = finish([sys.executable, "-m", "adaptive_span", "sweep", "sweep"], tmp_path).stdout
     rows = {Path(row["run"]).name: row for row in table(tmp_path / "sweep")}
     assert rows["0"]["test/bpc"]
     assert not rows["1"]["test/bpc"]
@@ -96,9 +96,9 @@ def test_why_a_run_has_failed_is_kept_until_it_is_taken_up_again(command, launch
 
 CRASH = """
 import runpy, sys
-from adaptive_span import trainer
+from adaptive_span.training import trainer
 train = trainer.train
-trainer.train = lambda config: train(config) if config.train.seed != 2 else broken()
+trainer.train = lambda config, command: train(config) if config.train.seed != 2 else broken()
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

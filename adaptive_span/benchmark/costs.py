@@ -123,12 +123,12 @@ def evaluate(settings: Settings, name: str) -> Way:
     return way
 
 
-KINDS = {"attention": attention, "step": step, "evaluate": evaluate}
+_MAKERS = {"attention": attention, "step": step, "evaluate": evaluate}
 
 
 def table(what: str, settings: Settings, names: list[str], repeats: int, with_memory: bool = True) -> dict[str, Row]:
     """Of each way: milliseconds, how often it fits into the first one's time, share of the matrix-product peak, MiB."""
-    make = KINDS[what]
+    make = _MAKERS[what]
     ways = {name: make(settings, name) for name in names}
     seconds = in_turns(repeats, **ways)
     operations, peak = _operations(what, settings), matrix_peak(settings.device, settings.dtype)

@@ -1,11 +1,10 @@
-"""Estimate what a training needs, before it is queued: python -m adaptive_span.benchmark.estimate gpu=h100 [key=value] …
+"""Estimate what a training needs, before it is queued.
 
 Memory, time and hours of what `python launch.py` would train with the same words, on a GPU that need not be here. One
 step is counted on FakeTensors, with the spans of the start and with spans as published; the rest is the formula of
 `cost.py`.
 """
 
-import argparse
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,8 +13,6 @@ from adaptive_span.benchmark import cost, counting, profiles
 from adaptive_span.benchmark.cost import CARDS, Card
 from adaptive_span.config.schema import Config, DataConfig
 from adaptive_span.errors import UserError, did_you_mean
-from adaptive_span.launch import composition
-from adaptive_span.terminal.program import exit_codes
 
 GIB = 2**30
 ALLOCATOR = 1.04  # times what tensors hold, of what a GPU's memory holds at the height of a step: measured
@@ -32,21 +29,6 @@ class Estimate:
     hours: float
     tokens_per_second: float
     host_bound: bool
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m adaptive_span.benchmark.estimate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("words", nargs="*", metavar="key=value", help=f"gpu={'|'.join(CARDS)}, and those of launch.py")
-    words = parser.parse_intermixed_args().words
-    card = card_of([word.removeprefix("gpu=") for word in words if word.startswith("gpu=")])
-    config = composition.compose([word for word in words if not word.startswith("gpu=")])
-    if config.hardware.precision == "auto":
-        config.hardware.precision = "bf16"  # which all of these GPUs have in hardware
-    print_estimates(config, card)
 
 
 def card_of(names: list[str]) -> Card:
@@ -119,8 +101,3 @@ def print_estimates(config: Config, card: Card) -> None:
         f"counted: launches, bytes, operations, memory. {card.name}'s rates: {origin}. Efficiency and host: measured "
         f"beside one H200. Not in it: validation, checkpoints."
     )
-
-
-if __name__ == "__main__":
-    with exit_codes():
-        main()

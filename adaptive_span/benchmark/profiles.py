@@ -1,19 +1,15 @@
 """Models to measure: sizes from `conf/model/`, their one home, and heads as long as those of published models."""
 
-from pathlib import Path
-
 import torch
 import yaml
 from torch import Tensor
 
 from adaptive_span.attention.span import SLACK, AdaptiveSpan
+from adaptive_span.config.places import CONF
 from adaptive_span.config.schema import ModelConfig
 from adaptive_span.model.transformer import Transformer
 
-CONF = Path(__file__).parents[2] / "conf"
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 VOCAB_SIZE = 205  # of enwik8
-PROFILES = ("paper", "fresh", "full")
 
 # Effective spans in tokens, read off the span figure of arXiv 1905.07799's 12-layer model, to a few per cent.
 PAPER: list[list[float]] = [

@@ -38,7 +38,7 @@ def loop(settings: Settings, repeats: int) -> dict[str, Row]:
     """The whole training loop against bare forward + backward + update, in turns."""
     with tempfile.TemporaryDirectory() as directory, Interruption() as interruption:
         config = _config(settings, directory)
-        run = Run(config, prepare(config.data), Process(0, 1, settings.device), Path(directory) / "run")
+        run = Run(config, prepare(config.data), Process(0, 1, settings.device), Path(directory) / "run", ())
         (Path(directory) / "run").mkdir()
 
         def whole() -> None:  # with what the end of a run adds: a validation block and a checkpoint

@@ -1,16 +1,11 @@
 """Checkpoints of the original project, read into this one's form.
 
-    python -m adaptive_span.checkpoint.original FILE OUT             convert
-    python -m adaptive_span.checkpoint.original download NAME        fetch one that was published with the papers
-
 A file holds `model`, `optimizer`, `iter_no`, `logger` and `scheduler_iter`. The sizes of the model are read off its
 tensors. What they do not tell is the ramp, 32 in all that was published, and the block size: 512 is taken, which
 changes no exact score.
 """
 
-import argparse
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +19,6 @@ from adaptive_span.model.transformer import Transformer
 from adaptive_span.storage import tensor_file
 from adaptive_span.storage.stored import lookup
 from adaptive_span.storage.writing import explained
-from adaptive_span.terminal.printing import print_line
-from adaptive_span.terminal.program import exit_codes
 
 ADDRESS = "https://dl.fbaipublicfiles.com/adaptive-span/{name}.pt"
 NAMES = ("enwik8", "enwik8_large", "text8", "text8_large")
@@ -203,33 +196,20 @@ def download(name: str, directory: Path) -> Path:
     return path
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["download"]:
-        parser = argparse.ArgumentParser(prog="python -m adaptive_span.checkpoint.original download")
-        parser.add_argument("name", help=", ".join(NAMES))
-        parser.add_argument("directory", nargs="?", type=Path, default=Path("checkpoints"))
-        arguments = parser.parse_args(sys.argv[2:])
-        print_line(str(download(arguments.name, arguments.directory)))
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--ramp", type=int, default=32, help="tokens; the file does not say")
-    arguments = parser.parse_args()
-    state = tensor_file.read(arguments.file)
+def convert_file(file: Path, out: Path, ramp: int) -> files.State:
+    """Write a checkpoint of the original project as one of this project's, and return what was written.
+
+    Args:
+        ramp: Tokens over which the soft mask falls; the file does not say.
+
+    Raises:
+        UserError: `file` is a checkpoint of this project already, or damaged; or `out` cannot be written.
+    """
+    state = tensor_file.read(file)
     if not is_original(state):
-        raise UserError(f"{arguments.file} is a checkpoint of this project already")
-    state = convert(state, arguments.file, arguments.ramp)
-    with explained(arguments.out):
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    files.save(state, arguments.out)
-    model = state["config"]["model"]
-    sizes = {
-        key: model[key] for key in ("num_layers", "hidden_size", "ffn_size", "memory_size", "num_heads", "max_span")
-    }
-    print_line(f"{arguments.out}: step {state['step']}, vocabulary {state['vocab_size']}, {sizes}")
-
-
-if __name__ == "__main__":
-    with exit_codes():
-        main()
+        raise UserError(f"{file} is a checkpoint of this project already")
+    state = convert(state, file, ramp)
+    with explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    files.save(state, out)
+    return state

@@ -4,11 +4,16 @@ Nothing here imports Hydra, so that a training can print a command.
 """
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
+from adaptive_span.config.places import CHECKOUT
+
 PATHS = ("data.directory data.file data.path train.init_from train.continue_from run.dir run checkpoint output").split()
+PROGRAMS = {"train": "launch.py", "evaluate": "evaluate.py"}  # at the top of a checkout
 SETTING = re.compile(r"(\+{0,2})([\w.]+)=(.*)", re.DOTALL)
 
 
@@ -33,6 +38,15 @@ def is_sweep(words: Sequence[str]) -> bool:
 def setting(key: str, value: str) -> str:
     """Return `key=value` as the command line reads it back; a shell may need quotes of its own around it."""
     return f"{key}={quoted(value)}" if "," in value or _is_for_hydra(value, sweeping=True) else f"{key}={value}"
+
+
+def pasted(name: str, *words: str) -> str:
+    """Return a command to paste into a shell, in the current directory, that runs `train` or `evaluate`."""
+    if CHECKOUT is None:
+        return shlex.join(["adaptive-span", name, *words])
+    program = CHECKOUT / PROGRAMS[name]
+    is_here = Path(program.name).is_file() and program.samefile(program.name)
+    return shlex.join(["python", program.name if is_here else str(program), *words])
 
 
 def quoted(value: str) -> str:

@@ -14,13 +14,13 @@ from omegaconf import DictConfig
 from adaptive_span.checkpoint.paths import CHECKPOINTS
 from adaptive_span.config import overrides
 from adaptive_span.config.identity import changes, flatten
+from adaptive_span.config.places import CONF
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError, did_you_mean
-from adaptive_span.launch import command_line, local, sweep_jobs
+from adaptive_span.launch import command_line, local, search_path, sweep_jobs
 from adaptive_span.launch.slurm import launcher as slurm_launcher
 
 T = TypeVar("T")
-CONF = Path(__file__).parent.parent / "conf"
 GROUPS = ("optimizer", "model", "data", "hardware", "tracking", "sweep")
 NOT_TAKEN = {
     "config_name": "there is one configuration; python launch.py --config RUN/config.yaml repeats a run from its own",
@@ -29,22 +29,21 @@ NOT_TAKEN = {
 }
 
 
-def run(task: Callable[[DictConfig], None], name: str, schema: type) -> None:
-    """Read the command line, with flags anywhere, and have Hydra call `task` with what `conf/NAME.yaml` and it make."""
+def run(words: Sequence[str], task: Callable[[DictConfig], None], name: str, schema: type) -> None:
+    """Have Hydra call `task` with what `conf/NAME.yaml` and the words of a command make; flags may stand anywhere."""
     with command_line.explained(schema):
         parser = get_args_parser()
         if schema is Config:
             parser.add_argument("--config", metavar="FILE", help="Repeat a run from its own config.yaml")
-        arguments = parser.parse_intermixed_args()
+        arguments = parser.parse_intermixed_args(words)
         _refuse(arguments)
         _register(name, schema)
         sweeping = arguments.multirun or overrides.is_sweep(arguments.overrides)
-        words = overrides.complete(arguments.overrides, schema, sweeping)
-        file = getattr(arguments, "config", None)
-        arguments.overrides = words if file is None else _again(Path(file).expanduser(), words, arguments.multirun)
-        _run_hydra(
-            args=arguments, args_parser=parser, task_function=task, config_path=CONF.name, config_name=name
-        )  # fmt: skip
+        settings = overrides.complete(arguments.overrides, schema, sweeping)
+        if (file := getattr(arguments, "config", None)) is not None:
+            settings = _again(Path(file).expanduser(), settings, arguments.multirun)
+        arguments.overrides = settings
+        _run_hydra(arguments, parser, task, config_path=str(CONF), config_name=name)
 
 
 def compose(words: Sequence[str] = ()) -> Config:
@@ -66,6 +65,7 @@ def _composed(words: Sequence[str]) -> Config:
 def _register(name: str, schema: type) -> None:
     hydra.version.setbase("1.3")
     command_line.register(name, schema, local, sweep_jobs, slurm_launcher)
+    search_path.register()
 
 
 def _refuse(arguments: Namespace) -> None:
@@ -83,7 +83,8 @@ def _again(file: Path, words: list[str], sweeping: bool) -> list[str]:
     if chosen & {"data", "model"}:
         values.pop("published", None)  # what was published of another pair
     ConfigStore.instance().store(group="again", name="file", node=values, package="_global_")
-    left_out = ["recipe=none", *(["local@_global_=none"] if (CONF / "local").is_dir() else [])]
+    has_local = any((folder / "local").is_dir() for folder in search_path.folders())
+    left_out = ["recipe=none", *(["local@_global_=none"] if has_local else [])]
     own = ["again=file", *left_out, *(f"~{group}" for group in GROUPS if group not in chosen), *words]
     is_run = (file.parent / CHECKPOINTS).is_dir() and "run.dir" not in chosen and not sweeping
     if is_run and not changes(values, _composed(own)):

@@ -53,8 +53,8 @@ class Node:
         )
 
 
-def launch(function: Callable[[Any], None], config: Any, hardware: HardwareConfig) -> None:
-    """Run `function(config)` in so many processes of this machine; a single one, or torchrun's, runs in place."""
+def launch(hardware: HardwareConfig, function: Callable[..., None], *arguments: Any) -> None:
+    """Run `function(*arguments)` in `hardware.processes` processes of this machine; one, or torchrun's, in place."""
     if hardware.nodes > 1:
         raise UserError(
             f"hardware.nodes={hardware.nodes} is for a cluster; take hardware=slurm_multinode hardware.nodes="
@@ -62,9 +62,9 @@ def launch(function: Callable[[Any], None], config: Any, hardware: HardwareConfi
         )
     processes = processes_of(hardware)
     if processes == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
-        function(config)
+        function(*arguments)
     else:
-        start(function, config, processes, Node())
+        start(hardware, processes, Node(), function, *arguments)
 
 
 def processes_of(hardware: HardwareConfig) -> int:
@@ -74,22 +74,22 @@ def processes_of(hardware: HardwareConfig) -> int:
     return hardware.processes or max(1, torch.cuda.device_count())
 
 
-def start(function: Callable[[Any], None], config: Any, processes: int, node: Node) -> None:
-    """Run `function(config)` in so many processes of their own on each node. Called once on each node.
+def start(hardware: HardwareConfig, processes: int, node: Node, function: Callable[..., None], *arguments: Any) -> None:
+    """Run `function(*arguments)` in so many processes of their own on each node. Called once on each node.
 
     What a process failed of is raised. Before that all are started again up to `hardware.max_restarts` times, unless a
     user's mistake is the reason, which would be made again.
     """
-    for left in reversed(range(config.hardware.max_restarts + 1)):
+    for left in reversed(range(hardware.max_restarts + 1)):
         try:
-            return _start_once(function, config, processes, node)
+            return _start_once(processes, node, function, *arguments)
         except (ProcessLost, RuntimeError) as failure:
             if not left:
                 raise
             print(f"warning: {failure}; all processes are started again ({left - 1} more restarts)", file=sys.stderr)
 
 
-def _start_once(function: Callable[[Any], None], config: Any, processes: int, node: Node) -> None:
+def _start_once(processes: int, node: Node, function: Callable[..., None], *arguments: Any) -> None:
     agent = "torch.distributed.elastic"
     for name in (agent, f"{agent}.agent.server.api", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is told below
@@ -98,7 +98,7 @@ def _start_once(function: Callable[[Any], None], config: Any, processes: int, no
     _shield_resource_tracker()
     try:
         with TemporaryDirectory() as logs:
-            elastic_launch(node.launch_config(processes, logs), _work)(function, config)
+            elastic_launch(node.launch_config(processes, logs), _work)(function, *arguments)
     except SignalException as stop:
         raise SystemExit(128 + stop.sigval) from None
     except ChildFailedError as failures:
@@ -112,11 +112,11 @@ def _shield_resource_tracker() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
-def _work(function: Callable[[Any], None], config: Any) -> None:
+def _work(function: Callable[..., None], *arguments: Any) -> None:
     """Run in a worker. Leave what goes wrong where the parent looks for it, which then reports it once."""
     try:
         with outlived():
-            function(config)
+            function(*arguments)
     except Exception as error:
         if isinstance(error, dist.DistError) or "remote worker" in str(error):  # of nccl; of gloo, a RuntimeError
             time.sleep(GRACE)

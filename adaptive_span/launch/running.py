@@ -1,6 +1,7 @@
 """A whole training, for `launch.py` and for notebooks: from a configuration to its scores."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,13 +23,18 @@ class Result:
 
 def train(config: Config) -> Result:
     """Train what `config` describes, or resume it, to its end, and return its scores. Raises `UserError`."""
-    directory = run(config, among_others=False)
+    directory = run(config)
     scores = json.loads((directory / SCORES).read_text(encoding="utf-8"))["splits"]
     return Result(directory, run_directory.last_step(directory), scores)
 
 
-def run(config: Config, among_others: bool) -> Path:
-    """Train in as many processes as `config.hardware` asks for, and return the run's directory."""
+def run(config: Config, command: Sequence[str] = (), among_others: bool = False) -> Path:
+    """Train in as many processes as `config.hardware` asks for, and return the run's directory.
+
+    Args:
+        command: The words that asked for it, for the run's record.
+        among_others: Whether it is one of several runs, whose table shows what became of each.
+    """
     config.validate()
     capacity.check_here(config)
     capacity.warn_of_slurm_keys(config.hardware)
@@ -40,5 +46,5 @@ def run(config: Config, among_others: bool) -> Path:
 
     run_directory.forget_failure(directory)
     with run_directory.failure_kept(config, among_others), run_directory.resumable(directory):
-        processes.launch(trainer.train, config, config.hardware)
+        processes.launch(config.hardware, trainer.train, config, command)
     return directory

@@ -1,11 +1,5 @@
-"""The table of a sweep: what its runs differ in, and what came of each.
+"""The table of a sweep: what its runs differ in, and what came of each."""
 
-    python -m adaptive_span.reporting.sweep_table DIR        of the runs below DIR
-
-A sweep on this machine ends with it by itself.
-"""
-
-import argparse
 import csv
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +17,6 @@ from adaptive_span.reporting.tracking import METRICS, SCORES, logged
 from adaptive_span.storage.stored import from_dict, lookup, read_yaml
 from adaptive_span.storage.writing import whole
 from adaptive_span.terminal.printing import print_line, print_table
-from adaptive_span.terminal.program import exit_codes
 
 Row = dict[str, Any]
 SPLITS = ("valid", "test")
@@ -35,6 +28,11 @@ RESULTS: dict[str, Callable[[float], str]] = {  # columns, and how their numbers
     "flops_per_token": lambda count: f"{count / 1e6:.1f}M",
     "seconds": "{:.0f}".format,
 }
+
+
+def runs_below(directory: Path) -> list[Path]:
+    """Return the directories of all runs below a folder that have begun, or failed."""
+    return sorted({path.parent for name in (METRICS, FAILURE) for path in directory.glob(f"**/{name}")})
 
 
 def summarize(directories: Sequence[Path], home: Path) -> None:
@@ -89,15 +87,3 @@ def _scores(directory: Path, unit: str) -> dict[str, float]:
     own, path = scores.own(directory), directory / SCORES
     splits = lookup(own, "splits", dict[str, dict[str, float]], path) if own else {}
     return {split: lookup(splits[split], unit, float, path) for split in SPLITS if split in splits}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, metavar="DIR")
-    home = parser.parse_args().directory
-    summarize(sorted({path.parent for name in (METRICS, FAILURE) for path in home.glob(f"**/{name}")}), home)
-
-
-if __name__ == "__main__":
-    with exit_codes():
-        main()

@@ -108,6 +108,7 @@ def _start_wandb(directory: Path, config: Config, run_id: str | None) -> "wandb.
             resume="allow" if run_id else None,
             mode=mode,  # type: ignore[arg-type]
             config=config.as_dict(),
+            # sys.argv is what wandb itself would record.
             settings=wandb.Settings(silent=True, console="off", x_disable_meta=_has_secret(sys.argv)),
         )
     except wandb.Error as error:

@@ -3,16 +3,17 @@
 import subprocess
 from pathlib import Path
 
+from adaptive_span.config.places import PACKAGE
+
 
 def commit_and_change() -> tuple[str | None, bool | None]:
     """Return the commit of this package and whether its files differ from it; None where nobody knows."""
-    package = Path(__file__).parent
-    kept = package.parent / "commit"  # of a snapshot, beside what differed from it
+    kept = PACKAGE.parent / "commit"  # of a snapshot, beside what differed from it
     if kept.is_file():
-        return kept.read_text().strip(), (package.parent / "changes.diff").stat().st_size > 0
-    if git(package, "ls-files", "--error-unmatch", "__init__.py") is None:  # installed within another project
+        return kept.read_text().strip(), (PACKAGE.parent / "changes.diff").stat().st_size > 0
+    if git(PACKAGE, "ls-files", "--error-unmatch", "__init__.py") is None:  # installed within another project
         return None, None
-    return (git(package, "rev-parse", "HEAD") or b"").decode().strip(), bool(git(package, "diff", "HEAD", "--stat"))
+    return (git(PACKAGE, "rev-parse", "HEAD") or b"").decode().strip(), bool(git(PACKAGE, "diff", "HEAD", "--stat"))
 
 
 def git(directory: Path, *words: str) -> bytes | None:

@@ -4,13 +4,11 @@
 number: it was stopped, or one of its processes was.
 """
 
-import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from adaptive_span.errors import UserError
@@ -62,9 +60,3 @@ def sigterm_as_exit() -> Iterator[None]:
 def hang_up() -> tuple[signal.Signals, ...]:
     """Return SIGHUP, which a terminal sends when it is closed; or nothing where it is ignored, as `nohup` asks."""
     return () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
-
-
-def command(program: str, *words: str) -> str:
-    """Return a command to paste into a shell, in the current directory, that runs `program`: launch.py, evaluate.py."""
-    is_here = Path("adaptive_span", Path(__file__).name).is_file()
-    return shlex.join(["python", program if is_here else str(Path(__file__).parent.parent / program), *words])

@@ -3,8 +3,7 @@
 import os
 import platform
 import shlex
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,13 +20,13 @@ FILE = "environment.jsonl"
 PACKAGES = ("adaptive-span", "torch", "numpy", "hydra-core", "omegaconf", "triton", "wandb")
 
 
-def record(directory: Path, step: int, processes: int, device: torch.device) -> None:
+def record(directory: Path, command: Sequence[str], step: int, processes: int, device: torch.device) -> None:
     """Add a line to the file in a run's directory. A step of 0 begins the run, a later one resumes it."""
     commit, changed = commit_and_change()
     line = {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "step": step,
-        "command": masked(shlex.join(sys.argv)),
+        "command": masked(shlex.join(command)),
         "commit": commit,
         "changed": changed,
         "python": platform.python_version(),

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -13,7 +13,7 @@ from adaptive_span.checkpoint import files, original
 from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.checkpoint.paths import CHECKPOINTS, step_path
 from adaptive_span.checkpoint.stored_model import model_of
-from adaptive_span.config.overrides import setting
+from adaptive_span.config.overrides import pasted, setting
 from adaptive_span.config.schema import Config, TrainConfig
 from adaptive_span.data import stream
 from adaptive_span.data.corpus import Corpus, prepare
@@ -40,7 +40,7 @@ from adaptive_span.reporting.tracking import METRICS, Tracker
 from adaptive_span.storage.writing import discard_unfinished, explained
 from adaptive_span.terminal.output import Output
 from adaptive_span.terminal.printing import print_line, print_places
-from adaptive_span.terminal.program import command, sigterm_as_exit
+from adaptive_span.terminal.program import sigterm_as_exit
 from adaptive_span.training import environment, out_of_memory
 from adaptive_span.training.interruption import Interruption
 from adaptive_span.training.optimizer import learning_rate
@@ -51,8 +51,11 @@ from adaptive_span.training.watchdog import Watchdog
 SCORING_BLOCK = 128  # tokens: shorter blocks would leave the processor waiting, and the exact score is the same
 
 
-def train(config: Config) -> None:
-    """Begin the run of `config.run.dir`, or go on with it, to its last step and its scores. Called in every process."""
+def train(config: Config, command: Sequence[str] = ()) -> None:
+    """Train the run of `config.run.dir` from its newest checkpoint to its last step, and score it.
+
+    Call it in every process. The words of `command` are kept in the run's record.
+    """
     directory = Path(config.run.dir or "")
     with process_group(config.hardware) as process, sigterm_as_exit(), ExitStack() as stack:
         check_batch("train.batch_size", config.train.batch_size, process.world_size, config.train.batch_split)
@@ -62,7 +65,7 @@ def train(config: Config) -> None:
             Output.notice = f"the training continues, and its numbers are in {directory / METRICS}"
         process.barrier()
         stack.enter_context(environment.deterministic(config.train.deterministic))
-        _train(config, process, directory)
+        _train(config, process, directory, command)
 
 
 def _phases(train: TrainConfig) -> str:
@@ -79,10 +82,10 @@ def _more(train: TrainConfig) -> list[str]:
     return [*steps, f"train.finetune_steps={train.finetune_steps}"] if train.finetune_steps else steps
 
 
-def _train(config: Config, process: Process, directory: Path) -> None:
+def _train(config: Config, process: Process, directory: Path, command: Sequence[str]) -> None:
     saved, problems = files.newest(directory / CHECKPOINTS)
     config, lines = settle(config, process, begun_with(saved))
-    run = _begun(config, process, directory, saved, problems)
+    run = _begun(config, process, directory, command, saved, problems)
     if run.training.step < config.train.total_steps:
         if process.is_main:
             for line in (*lines, _phases(config.train)):
@@ -96,7 +99,14 @@ def _train(config: Config, process: Process, directory: Path) -> None:
     run.score()
 
 
-def _begun(config: Config, process: Process, directory: Path, saved: files.State | None, problems: list[str]) -> "Run":
+def _begun(
+    config: Config,
+    process: Process,
+    directory: Path,
+    command: Sequence[str],
+    saved: files.State | None,
+    problems: list[str],
+) -> "Run":
     """Return the run with its newest training state, or with the weights of another one, or with fresh ones."""
     source, by_frequency = config.train.init_from or config.train.continue_from, config.model.reads_by_frequency
     weights = original.load(Path(source)) if source and saved is None else None
@@ -112,7 +122,7 @@ def _begun(config: Config, process: Process, directory: Path, saved: files.State
             print_line(f"warning: {warning}")
     memory = available_memory(process)
     capacity.check_memory(config, corpus.vocab_size, process.world_size, memory)
-    run = Run(config, corpus, process, directory)
+    run = Run(config, corpus, process, directory, command)
     if saved is not None:
         run.resume(saved, problems)
     elif weights is not None and source:
@@ -148,7 +158,8 @@ def _claimed(directory: Path) -> Iterator[None]:
 class Run:
     """A training and the directory that it lives in."""
 
-    def __init__(self, config: Config, corpus: Corpus, process: Process, directory: Path):
+    def __init__(self, config: Config, corpus: Corpus, process: Process, directory: Path, command: Sequence[str]):
+        self.command = command
         self.config, self.corpus, self.process, self.directory = config, corpus, process, directory
         self.checkpoints = directory / CHECKPOINTS
         self.best = float("inf")  # nats a token on the validation part
@@ -207,7 +218,9 @@ class Run:
         write_config(self.config, self.directory)
         with explained(self.checkpoints):
             self.checkpoints.mkdir(exist_ok=True)
-        environment.record(self.directory, self.training.step, self.process.world_size, self.process.device)
+        environment.record(
+            self.directory, self.command, self.training.step, self.process.world_size, self.process.device
+        )
         tracker = Tracker(self.directory, self.config, self.training.step, self.run_id)
         self.run_id, self.place = tracker.run_id or self.run_id, tracker.place
         try:
@@ -315,7 +328,7 @@ class Run:
                 "metrics": self.directory / METRICS,
                 "figure": figure,
                 "wandb": self.place,
-                "train on": command("launch.py", "--config", str(self.directory / CONFIG), *_more(config.train)),
-                "evaluate": command("evaluate.py", setting("run", str(self.directory))),
+                "train on": pasted("train", "--config", str(self.directory / CONFIG), *_more(config.train)),
+                "evaluate": pasted("evaluate", setting("run", str(self.directory))),
             }
         )

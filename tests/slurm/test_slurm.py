@@ -136,7 +136,7 @@ def edited_cancelled_crashed(slurm: Cluster) -> tuple[str, str, Path]:
     shutil.copy(ROOT / "launch.py", tree)
     hold = "hardware.sbatch.hold=true"
     cancelled = job_of(slurm.launch(*LONG, "run.dir=edited", hold, tree=tree))
-    trainer = tree / "adaptive_span" / "trainer.py"
+    trainer = tree / "adaptive_span" / "training" / "trainer.py"
     sound = trainer.read_text()
     trainer.write_text(sound.replace("training.update()", "training.update() if process.is_main else broken()"))
     slurm.run("scontrol", "release", cancelled)
@@ -153,7 +153,7 @@ def test_a_job_runs_the_code_that_was_submitted_and_one_that_was_cancelled_or_ha
     run = slurm.directory / "edited"
     text = (run / "slurm" / f"{cancelled}_0_log.out").read_text()
     assert len(re.findall(r"stopped after step \d+ of 300, and saved", text)) == 1
-    tree = trainer.parent.parent
+    tree = trainer.parent.parent.parent
 
     words = [*LONG, "run.dir=edited", "hardware.wait=true"]
     crashed = slurm.launch(*words, "hardware=slurm_multinode", tree=tree, ok=False)  # on the second node
@@ -177,7 +177,7 @@ def test_a_sweep_is_an_array_whose_jobs_each_have_a_directory(name, slurm):
     launched = slurm.launch(f"sweep={name}", *values, "train.steps=6", "hardware.wait=true", f"run.dir={home}")
     job = job_of(launched)
     runs = [slurm.directory / home / number for number in "01"]
-    for told in (launched.stdout, slurm.ask(sys.executable, "-m", "adaptive_span.launch.slurm", "status", home)):
+    for told in (launched.stdout, slurm.ask(sys.executable, "-m", "adaptive_span", "status", home)):
         for number, run in enumerate(runs):
             assert re.search(rf"{job}_{number} +COMPLETED +6/6 +{metrics(run)[-1]['train/bpc']:.3f} +{run}", told)
     assert metrics(runs[0]) != metrics(runs[1])
@@ -194,7 +194,7 @@ def test_a_sweep_again_queues_what_is_not_finished_and_a_failed_run_says_why(slu
     assert re.match("the training has diverged: the loss is .* at step 2", why)
     assert not rows["0.07"]["reason"]
     assert f"\n1 failed: {why}\n" in launched.stdout
-    status = [sys.executable, "-m", "adaptive_span.launch.slurm", "status", "again"]
+    status = [sys.executable, "-m", "adaptive_span", "status", "again"]
     assert f"job {job_of(launched)}_1 FAILED: {why}" in slurm.ask(*status)
 
     again = slurm.launch(*swept, "hardware.sbatch.hold=true")
@@ -305,7 +305,7 @@ def test_lines_of_shell_come_before_python_and_one_that_fails_is_the_reason(slur
     assert re.match("loaded\nimport time: ", log.read_text())
 
     failed = slurm.launch("run.dir=no-setup", "hardware.setup=[ls nowhere]", "hardware.wait=true", ok=False)
-    told = slurm.ask(sys.executable, "-m", "adaptive_span.launch.slurm", "status", "no-setup")
+    told = slurm.ask(sys.executable, "-m", "adaptive_span", "status", "no-setup")
     assert f"job {job_of(failed)} FAILED: error: hardware.setup failed at: ls nowhere" in told
     assert "error: hardware.setup failed at: ls nowhere" in failed.stdout
 
@@ -314,7 +314,7 @@ def test_a_controller_that_is_away_is_waited_for(stories, slurm, monkeypatch):
     for story in stories.values():  # which could not do without it
         story.result()
     hold = "hardware.sbatch.hold=true"
-    status = [sys.executable, "-m", "adaptive_span.launch.slurm", "status", "watched"]
+    status = [sys.executable, "-m", "adaptive_span", "status", "watched"]
     commands = {
         "watched": slurm.words("run.dir=watched", "train.steps=6", "hardware.wait=true", hold),
         "queued": slurm.words("run.dir=queued", "train.steps=6", hold),

@@ -36,7 +36,7 @@ class Job:
     """One training, as it is pickled for the nodes: by reference, so that they import it from the snapshot."""
 
     config: Config
-    words: list[str]  # of the command that submitted it
+    command: list[str]  # that submitted it, word by word
     signal_delay: float  # seconds between SIGUSR2 and the end of the job
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
@@ -48,7 +48,6 @@ class Job:
         signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's own would log, perhaps amid another line
         os.environ["TTY_COMPATIBLE"] = "0"  # srun's terminal is none: what is written to it ends in the log
         environment = submitit.JobEnvironment()
-        sys.argv = self.words  # which the run records
         is_main = environment.node == 0
         with ExitStack() as stack:
             if is_main and self.config.tracking.name == "wandb":
@@ -77,14 +76,14 @@ class Job:
         if nodes > 1:
             endpoint = f"{_address(first)}:{12000 + int(job_id) % 8000}"
             node = processes.Node(rank, nodes, endpoint, node.run_id)
-        processes.start(_work, self.config, count, node)
+        processes.start(hardware, count, node, _work, self.config, self.command)
 
 
-def _work(config: Config) -> None:
+def _work(config: Config, command: list[str]) -> None:
     """In each worker, which imports all that a training needs; the agent need not."""
     from adaptive_span.training import trainer
 
-    trainer.train(config)
+    trainer.train(config, command)
 
 
 class Agent:

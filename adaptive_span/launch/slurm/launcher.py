@@ -4,7 +4,6 @@ import io
 import os
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import replace
@@ -120,7 +119,7 @@ class Launcher(SlurmLauncher):
         executor.update_parameters(**{key: value for key, value in settings.items() if value is not None})
         for config in configs:
             forget_failure(Path(str(config.run.dir)))
-        trainings = [Job(config, sys.argv, self.params["signal_delay_s"]) for config in configs]
+        trainings = [Job(config, self.task_function.command, self.params["signal_delay_s"]) for config in configs]
 
         def submit() -> Sequence[submitit.Job[None]]:
             try:

@@ -2,10 +2,10 @@
 
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
-import adaptive_span
+from adaptive_span.config.overrides import PROGRAMS
+from adaptive_span.config.places import CHECKOUT, CONF, PACKAGE, SWEEPS
 from adaptive_span.storage import source_code
 from adaptive_span.terminal.plain_text import masked
 
@@ -14,20 +14,19 @@ LEFT_OUT = shutil.ignore_patterns("__pycache__")
 
 def take(directory: Path) -> Path:
     """Copy the package, programs and configuration to DIRECTORY/code, with the commit and what differs from it."""
-    package, program = Path(adaptive_span.__file__).parent, Path(sys.argv[0]).resolve()
     code = directory / "code"
     fresh = directory / "code.writing"
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(package, fresh / package.name, ignore=LEFT_OUT)
-    for name in (program.name, "evaluate.py"):
-        if (program.parent / name).is_file():
-            shutil.copy2(program.parent / name, fresh)
-    if (program.parent / "conf").is_dir():
-        shutil.copytree(program.parent / "conf", fresh / "conf", ignore=LEFT_OUT)
-    commit = source_code.git(package, "rev-parse", "HEAD")
+    shutil.copytree(PACKAGE, fresh / PACKAGE.name, ignore=LEFT_OUT)
+    if CHECKOUT:  # else the package holds them
+        for name in PROGRAMS.values():
+            shutil.copy2(CHECKOUT / name, fresh)
+        for folder in (CONF, SWEEPS):
+            shutil.copytree(folder, fresh / folder.name, ignore=LEFT_OUT)
+    commit = source_code.git(PACKAGE, "rev-parse", "HEAD")
     if commit:
         (fresh / "commit").write_bytes(commit)
-        changes = (source_code.git(package, "diff", "HEAD") or b"").decode(errors="surrogateescape")
+        changes = (source_code.git(PACKAGE, "diff", "HEAD") or b"").decode(errors="surrogateescape")
         (fresh / "changes.diff").write_bytes(masked(changes).encode(errors="surrogateescape"))
     shutil.rmtree(code, ignore_errors=True)
     fresh.rename(code)

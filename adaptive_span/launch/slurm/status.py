@@ -102,10 +102,8 @@ def announce(home: Path, jobs: list[Job], hardware: HardwareConfig) -> None:
         {
             "code": home / "code",
             "follow": shlex.join(["tail", "-F", str(jobs[0].log)]),
-            "status": shlex.join(["python", "-m", "adaptive_span.launch.slurm", "status", str(home)]),
-            "table": shlex.join(["python", "-m", "adaptive_span.reporting.sweep_table", str(home)])
-            if len(jobs) > 1
-            else None,
+            "status": shlex.join(["adaptive-span", "status", str(home)]),
+            "table": shlex.join(["adaptive-span", "sweep", str(home)]) if len(jobs) > 1 else None,
             "stop": f"scancel {jobs[0].id.split('_')[0]}",
         }
     )
@@ -165,7 +163,7 @@ def watch(home: Path, seconds: float = 2) -> bool:
                     is_away = True
                 live.update(table(jobs, states), refresh=True)
     except KeyboardInterrupt:
-        shown = shlex.join(["python", "-m", "adaptive_span.launch.slurm", "status", str(home)])
+        shown = shlex.join(["adaptive-span", "status", str(home)])
         print_line(f"the jobs go on without being watched; {shown} shows them again")
         raise SystemExit(130) from None
     console.print()

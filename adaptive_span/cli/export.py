@@ -1,21 +1,19 @@
-"""Write a checkpoint as a folder of the Hugging Face Hub: model.safetensors and config.json.
-
-python -m adaptive_span.export CHECKPOINT DIR
-"""
+"""Write a checkpoint as a folder of the Hugging Face Hub: model.safetensors and config.json."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from adaptive_span.errors import UserError
 from adaptive_span.terminal.printing import print_line
-from adaptive_span.terminal.program import exit_codes
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: Sequence[str]) -> None:
+    """Write the folder. Raises `UserError` where the checkpoint cannot be read, or the extra `export` is missing."""
+    parser = argparse.ArgumentParser("adaptive-span export", description=__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("directory", type=Path, metavar="DIR")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.directory.is_file():
         raise UserError(f"{arguments.directory} is a file; give a folder")
 
@@ -23,9 +21,5 @@ def main() -> None:
 
     hugging_face.from_checkpoint(arguments.checkpoint).save_pretrained(arguments.directory)
     where = str(arguments.directory)
-    print_line(f"{where}: adaptive_span.hub.PretrainedTransformer.from_pretrained({where!r}) reads it")
-
-
-if __name__ == "__main__":
-    with exit_codes():
-        main()
+    reader = "adaptive_span.checkpoint.hugging_face.PretrainedTransformer"
+    print_line(f"{where}: {reader}.from_pretrained({where!r}) reads it")

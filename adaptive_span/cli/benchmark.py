@@ -1,0 +1,89 @@
+"""What things cost on this machine.
+
+- attention: that of all layers with its keys and values, or of one --layer, forward and backward.
+- step: forward, backward and update of a whole model, beside the same without attention.
+- evaluate: scoring a text, from kept keys and values, beside projecting the cache again for every block.
+- growth: a step while the spans grow from 0 to the maximum; --figure draws it.
+- loop: the whole training loop against bare forward + backward + update.
+- count: launches, bytes, operations and memory of a step on a GPU, which need not be here.
+- processes: updates of 2 processes against 1, with as much work for each.
+- data: numbering 100 MB of bytes.
+
+Ways are timed in turns, in one process; figures are medians. Memory is what one run adds at its height to a process
+of its own. All but loop, processes and data need torch, numpy and PyYAML alone; fused attention and count need triton
+too.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from adaptive_span.benchmark.cost import CARDS
+from adaptive_span.benchmark.names import KINDS, MODELS, PROFILES, PROJECT
+from adaptive_span.config.checks import Range
+from adaptive_span.config.places import CONF
+from adaptive_span.config.schema import ATTENTIONS
+
+USUAL = {"model": "base", "batch_size": 2, "dropout": 0.0, "dtype": "fp32"}
+USUAL_COUNT = {"model": "large", "batch_size": 64, "dropout": 0.4, "dtype": "bf16"}  # of `count`: as it is trained
+
+
+def main(words: Sequence[str]) -> None:
+    """Measure what is asked for, and print a table of it."""
+    arguments = _arguments(words)
+
+    from adaptive_span.benchmark import measure  # torch, which --help need not wait for
+
+    measure.measure(arguments)
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "adaptive-span benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=(*KINDS, "growth", "count", *PROJECT))
+    parser.add_argument("--model", choices=MODELS, help="base, of count large")
+    parser.add_argument("--batch-size", "--rows", type=int, help="rows of each process; 2, of count 64")
+    parser.add_argument("--gpu", default="h200", choices=CARDS, help="of `count`: for which to compute times; h200")
+    parser.add_argument("--split", type=int, default=1, help="of `count`: slices of the rows; 1")
+    parser.add_argument("--profile", default="paper", choices=PROFILES, help="the heads' spans; paper")
+    parser.add_argument("--layer", type=int, help="of `attention`, counted from 1; all of them")
+    parser.add_argument("--dropout", type=float, help="0, of count 0.4")
+    parser.add_argument("--attention", nargs="+", choices=ATTENTIONS[1:], help="ways to compare; all that run here")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of matrix products; fp32, of count bf16")
+    parser.add_argument("--repeats", type=int, default=5, help="5")
+    parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the column that needs a process of its own")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--figure", type=Path, help="of `growth`: draw it there")
+    arguments = parser.parse_args(words)
+    usual = USUAL_COUNT if arguments.what == "count" else USUAL
+    for flag, value in usual.items():
+        if getattr(arguments, flag) is None:
+            setattr(arguments, flag, value)
+    layers = yaml.safe_load((CONF / "model" / f"{arguments.model}.yaml").read_text("utf-8"))["num_layers"]
+    if arguments.layer is not None and not 1 <= arguments.layer <= layers:
+        parser.error(f"--layer {arguments.layer} is not one of the {layers} of --model {arguments.model}")
+    for flag, most in (("repeats", 10**6), ("batch_size", 2**31 - 1), ("split", 2**31 - 1)):
+        if problem := Range(1, most)(getattr(arguments, flag)):
+            parser.error(f"--{flag.replace('_', '-')} {getattr(arguments, flag)} {problem}")
+    if not 0 <= arguments.dropout < 1:
+        parser.error(f"--dropout {arguments.dropout} must be at least 0 and below 1")
+    for path in (arguments.json, arguments.figure):
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"there is no folder {path.parent} for {path}")
+    if arguments.batch_size % arguments.split:
+        parser.error(f"--split {arguments.split} does not divide --batch-size {arguments.batch_size}")
+    for flag in ("split", "gpu"):
+        if arguments.what != "count" and getattr(arguments, flag) != parser.get_default(flag):
+            parser.error(f"--{flag} is for count, not for {arguments.what}")
+    if arguments.layer is not None and arguments.what != "attention":
+        parser.error(f"--layer is for attention, not for {arguments.what}")
+    for flag in ("profile", "dropout", "attention", "dtype"):
+        if arguments.what in PROJECT and getattr(arguments, flag) != USUAL.get(flag, parser.get_default(flag)):
+            parser.error(f"--{flag} does not go with {arguments.what}")
+    if arguments.figure and (arguments.what != "growth" or arguments.no_memory):
+        parser.error("--figure is for growth, with the memory that --no-memory leaves out")
+    return arguments

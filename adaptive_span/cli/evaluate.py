@@ -1,0 +1,31 @@
+"""Score a checkpoint: bpc on each split, spans, figures."""
+
+import sys
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from adaptive_span.config.schema import EvaluateConfig
+from adaptive_span.hardware import capacity
+from adaptive_span.launch import command_line, composition
+from adaptive_span.terminal.program import exit_codes
+
+
+def evaluate(composed: DictConfig) -> None:
+    """Score what a composed configuration asks for."""
+    with exit_codes(), command_line.explained(EvaluateConfig):
+        config = command_line.typed(composed, EvaluateConfig)
+        config.validate()
+        capacity.check_processes(config.hardware)
+        capacity.warn_of_slurm_keys(config.hardware)
+
+        from adaptive_span.evaluation import evaluate  # torch, which --help need not wait for
+        from adaptive_span.launch import processes
+
+        processes.launch(config.hardware, evaluate.evaluate, config)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Score what the words of a command say; those that this process was started with where none are given."""
+    with exit_codes():
+        composition.run(sys.argv[1:] if words is None else words, evaluate, "evaluate", EvaluateConfig)

@@ -1,0 +1,42 @@
+"""The command `adaptive-span`: find the command that is asked for, and leave the other words to it."""
+
+import sys
+from importlib import import_module
+
+import adaptive_span
+from adaptive_span.errors import UserError, did_you_mean
+from adaptive_span.terminal.program import exit_codes
+
+COMMANDS = {
+    "train": "train a model, or resume a run: key=value …",
+    "evaluate": "score a run or a checkpoint: run=DIR or checkpoint=FILE, key=value …",
+    "sweep": "print the table of the runs below a folder: DIR",
+    "status": "print how the SLURM jobs of a run or of a sweep are doing: DIR",
+    "published": "download or convert a checkpoint of the original project: download NAME, or FILE OUT",
+    "export": "write a checkpoint for the Hugging Face Hub: CHECKPOINT DIR",
+    "benchmark": "measure what a model costs on this machine: step, attention, evaluate, …",
+    "estimate": "estimate memory and time of a training on a GPU: gpu=NAME key=value …",
+}
+HELP = ("-h", "--help")
+
+
+def main() -> None:
+    """Run the command that the first word names. Raises `SystemExit` with the code that says how it ended."""
+    with exit_codes():
+        name, *words = sys.argv[1:] or ["--help"]
+        if name in HELP:
+            print(usage())
+        elif name == "--version":
+            print(adaptive_span.__version__)
+        elif name in COMMANDS:
+            import_module(f"adaptive_span.cli.{name}").main(words)
+        else:
+            alike = did_you_mean(name, list(COMMANDS))
+            raise UserError(f"there is no command '{name}'{alike}; adaptive-span --help lists them")
+
+
+def usage() -> str:
+    """Return a line per command."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: adaptive-span COMMAND …   (adaptive-span COMMAND --help explains one)", "", *lines])

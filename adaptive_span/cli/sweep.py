@@ -1,0 +1,18 @@
+"""Print the table of a sweep, also of runs that still train, and write it to sweep.csv.
+
+A sweep on this machine ends with it by itself.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from adaptive_span.reporting.sweep_table import runs_below, summarize
+
+
+def main(words: Sequence[str]) -> None:
+    """Print the table of the runs below a folder. Raises `UserError` where none has begun."""
+    parser = argparse.ArgumentParser("adaptive-span sweep", description=__doc__)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the folder that holds the runs")
+    home = parser.parse_args(words).directory
+    summarize(runs_below(home), home)
