@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from adaptive_span import config
-from adaptive_span.allowed import OneOf, Range
+from adaptive_span.config.checks import OneOf, Range
 
 MARKER = "<!-- every key -->"
 HEADER = ["| key | type | default | meaning |", "|---|---|---|---|"]
