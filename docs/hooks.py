@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from adaptive_span import config
+from adaptive_span.config import schema
+from adaptive_span.config.checks import MISSING as MISSING_KEY
 from adaptive_span.config.checks import OneOf, Range
 
 MARKER = "<!-- every key -->"
@@ -23,10 +24,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def every_key() -> str:
     """Return a table for each part of the configuration of a training, and one for an evaluation."""
-    parts = {f.name: f.type for f in fields(config.Config) if is_dataclass(f.type)}
+    parts = {f.name: f.type for f in fields(schema.Config) if is_dataclass(f.type)}
     tables = [table(name, part, f"{name}.") for name, part in parts.items()]
-    tables.append(table("top level", config.Config, "", set(parts)))
-    tables.append(table("evaluate", config.EvaluateConfig, "", {"data", "hardware"}))
+    tables.append(table("top level", schema.Config, "", set(parts)))
+    tables.append(table("evaluate", schema.EvaluateConfig, "", {"data", "hardware"}))
     return "\n\n".join(tables)
 
 
@@ -85,4 +86,4 @@ def default(field: Field[Any]) -> str:
     value = field.default_factory() if field.default_factory is not MISSING else field.default
     if value in ([], {}):
         return "empty"
-    return "" if value in (MISSING, config.MISSING) else f"`{'null' if value is None else str(value).lower()}`"
+    return "" if value in (MISSING, MISSING_KEY) else f"`{'null' if value is None else str(value).lower()}`"
