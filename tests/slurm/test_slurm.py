@@ -13,10 +13,10 @@ from adaptive_span.errors import UserError
 from adaptive_span.launch.slurm import resources
 from adaptive_span.launch.slurm.cluster import ask, members
 from tests.conftest import ENVIRONMENT, ROOT, sentence
+from tests.integration.test_sweep import TWO_JOBS, table
+from tests.integration.test_train import assert_same_run, losses, metrics, newest, of_type, wandb_records
 from tests.slurm.conftest import HARDWARE, Cluster, job_of
-from tests.test_config import composed
-from tests.test_sweep import TWO_JOBS, table
-from tests.test_train import assert_same_run, losses, metrics, newest, of_type, wandb_records
+from tests.unit.config.test_config import composed
 
 pytestmark = pytest.mark.xdist_group("slurm")  # one cluster, however many processes test
 LONG = ["train.steps=300", "model.dropout=0.2"]  # long enough to be interrupted, and any repeated step would show

@@ -1,6 +1,6 @@
 """What a CUDA graph needs of a step, on a CPU: the same work on the same addresses; and how often it is recorded.
 
-The graph itself is tested on a GPU, in tests/test_gpu.py.
+The graph itself is tested on a GPU, in tests/gpu/test_gpu.py.
 """
 
 import random
@@ -14,7 +14,7 @@ from adaptive_span.config.schema import ModelConfig
 from adaptive_span.distributed import Process
 from adaptive_span.evaluation import scoring
 from adaptive_span.model.transformer import Transformer
-from tests.test_training import small
+from tests.unit.training.test_training import small
 
 MAX_SPAN = 8192
 

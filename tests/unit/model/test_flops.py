@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adaptive_span.config.schema import ModelConfig
 from adaptive_span.model import flops
 from adaptive_span.model.transformer import Transformer
-from tests.test_model import small, with_spans
+from tests.unit.model.test_model import small, with_spans
 
 
 @pytest.mark.parametrize("changes", [{}, {"ffn_size": 0, "memory_size": 7}, {"cutoffs": [4], "division": 2}])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from adaptive_span.checkpoint import hugging_face
 from adaptive_span.errors import UserError
 from tests.conftest import ROOT, finish, sentence
-from tests.test_published import VECTORS, original
+from tests.unit.checkpoint.test_published import VECTORS, original
 
 
 @pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)

@@ -23,7 +23,7 @@ from adaptive_span.launch.slurm import launcher as slurm_launcher
 from adaptive_span.training import out_of_memory
 from adaptive_span.training.trainer import Run
 from tests.conftest import ROOT, SMALL, finish, sentence
-from tests.test_config import composed
+from tests.unit.config.test_config import composed
 
 REFUSED = {
     "sweep=[1,2]": "null, numbers and lists of them name no file of a group",

@@ -11,7 +11,7 @@ from adaptive_span.errors import UserError
 from adaptive_span.training import optimizer
 from adaptive_span.training.state import Training
 from tests.conftest import SMALL
-from tests.test_config import composed
+from tests.unit.config.test_config import composed
 
 
 def small(text: Path, directory: Path, *settings: str, device: str = "cpu") -> Training:

@@ -14,7 +14,7 @@ from adaptive_span.config.schema import DataConfig
 from adaptive_span.data import corpus as corpora
 from adaptive_span.data.corpus import Corpus, prepare
 from tests.conftest import ROOT, SHARED, finish, sentence
-from tests.test_corpus import refused, write
+from tests.unit.data.test_corpus import refused, write
 
 FILES = ("train.bin", "valid.bin", "test.bin", "vocabulary.json", "manifest.json")
 FUZZ = int(os.environ.get("ADAPTIVE_SPAN_FUZZ", 150))  # damaged files of each kind; `.ci/extended` takes 10,000

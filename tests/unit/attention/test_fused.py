@@ -14,8 +14,8 @@ from adaptive_span.errors import UserError
 from tests import parity, waiting
 from tests.conftest import ENVIRONMENT, ROOT
 from tests.dropped import Given
-from tests.test_attention import layers, output_and_gradients
-from tests.test_parity import VECTORS
+from tests.unit.attention.test_attention import layers, output_and_gradients
+from tests.unit.model.test_parity import VECTORS
 
 fused = pytest.importorskip(
     "adaptive_span.attention.fused", reason="there is no triton for this system", exc_type=ImportError
@@ -234,7 +234,7 @@ def test_it_compiles_for_gpus_and_not_again_when_spans_change():
 
 @pytest.mark.gpu
 class TestOnAGPU:
-    """`python -m pytest -m gpu tests/test_fused.py`"""
+    """`python -m pytest -m gpu tests/unit/attention/test_fused.py`"""
 
     layers = (
         ({"batch": 2, "heads": 4, "head_size": 64, "block": 200, "past": 900, "max_span": 700, "ramp": 32, "seed": 0},

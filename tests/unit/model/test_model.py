@@ -16,7 +16,7 @@ from adaptive_span.errors import UserError
 from adaptive_span.model.elementwise import with_operand
 from adaptive_span.model.embedding import Lookup
 from adaptive_span.training import optimizer as optimizers
-from tests.test_config import composed
+from tests.unit.config.test_config import composed
 
 
 def small(**changes) -> ModelConfig:

@@ -15,7 +15,7 @@ from adaptive_span.model.low_precision import low_precision
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.training import optimizer
 from tests.conftest import ENVIRONMENT, ROOT
-from tests.test_model import small, with_spans
+from tests.unit.model.test_model import small, with_spans
 
 fused = pytest.importorskip(
     "adaptive_span.model.elementwise.fused", reason="there is no triton for this system", exc_type=ImportError

@@ -12,9 +12,9 @@ import torch
 from adaptive_span.config.identity import changes, default_run_dir
 from adaptive_span.config.schema import MISSING, Config, ModelConfig
 from tests.conftest import ROOT, finish, sentence
-from tests.test_config import composed
+from tests.unit.config.test_config import composed
 
-OLD = Path(__file__).parent / "old_run"  # step 10 of 20 of the command below, before any of the later keys; and its end
+OLD = ROOT / "tests" / "old_run"  # step 10 of 20 of the command below, before any of the later keys; and its end
 SETTINGS = (
     "data=files data.path=text tracking=none hardware=cpu model.num_layers=2 model.hidden_size=8 model.ffn_size=16 "
     "model.num_heads=2 model.max_span=32 model.ramp=8 model.block_size=8 model.dropout=0.1 train.steps=20 "

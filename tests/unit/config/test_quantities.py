@@ -13,7 +13,7 @@ from adaptive_span.launch.slurm import launcher as slurm_launcher
 from adaptive_span.launch.slurm.options import OWN, checked
 from adaptive_span.storage.stored import from_dict
 from tests.conftest import ROOT
-from tests.test_config import composed
+from tests.unit.config.test_config import composed
 
 READ = {
     "time": {

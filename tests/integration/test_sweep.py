@@ -15,7 +15,7 @@ from adaptive_span.launch.local import give_directories
 from adaptive_span.reporting.run_directory import FAILURE
 from adaptive_span.reporting.tracking import METRICS
 from tests.conftest import ENVIRONMENT, ROOT, finish, sentence
-from tests.test_config import composed
+from tests.unit.config.test_config import composed
 
 TWO_JOBS = {
     "penalty_by_span": {"train.span_penalty": "0.0,1.0e-3", "model.max_span": "64"},

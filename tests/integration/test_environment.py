@@ -8,7 +8,7 @@ import torch
 
 from adaptive_span.training.environment import deterministic
 from tests.conftest import ROOT
-from tests.test_train import assert_same_run
+from tests.integration.test_train import assert_same_run
 
 
 def test_each_start_is_recorded_and_deterministic_training_is_the_same(launch, tmp_path):

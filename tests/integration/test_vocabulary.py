@@ -24,8 +24,8 @@ from adaptive_span.evaluation.scoring import Score
 from adaptive_span.reporting import scores
 from adaptive_span.storage import strict_json
 from tests.conftest import ROOT, SHARED, SMALL, finish, sentence
-from tests.test_corpus import write
-from tests.test_corpus_cache import published
+from tests.unit.data.test_corpus import write
+from tests.unit.data.test_corpus_cache import published
 
 EVALUATE = [sys.executable, str(ROOT / "evaluate.py")]
 REAL = SHARED / "data" / "text8_first_3010294.xz"

@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs, on a GPU: `python -m pytest -m gpu -n0 tests/test_gpu_graphs.py`."""
+"""Steps as CUDA graphs, on a GPU: `python -m pytest -m gpu -n0 tests/gpu/test_gpu_graphs.py`."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ from adaptive_span.hardware.step_graph import StepGraph
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.training.state import Training
 from tests.conftest import SMALL
-from tests.test_config import composed
-from tests.test_training import small
+from tests.unit.config.test_config import composed
+from tests.unit.training.test_training import small
 
 pytestmark = pytest.mark.gpu
 

@@ -15,7 +15,7 @@ from adaptive_span.hardware.gpu import Gpu, expand_segments, is_built_for
 from adaptive_span.storage.stored import read_yaml
 from adaptive_span.training.settle import settle
 from tests.conftest import ROOT, finish, sentence
-from tests.test_config import composed
+from tests.unit.config.test_config import composed
 
 # A program, on a processor without instructions for bf16.
 WITHOUT_BF16 = """
@@ -73,7 +73,7 @@ sys.exit(pytest.main("-p pytest_timeout -p xdist.plugin -m gpu -n0 --collect-onl
 def test_gpu_tests_are_collected_where_only_torch_and_triton_are():
     out = finish([sys.executable, "-c", COLLECT], ROOT).stdout
     for file in ("test_gpu", "test_fused"):
-        assert f"tests/{file}.py::" in out
+        assert f"/{file}.py::" in out
 
 
 OLD, NEW = Gpu("Tesla T4", (7, 5)), Gpu("NVIDIA H200", (9, 0))
