@@ -16,6 +16,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from adaptive_span.errors import UserError, did_you_mean, is_control, shown
 
 MISSING: Any = "???"  # the mark of a field that Hydra fills in from conf/
+LONG = 2**31 - 1  # of a dimension of tensors, which memory limits further
 FP32_MAX, FP32_MIN = 3.4028234663852886e38, 1.1754943508222875e-38  # weights and rates are numbers of this precision
 
 KINDS = {

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from math import isqrt
 from typing import Annotated, Any
 
-from adaptive_span.config import quantities
-from adaptive_span.config.checks import FP32_MAX, MISSING, OneOf, Pattern, Range, check, path
+from adaptive_span.config import layer_order, quantities
+from adaptive_span.config.checks import FP32_MAX, LONG, MISSING, OneOf, Pattern, Range, check, path
 from adaptive_span.config.quantities import Gpus
 from adaptive_span.errors import UserError, check_batch, either
 from adaptive_span.terminal.plain_text import without_secrets
@@ -27,7 +27,6 @@ WANDB_MODES = ("auto", "online", "offline")
 
 MANY = 2**63 - 1  # what 64 bits hold: of what is only counted
 YEAR = 525_600  # minutes
-LONG = 2**31 - 1  # of a dimension of tensors, which memory limits further
 Count = Annotated[int, Range(1, MANY)]
 CountOrNone = Annotated[int, Range(0, MANY)]
 Size = Annotated[int, Range(1, LONG)]
@@ -45,26 +44,49 @@ class ModelConfig:
     """Sizes of the Transformer. Published names: N, C, F, H, L, M, R of arXiv 1905.07799."""
 
     name: str
+    """Name of the model. It stands in the name of the run's directory."""
     num_layers: Annotated[int, Range(1, 10_000)]
+    """Number of layers. Each has attention, followed by a feed-forward unless `model.layer_order` moves it."""
     hidden_size: Size
-    ffn_size: SizeOrNone  # 0: no feed-forward
+    """Size of the hidden states. A multiple of `model.num_heads`."""
+    ffn_size: SizeOrNone
+    """Inner size of the feed-forward. 0: no feed-forward, attention alone."""
     num_heads: Size
-    max_span: Size  # tokens
-    block_size: Size  # tokens predicted in one step
-    adaptive_span: bool = True  # False: every head always looks at max_span tokens
-    ramp: Size = 32  # tokens over which the soft mask falls from 1 to 0
-    span_init: Annotated[float, Range(0, 1)] = 0.0  # fraction of max_span
-    trim_cache: bool = True  # keep as many past hidden states as the longest head of a layer looks at
-    memory_size: SizeOrNone = 0  # persistent vectors of each head, in place of the feed-forward
-    layer_order: str | None = None  # a: attention, f: feed-forward, like aaafff; sandwich; null: they alternate
-    dropout: Probability = 0.0  # of attention weights and inside the feed-forward
-    attention_dropout: Probability | None = None  # of attention weights alone; null: as dropout
-    ffn_dropout: Probability | None = None  # inside the feed-forward alone; null: as dropout
-    embedding_dropout: Probability = 0.0  # after the embedding and before the output layer
-    cutoffs: list[Count] = field(default_factory=list)  # adaptive input and output: where clusters of words begin
-    division: Size = 4  # each cluster's vectors are so many times smaller than those of the one before
-    tied: bool = True  # adaptive input and output share their vectors
+    """Heads per layer. Each has a span of its own."""
+    max_span: Size
+    """Longest span of a head, in tokens."""
+    block_size: Size
+    """Tokens of each row that one step predicts."""
+    adaptive_span: bool = True
+    """Whether heads learn their spans. false: every head always looks at `model.max_span` tokens."""
+    ramp: Size = 32
+    """Tokens over which a head's soft mask falls from 1 to 0, beyond its span."""
+    span_init: Annotated[float, Range(0, 1)] = 0.0
+    """Span of every head at the start, as a fraction of `model.max_span`."""
+    trim_cache: bool = True
+    """Keep only the past hidden states that a layer's longest head reaches. false: keep `model.max_span` of them."""
+    memory_size: SizeOrNone = 0
+    """Persistent vectors per head, in place of the feed-forward. 0: none. Needs `model.ffn_size=0`."""
+    layer_order: str | None = None
+    """Order of the blocks, a letter each, as in aaafff. a is attention, f is feed-forward. sandwich: attention first,
+    feed-forward last, and pairs between them. null: they alternate."""
+    dropout: Probability = 0.0
+    """Dropout of the attention weights and inside the feed-forward."""
+    attention_dropout: Probability | None = None
+    """Dropout of the attention weights alone. null: as `model.dropout`."""
+    ffn_dropout: Probability | None = None
+    """Dropout inside the feed-forward alone. null: as `model.dropout`."""
+    embedding_dropout: Probability = 0.0
+    """Dropout after the embedding and before the output layer."""
+    cutoffs: list[Count] = field(default_factory=list)
+    """Adaptive input and output: word ids, by falling frequency, at which a new cluster begins. Empty: one size of
+    vectors for all words."""
+    division: Size = 4
+    """Adaptive input and output: how many times smaller the vectors of each cluster are than those before."""
+    tied: bool = True
+    """Whether adaptive input and output share their vectors."""
     attention: Annotated[str, OneOf(ATTENTIONS)] = "auto"
+    """Implementation of attention. auto: the fastest that runs here. All compute the same."""
 
     def validate(self) -> None:
         check(self, "model.")
@@ -99,26 +121,8 @@ class ModelConfig:
         return bool(self.cutoffs)
 
     def block_order(self) -> str:
-        """A letter a block, from the input on: a for attention, f for feed-forward."""
-        layers = self.num_layers
-        if not self.ffn_size:
-            if self.layer_order is not None:
-                raise UserError(
-                    f"model.layer_order={self.layer_order} orders attention and feed-forward blocks, but "
-                    f"model.ffn_size=0 leaves out the feed-forward; take model.layer_order=null"
-                )
-            return "a" * layers
-        if self.layer_order is None:
-            return "af" * layers
-        if self.layer_order == "sandwich":  # arXiv 1911.03864, with half of the layers taken apart
-            apart = layers // 2
-            return "a" * apart + "af" * (layers - apart) + "f" * apart
-        if sorted(self.layer_order) != ["a"] * layers + ["f"] * layers:
-            raise UserError(
-                f"model.layer_order={self.layer_order} must be sandwich, or hold model.num_layers={layers} times a "
-                f"(attention) and as often f (feed-forward), like {'a' * layers + 'f' * layers}"
-            )
-        return self.layer_order
+        """Return a letter per block, from the input on: a for attention, f for feed-forward."""
+        return layer_order.block_order(self.layer_order, self.num_layers, self.ffn_size)
 
 
 @dataclass
@@ -126,18 +130,31 @@ class DataConfig:
     """Where the text comes from and how it becomes token ids (see `corpus.py`)."""
 
     name: Annotated[str, OneOf(DATA_NAMES)] = MISSING
-    level: Annotated[str, OneOf(LEVELS)] = "byte"  # a token is a byte, or a word
-    file: Path | None = None  # a local copy of a downloadable corpus: raw, .zip, .gz or .xz
-    path: Path | None = None  # data=files: the folder that holds train.txt, valid.txt and test.txt
-    split: list[Count] | None = None  # bytes of train, valid and test at the start of the file
-    directory: Path = "data"  # where downloads and numbered corpora are kept
-    urls: list[Address] = field(default_factory=list)  # tried in this order
-    size: Count | None = None  # of the download, in bytes
-    sha256: Sha256 | None = None  # of the download
-    unpacked_size: Count | None = None  # of the text in the download, in bytes
-    unpacked_sha256: Sha256 | None = None  # of that text
-    symbols: str | None = None  # all that the text consists of
-    holds: str | None = None  # what every piece of the text holds
+    """Name of the text."""
+    level: Annotated[str, OneOf(LEVELS)] = "byte"
+    """What a token is: a byte, or a word between white space."""
+    file: Path | None = None
+    """A local copy of a downloadable text: raw, .zip, .gz or .xz. null: download it."""
+    path: Path | None = None
+    """Folder that holds train.txt, valid.txt and test.txt, or these as .gz or .xz. For `data=files`."""
+    split: list[Count] | None = None
+    """Bytes of train, valid and test, taken in this order from the start of the file. null: the splits are files."""
+    directory: Path = "data"
+    """Folder where downloads and numbered texts are kept."""
+    urls: list[Address] = field(default_factory=list)
+    """Addresses of the download, tried in this order."""
+    size: Count | None = None
+    """Size of the download, in bytes. null: not checked."""
+    sha256: Sha256 | None = None
+    """SHA-256 of the download. null: not checked."""
+    unpacked_size: Count | None = None
+    """Size of the text in the download, in bytes. null: not checked."""
+    unpacked_sha256: Sha256 | None = None
+    """SHA-256 of the text in the download. null: not checked."""
+    symbols: str | None = None
+    """All the characters that the text may consist of. null: any."""
+    holds: str | None = None
+    """A string that every part of the text holds. null: not checked."""
 
     def validate(self) -> None:
         check(self, "data.")
@@ -159,11 +176,14 @@ class DataConfig:
 @dataclass
 class OptimizerConfig:
     name: Annotated[str, OneOf(OPTIMIZERS)] = MISSING
+    """Name of the optimizer."""
     lr: Rate = MISSING
-    clip: Annotated[float, Range(0, FP32_MAX, above=True)] = (
-        MISSING  # adagrad: of each parameter tensor's gradient norm; adam, sgd: of the global norm
-    )
-    momentum: Probability = 0.0  # sgd
+    """Learning rate after the warm-up."""
+    clip: Annotated[float, Range(0, FP32_MAX, above=True)] = MISSING
+    """Largest gradient norm; longer gradients are scaled down to it. adagrad: of each tensor. adam, sgd: of all
+    together."""
+    momentum: Probability = 0.0
+    """Momentum of `optimizer=sgd`."""
 
     def validate(self) -> None:
         check(self, "optimizer.")
@@ -174,33 +194,50 @@ class OptimizerConfig:
 @dataclass
 class HardwareConfig:
     device: Annotated[str, OneOf(DEVICES)] = "auto"
-    processes: CountOrNone = 1  # on each machine, each with one GPU or its share of the CPU cores; 0: one for each GPU
-    # Of matrix products. auto: that of the checkpoint; at the beginning bf16 where a GPU has it in hardware, else fp32;
-    # scores in fp32. tf32: fp32 whose factors have lost 13 bits, on the tensor cores of NVIDIA GPUs.
+    """Kind of device. auto: a GPU where there is one, else the CPU."""
+    processes: CountOrNone = 1
+    """Processes per machine, each with one GPU or its share of the CPU cores. 0: one per GPU."""
     precision: Annotated[str, OneOf(PRECISIONS)] = "auto"
-    graphs: Annotated[str, OneOf(GRAPHS)] = "auto"  # on a GPU: a step as one CUDA graph; off: launched one by one
+    """Number format of matrix products. auto: that of the checkpoint; at the start bf16 where a GPU has it in hardware,
+    else fp32; for scores fp32. tf32: fp32 whose factors lost 13 bits, on the tensor cores of NVIDIA GPUs."""
+    graphs: Annotated[str, OneOf(GRAPHS)] = "auto"
+    """Whether a GPU gets a whole step at once, as a CUDA graph. off: operations are launched one by one."""
     compile: bool = False
-    activation_checkpointing: bool = False  # recompute each layer in the backward pass
-    timeout: Annotated[float, Range(0, YEAR, above=True)] = (
-        10.0  # minutes that one process waits for another before all end
-    )
-    max_restarts: CountOrNone = 0  # of the processes, after one of them was lost or failed; they resume what was saved
-
-    # What to ask SLURM for; conf/hardware/slurm.yaml says more of each.
+    """Compile the model with `torch.compile`."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass. Takes less memory and more time."""
+    timeout: Annotated[float, Range(0, YEAR, above=True)] = 10.0
+    """Minutes that a process waits for another before all of them end."""
+    max_restarts: CountOrNone = 0
+    """How often processes are started again after one was lost or failed. They resume from the last checkpoint."""
     nodes: Size = 1
-    gpus: str | None = None  # of each node, like 2 or a100:2; null: all of them
-    cpus: Size | None = None  # cores of each node; null: the share that goes with its GPUs
-    memory: str | None = None  # of each node, like 16GB; null: what the cluster gives by default
-    partition: str | None = None  # null: the cluster's default
+    """SLURM: number of nodes."""
+    gpus: str | None = None
+    """SLURM: GPUs per node. A number, or a type with one, like a100:2. null: all of them."""
+    cpus: Size | None = None
+    """SLURM: CPU cores per node. null: the share that goes with its GPUs."""
+    memory: str | None = None
+    """SLURM: memory per node, like 16GB; a number alone is GB. null: the cluster's default."""
+    partition: str | None = None
+    """SLURM: partition. null: the cluster's default."""
     account: str | None = None
-    qos: str | None = None  # quality of service
-    constraint: str | None = None  # a feature that the nodes must have
-    time: str = "1440"  # minutes, or as SLURM writes it
-    requeues: SizeOrNone = 100  # how often a job that has reached its time limit goes on
-    parallel_jobs: Size = 8  # of a sweep
-    wait: bool = False  # until the jobs have ended
-    setup: list[str] = field(default_factory=list)  # lines of shell that a job runs before Python
-    sbatch: dict[str, Any] = field(default_factory=dict)  # every other option of sbatch
+    """SLURM: account that pays. null: your default."""
+    qos: str | None = None
+    """SLURM: quality of service. null: your default."""
+    constraint: str | None = None
+    """SLURM: a feature that the nodes must have, like a100. null: none."""
+    time: str = "1440"
+    """SLURM: minutes, or like 2:00:00 or 1-12:00:00. Then a job saves, requeues and resumes."""
+    requeues: SizeOrNone = 100
+    """SLURM: how often a job may queue again at its time limit."""
+    parallel_jobs: Size = 8
+    """SLURM: how many jobs of a sweep run at once."""
+    wait: bool = False
+    """SLURM: show how the jobs are doing until they end, and fail if one of them fails."""
+    setup: list[str] = field(default_factory=list)
+    """SLURM: shell lines that a job runs before Python, like ["module load cuda"]. A line that fails ends the job."""
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    """SLURM: any other options of sbatch, like {exclude: n1, mail-type: END}."""
 
     def validate(self) -> None:
         check(self, "hardware.")
@@ -234,27 +271,41 @@ class HardwareConfig:
 @dataclass
 class TrackingConfig:
     name: Annotated[str, OneOf(TRACKERS)] = MISSING
-    mode: Annotated[str, OneOf(WANDB_MODES)] = "auto"  # auto: online where somebody is logged in, else offline
+    """Where curves are kept beside metrics.jsonl: Weights & Biases, or nowhere."""
+    mode: Annotated[str, OneOf(WANDB_MODES)] = "auto"
+    """Mode of Weights & Biases. auto: online where somebody is logged in, else offline."""
     project: str = "adaptive-span"
+    """Project of Weights & Biases."""
     entity: str | None = None
+    """User or team of Weights & Biases that the project belongs to. null: your default."""
     group: str | None = None
+    """Group of runs in Weights & Biases. null: none."""
     tags: list[str] = field(default_factory=list)
+    """Tags of the run in Weights & Biases."""
 
 
 @dataclass
 class TrainConfig:
-    steps: Count = MISSING  # updates at the full rate
-    finetune_steps: CountOrNone = 0  # updates at a tenth of the rate, after those
+    steps: Count = MISSING
+    """Updates at the full learning rate. More can be asked for later."""
+    finetune_steps: CountOrNone = 0
+    """Updates at a tenth of the learning rate, after the others."""
     warmup_steps: CountOrNone = MISSING
-    batch_size: Size = MISSING  # rows over all processes
-    batch_split: Size = 1  # slices of a process's rows, one after the other, for one update
-    span_penalty: Annotated[float, Range(0, FP32_MAX)] = (
-        MISSING  # times the mean span of each layer, in nats a token of span
-    )
+    """Updates over which the learning rate rises from 0."""
+    batch_size: Size = MISSING
+    """Rows of text per update, over all processes."""
+    batch_split: Size = 1
+    """Slices of a process's rows, one after the other, for one update (gradient accumulation)."""
+    span_penalty: Annotated[float, Range(0, FP32_MAX)] = MISSING
+    """Weight of the spans in the loss: nats per token of mean span, summed over the layers."""
     seed: CountOrNone = 1
-    init_from: Path | None = None  # a checkpoint whose weights to begin with
-    continue_from: Path | None = None  # a checkpoint whose weights, optimizer state and step to go on from
-    deterministic: bool = False  # on a GPU, take only operations that give the same bits each time
+    """Seed of the initial weights, of dropout, and of the token where each later pass begins."""
+    init_from: Path | None = None
+    """Checkpoint whose weights to start from. null: new weights."""
+    continue_from: Path | None = None
+    """Checkpoint to resume in a new run: weights, optimizer state and step. null: start at step 0."""
+    deterministic: bool = False
+    """On a GPU, use only operations that give the same bits each time. They can be slower."""
 
     @property
     def total_steps(self) -> int:
@@ -271,24 +322,30 @@ class TrainConfig:
 
 @dataclass
 class ValidationConfig:
-    every: Count = MISSING  # steps
-    blocks: Count = MISSING  # of the start of valid's rows, always the same ones
+    every: Count = MISSING
+    """Steps between two validations."""
+    blocks: Count = MISSING
+    """Blocks of each of valid's rows that are scored, from its start. The weights that do best on them are kept."""
 
 
 @dataclass
 class CheckpointConfig:
-    every: Count = MISSING  # steps
-    keep: Count = 2  # the newest ones; the best one by validation is kept beside them
+    every: Count = MISSING
+    """Steps between two checkpoints. SIGTERM and Ctrl-C save one too."""
+    keep: Count = 2
+    """How many of the newest checkpoints to keep. The best one by validation is kept beside them."""
 
 
 @dataclass
 class LogConfig:
-    every: Count = MISSING  # steps
+    every: Count = MISSING
+    """Steps between two lines of metrics."""
 
 
 @dataclass
 class RunConfig:
-    dir: Path | None = None  # runs/<data>-<model>-<hash of the configuration>
+    dir: Path | None = None
+    """Directory of the run, which the same command resumes. null: runs/<data>-<model>-<hash>."""
 
 
 @dataclass
@@ -296,18 +353,33 @@ class Config:
     """One training run."""
 
     model: ModelConfig = MISSING
+    """The network."""
     data: DataConfig = field(default_factory=DataConfig)
+    """The text."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How gradients become updates."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    """Where to compute: devices and processes here, or jobs on a SLURM cluster."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Who keeps curves, beside metrics.jsonl."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """How long and on how much to train."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """How often to score a part of valid."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """How often to save."""
     log: LogConfig = field(default_factory=LogConfig)
+    """How often to record metrics."""
     run: RunConfig = field(default_factory=RunConfig)
-    numbering: Numbering | None = None  # same: take the ids of a checkpoint without a vocabulary for the data's
-    published: dict[str, float] = field(default_factory=dict)  # what the papers report: valid, test
-    sweep: dict[str, Any] = field(default_factory=dict)  # a file of sweeps/: values of keys
+    """Where the run is kept."""
+    numbering: Numbering | None = None
+    """same: a checkpoint without a vocabulary is taken to number tokens as the data does. null: refuse it."""
+    published: dict[str, float] = field(default_factory=dict)
+    """Scores that the papers report, of valid and test: bpc of bytes, perplexity of words. They are printed beside the
+    run's."""
+    sweep: dict[str, Any] = field(default_factory=dict)
+    """Values of keys, separated by commas: one run per combination. A file of sweeps/ fills it. Lists below `pairs`
+    vary together."""
 
     def validate(self) -> None:
         """Raise `UserError` at the first value, or combination of values, that can't be honoured."""
@@ -330,15 +402,25 @@ class Config:
 class EvaluateConfig:
     """One scoring of a checkpoint."""
 
-    run: Path | None = None  # a run directory: its best checkpoint is scored
-    checkpoint: Path | None = None  # or one file, which may be one of the original project's
-    data: DataConfig = field(default_factory=DataConfig)  # that of the training where its name is ""
-    numbering: Numbering | None = None  # same: take the ids of a checkpoint without a vocabulary for the data's
+    run: Path | None = None
+    """Directory of a run whose best checkpoint to score."""
+    checkpoint: Path | None = None
+    """A checkpoint file to score. It may be one of the original project."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The text. With an empty `data.name`, that of the training."""
+    numbering: Numbering | None = None
+    """same: a checkpoint without a vocabulary is taken to number tokens as the data does. null: refuse it."""
     protocol: Annotated[str, OneOf(PROTOCOLS)] = "exact"
-    batch_size: Size = 8  # rows
-    block_size: Size | None = None  # tokens; that of the training where not given
-    output: Path | None = None  # folder of evaluation.json; null: the run's, or this one for a checkpoint
+    """How to score. exact: every token, each from all that the model can see. published: as the papers' numbers were
+    made."""
+    batch_size: Size = 8
+    """Rows scored at once. Changes an exact score only by rounding."""
+    block_size: Size | None = None
+    """Tokens of each row per step. null: as in training."""
+    output: Path | None = None
+    """Folder of evaluation.json. null: the run's; for a checkpoint the current one."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    """Where to compute: devices and processes."""
 
     def validate(self) -> None:
         if (self.run is None) == (self.checkpoint is None):

@@ -17,7 +17,7 @@ from adaptive_span.config.identity import changes, flatten
 from adaptive_span.config.places import CONF
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError, did_you_mean
-from adaptive_span.launch import command_line, local, search_path, sweep_jobs
+from adaptive_span.launch import command_line, help, local, search_path, sweep_jobs
 from adaptive_span.launch.slurm import launcher as slurm_launcher
 
 T = TypeVar("T")
@@ -66,6 +66,7 @@ def _register(name: str, schema: type) -> None:
     hydra.version.setbase("1.3")
     command_line.register(name, schema, local, sweep_jobs, slurm_launcher)
     search_path.register()
+    help.register(schema)
 
 
 def _refuse(arguments: Namespace) -> None:
