@@ -13,29 +13,29 @@ MARGIN = 34  # characters in front of the meanings
 
 
 def register(schema: type) -> None:
-    """Let the templates of `conf/hydra/help/` write `${keys:}` where the list shall stand."""
+    """Let the templates of `conf/hydra/help/` write `${keys:}` where the list belongs."""
 
-    def resolve(*, _root_: DictConfig) -> str:
+    def keys(*, _root_: DictConfig) -> str:
         return every_key(schema, _root_).replace("$", "$$")  # Hydra fills in the template once more
 
-    OmegaConf.register_new_resolver("keys", resolve, replace=True)
+    OmegaConf.register_new_resolver("keys", keys, replace=True)
 
 
 def every_key(schema: type, composed: DictConfig) -> str:
     """List the keys of a dataclass by group, with their values in the composed configuration."""
-    width = max(80, min(120, shutil.get_terminal_size((120, 24)).columns))
     values, described, headings = OmegaConf.to_container(composed), describe(schema), groups(schema)
     lines: list[str] = []
     for group in dict.fromkeys(name.rpartition(".")[0] for name in described):
-        lines += ["", f"{group}: {_plain(headings[group])}"] if group else ["", "of no group:"] if lines else []
+        lines += [""] if lines else []
+        lines += [f"{group}: {_plain(headings[group])}"] if group else []
         for name, key in described.items():
             if name.rpartition(".")[0] == group:
-                lines += _lines(f"  {name}={_setting(values, name)}", key, width)
+                lines += _lines(f"  {name}={_setting(values, name)}", key)
     return "\n".join(lines)
 
 
-def _lines(setting: str, key: Key, width: int) -> Iterator[str]:
-    meaning = _plain(key.meaning)
+def _lines(setting: str, key: Key) -> Iterator[str]:
+    width, meaning = _width(), _plain(key.meaning)
     if key.unexplained:
         meaning += f" One of {', '.join(key.unexplained)}."
     if len(setting) >= MARGIN:
@@ -44,6 +44,10 @@ def _lines(setting: str, key: Key, width: int) -> Iterator[str]:
     first, *rest = wrap(meaning, width - MARGIN, break_on_hyphens=False)
     yield setting.ljust(MARGIN) + first
     yield from (" " * MARGIN + line for line in rest)
+
+
+def _width() -> int:
+    return max(80, min(120, shutil.get_terminal_size((120, 24)).columns))
 
 
 def _plain(meaning: str) -> str:
