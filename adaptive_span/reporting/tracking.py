@@ -103,7 +103,7 @@ def _start_wandb(directory: Path, config: Config, run_id: str | None) -> "wandb.
             group=config.tracking.group,
             tags=config.tracking.tags or None,
             name=directory.name,
-            dir=directory,
+            dir=str(directory),
             id=run_id,
             resume="allow" if run_id else None,
             mode=mode,  # type: ignore[arg-type]

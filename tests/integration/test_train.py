@@ -274,6 +274,7 @@ def test_compiled_layers_train_the_same_while_spans_change(launch, tmp_path):
 
 def wandb_records(run: Path) -> list[list[dict]]:
     """What each part of a run left offline, read back with wandb's own tool."""
+    pytest.importorskip("wandb", "0.31", "an older wandb cannot print the records of a run")
     parts = []
     for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
         words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
