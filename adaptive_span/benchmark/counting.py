@@ -28,9 +28,9 @@ from torch.utils.flop_counter import flop_registry
 
 from adaptive_span import attention
 from adaptive_span.attention import layout, span_bounds
-from adaptive_span.benchmark import cost, profiles
-from adaptive_span.benchmark.cost import Asked, Card
-from adaptive_span.benchmark.costs import Row, Settings
+from adaptive_span.benchmark import cost_model, profiles
+from adaptive_span.benchmark.cost_model import Card, Demand
+from adaptive_span.benchmark.workloads import Row, Settings
 from adaptive_span.config.schema import Config, OptimizerConfig
 from adaptive_span.distributed import Process
 from adaptive_span.model import elementwise
@@ -94,29 +94,32 @@ class Step:
     visited: float  # queries times keys that attention visits, the edges of its tiles included
 
     @property
-    def parts(self) -> dict[str, Asked]:
+    def parts(self) -> dict[str, Demand]:
         """What each part of the table asks for."""
-        found = dict.fromkeys(PARTS, Asked(0, 0, 0))
+        totals = dict.fromkeys(PARTS, Demand(0, 0, 0))
         for launch in self.launches:
-            found[launch.part] += Asked(launch.count, launch.bytes, launch.flops)
-        return found
+            totals[launch.part] += Demand(launch.count, launch.bytes, launch.flops)
+        return totals
 
     @property
-    def whole(self) -> Asked:
+    def whole(self) -> Demand:
         """What all of it asks for."""
-        return sum(self.parts.values(), Asked(0, 0, 0))
+        return sum(self.parts.values(), Demand(0, 0, 0))
 
 
 def table(settings: Settings, split: int, card: Card) -> dict[str, Row]:
-    """Return, for each part of a step, what it launches, moves, computes and keeps for the backward pass, and the time
-    that this should take."""
+    """Count a step, and compute what each part of it takes on a GPU.
+
+    Returns:
+        Per part: launches, GB moved, TFLOP, GiB kept for the backward pass, and milliseconds.
+    """
     model = replace(profiles.sizes(settings.model), dropout=settings.dropout)
     config = Config(model=model, optimizer=OptimizerConfig("adagrad", 0.07, 0.03))
     config.hardware.precision = settings.precision
     config.train.steps, config.train.warmup_steps, config.train.span_penalty = 1, 0, 5e-7
     config.train.batch_size, config.train.batch_split = settings.batch_size, split
     step = count(config, profiles.spans(settings.profile, model, settings.scale), profiles.VOCAB_SIZE)
-    times = cost.seconds(step.parts, step.visited, model.hidden_size // model.num_heads, settings.precision, card)
+    times = cost_model.seconds(step.parts, step.visited, model.hidden_size // model.num_heads, settings.precision, card)
     rows = {
         part: _row(asked, step.kept.get(part, 0), times[part], card)
         for part, asked in sorted(step.parts.items(), key=lambda part: -times[part[0]])
@@ -127,7 +130,7 @@ def table(settings: Settings, split: int, card: Card) -> dict[str, Row]:
     return rows | {"all": whole, "height of the step": height}
 
 
-def _row(asked: Asked, kept: int, seconds: float, card: Card) -> Row:
+def _row(asked: Demand, kept: int, seconds: float, card: Card) -> Row:
     counted = {"launches": asked.launches, "GB": asked.bytes / 1e9, "TFLOP": asked.flops / 1e12, "GiB kept": kept / GIB}
     return {**counted, f"ms on {card.name}": 1000 * seconds}
 
@@ -135,7 +138,10 @@ def _row(asked: Asked, kept: int, seconds: float, card: Card) -> Row:
 def count(config: Config, spans: Tensor, vocab_size: int) -> Step:
     """Count one update of a process that works alone, with fused attention if `config` leaves the choice.
 
-    spans: (N, H), of each head, in tokens and without the ramp.
+    Args:
+        config: The training.
+        spans: z of each head (N, H), in tokens, without the ramp.
+        vocab_size: Symbols of the text.
     """
     model, train = config.model, config.train
     if model.attention == "auto":
@@ -154,13 +160,13 @@ def count(config: Config, spans: Tensor, vocab_size: int) -> Step:
         tracer.start(training.model.parameters())
         training.update()
     seen, heads, rows = effective.sum().item(), effective.numel(), train.batch_size
-    product = 2 * model.hidden_size // model.num_heads * cost.visited(model, seen, heads, rows, edges=0)
-    visited = cost.visited(model, seen, heads, rows)
+    product = 2 * model.hidden_size // model.num_heads * cost_model.visited(model, seen, heads, rows, edges=0)
+    visited = cost_model.visited(model, seen, heads, rows)
     return Step(tracer.priced(product), dict(tracer.kept), tracer.peak, tracer.parameters, visited)
 
 
 def _fill(training: Training) -> None:
-    """Give it the caches of a training that has gone on for a while."""
+    """Give a training the caches that it has after a while."""
     rows = training.config.train.batch_size // training.config.train.batch_split
     kind = torch.bfloat16 if training.config.hardware.precision == "bf16" else torch.float32
     shapes = [
@@ -171,7 +177,7 @@ def _fill(training: Training) -> None:
 
 @contextmanager
 def _nothing_remembered() -> Iterator[None]:
-    """Begin and end without what functions remember: FakeTensors are of no use to others, nor others' tensors here."""
+    """Clear cached functions before and after: FakeTensors must not meet real tensors there."""
     _forget()
     try:
         yield
@@ -189,7 +195,7 @@ def _forget() -> None:
 
 @contextmanager
 def _words_by_frequency(bounds: Sequence[int]) -> Iterator[None]:
-    """Within it, the words of each cluster of an adaptive softmax are so many as Zipf's law has it."""
+    """Give each cluster of an adaptive softmax as many words as Zipf's law has it."""
     ends = [0.0, *(math.log(bound + 1) / math.log(bounds[-1] + 1) for bound in bounds)]
 
     def bincount(clusters: Tensor, minlength: int) -> Any:
@@ -201,7 +207,7 @@ def _words_by_frequency(bounds: Sequence[int]) -> Iterator[None]:
 
 
 class _Recording:
-    """Stands for a CUDA graph, of which the second step is recorded."""
+    """Stand for a CUDA graph whose second step is recorded."""
 
     def run(self, key: object, anywhere: object, in_place: Callable[[], Any]) -> Any:
         return in_place()
@@ -212,7 +218,7 @@ def _bounds(training: Training) -> span_bounds.Bounds:
 
 
 class _Tracer(TorchDispatchMode):
-    """Notes what is launched, which storages live, and which of them the backward pass waits for."""
+    """Note what is launched, which storages live, and which of them the backward pass waits for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,7 +268,7 @@ class _Tracer(TorchDispatchMode):
         return Launch(name, 0 if nothing else launches, sum(map(_bytes, [*read, *written])), flops)
 
     def kernel(self, kernel: Any, *args: Any, **kwargs: Any) -> None:
-        """Note a launch of Triton's."""
+        """Record a launch of Triton's."""
         total = sum(map(_bytes, _tensors((args, kwargs))))
         total += _bytes(kwargs[IN_PLACE[kernel.fn.__name__]]) if kernel.fn.__name__ in IN_PLACE else 0
         self.launches.append(Launch(kernel.fn.__name__, 1, total, 0))
@@ -282,7 +288,7 @@ class _Tracer(TorchDispatchMode):
         self.saved.pop(storage, None)
 
     def save(self, tensor: Tensor) -> Tensor:
-        """Note what is saved for the backward pass."""
+        """Record what is saved for the backward pass."""
         storage = _storage(tensor)
         if storage not in self.saved and storage not in self.others:
             self.saved[storage] = tensor.untyped_storage().nbytes()
@@ -305,7 +311,7 @@ class _Tracer(TorchDispatchMode):
 
 @contextmanager
 def _as_on_a_gpu() -> Iterator[_Tracer]:
-    """Within it, a step takes the paths that it takes on a GPU, and Triton's launches are noted and not made."""
+    """Let a step take the paths that it takes on a GPU; launches of Triton are recorded and not made."""
     from triton.runtime.jit import JITFunction
 
     from adaptive_span.model.elementwise import adagrad
@@ -319,7 +325,7 @@ def _as_on_a_gpu() -> Iterator[_Tracer]:
         return torch.native_dropout(x, module.p, True)[0] if module.training and module.p else x
 
     def update(params: list[Tensor], grads: list[Tensor], sums: list[Tensor], norms: Tensor, *_: Any) -> None:
-        """Note an update whose kernel finds tensors by their addresses, which FakeTensors have not."""
+        """Record an update whose kernel finds tensors by their addresses, which FakeTensors lack."""
         torch._foreach_add_(list(torch.zeros(len(grads)).unbind()), [0.0] * len(grads))
         tracer.kernel(adagrad.kernels.adagrad_kernel, params, grads, sums, params, sums, norms)
 
@@ -347,7 +353,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Return what a tensor has in memory: what is broadcast is there once."""
+    """Return the bytes of a tensor in memory; what is broadcast counts once."""
     sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
     return math.prod(sizes) * tensor.element_size()
 

@@ -1,16 +1,15 @@
-"""Estimate what a training needs, before it is queued.
+"""Estimate what a training needs before it is queued: memory, time and hours on a GPU that need not be here.
 
-Memory, time and hours of what `python launch.py` would train with the same words, on a GPU that need not be here. One
-step is counted on FakeTensors, with the spans of the start and with spans as published; the rest is the formula of
-`cost.py`.
+One step is counted on FakeTensors, with the spans of the start and with spans as published; the rest is the formula of
+`cost_model.py`.
 """
 
 from dataclasses import dataclass, replace
 
 import torch
 
-from adaptive_span.benchmark import cost, counting, profiles
-from adaptive_span.benchmark.cost import CARDS, Card
+from adaptive_span.benchmark import cost_model, counting, profiles
+from adaptive_span.benchmark.cost_model import CARDS, Card
 from adaptive_span.config.schema import Config, DataConfig
 from adaptive_span.errors import UserError, did_you_mean
 
@@ -32,7 +31,11 @@ class Estimate:
 
 
 def card_of(names: list[str]) -> Card:
-    """Return the GPU of that name, or the one that is here. Raises `UserError` where neither is known."""
+    """Return the GPU of that name, or the one of this machine.
+
+    Raises:
+        UserError: Nothing is known of it.
+    """
     if names:
         if names[-1] not in CARDS:
             raise UserError(f"gpu={names[-1]} must be one of {', '.join(CARDS)}{did_you_mean(names[-1], list(CARDS))}")
@@ -47,16 +50,22 @@ def card_of(names: list[str]) -> Card:
 
 
 def estimate(config: Config, card: Card, spans: torch.Tensor) -> Estimate:
-    """Estimate a training whose heads have these spans all the time, (N, H) in tokens without the ramp."""
+    """Estimate a training whose heads have these spans all the time.
+
+    Args:
+        config: The training.
+        card: The GPU.
+        spans: z of each head (N, H), in tokens, without the ramp.
+    """
     model, train, hardware = config.model, config.train, config.hardware
     processes = hardware.world_size
-    own = replace(config, train=replace(train, batch_size=train.batch_size // processes))
-    step = counting.count(own, spans, vocabulary(config.data))
+    per_process = replace(config, train=replace(train, batch_size=train.batch_size // processes))
+    step = counting.count(per_process, spans, vocabulary(config.data))
     head_size = model.hidden_size // model.num_heads
-    kernels = sum(cost.seconds(step.parts, step.visited, head_size, hardware.precision, card).values())
+    kernels = sum(cost_model.seconds(step.parts, step.visited, head_size, hardware.precision, card).values())
     one_graph = hardware.graphs == "auto" and not model.cutoffs  # an adaptive softmax waits for the host
-    launching = cost.host(step.whole.launches, one_graph)
-    seconds = max(kernels, launching) + cost.exchange(step.parameters, processes, card)
+    launching = cost_model.host(step.whole.launches, one_graph)
+    seconds = max(kernels, launching) + cost_model.exchange(step.parameters, processes, card)
     tokens = train.batch_size * model.block_size
     hours = seconds * train.total_steps / 3600
     gib = ALLOCATOR * step.peak / GIB + (GRAPH if one_graph else 0.0)
@@ -69,7 +78,7 @@ def vocabulary(data: DataConfig) -> int:
 
 
 def cases(config: Config) -> dict[str, torch.Tensor]:
-    """Return the spans to estimate with, (N, H) in tokens without the ramp."""
+    """Return the spans to estimate with, by their name: (N, H) in tokens, without the ramp."""
     model = config.model
     shape = (model.num_layers, model.num_heads)
     if not model.adaptive_span:
@@ -79,7 +88,7 @@ def cases(config: Config) -> dict[str, torch.Tensor]:
 
 
 def print_estimates(config: Config, card: Card) -> None:
-    """Print a line for each of the cases, and what the numbers rest on."""
+    """Print a line per case, and what the numbers rest on."""
     train, hardware = config.train, config.hardware
     processes = "one process" if hardware.world_size == 1 else f"{hardware.world_size} processes"
     print(
@@ -88,13 +97,13 @@ def print_estimates(config: Config, card: Card) -> None:
     )
     print(f"{'':30}{'GiB/process':>14}{'ms/step':>12}{'tokens/s':>12}{'hours':>10}")
     for name, spans in cases(config).items():
-        found = estimate(config, card, spans)
-        bound = "  the host is what it waits for" if found.host_bound else ""
+        result = estimate(config, card, spans)
+        bound = "  the host is what it waits for" if result.host_bound else ""
         print(
-            f"{name:30}{found.gib:14.1f}{1000 * found.seconds:12.1f}{found.tokens_per_second:12,.0f}"
-            f"{found.hours:10.1f}{bound}"
+            f"{name:30}{result.gib:14.1f}{1000 * result.seconds:12.1f}{result.tokens_per_second:12,.0f}"
+            f"{result.hours:10.1f}{bound}"
         )
-        if found.gib > card.memory:
+        if result.gib > card.memory:
             print(f"  more than the {card.memory:g} GiB of {card.name}: raise train.batch_split={train.batch_split}")
     origin = "measured on one" if card.measured else "computed from its data sheet"
     print(

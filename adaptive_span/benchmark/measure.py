@@ -7,10 +7,10 @@ from dataclasses import asdict
 import torch
 
 from adaptive_span.attention import why_not_fused
-from adaptive_span.benchmark import costs, profiles
-from adaptive_span.benchmark.cost import CARDS
-from adaptive_span.benchmark.costs import Row, Settings
+from adaptive_span.benchmark import profiles, workloads
+from adaptive_span.benchmark.cost_model import CARDS
 from adaptive_span.benchmark.names import PROJECT
+from adaptive_span.benchmark.workloads import Row, Settings
 from adaptive_span.errors import UserError
 from adaptive_span.hardware.precision import EMULATED, is_emulated
 from adaptive_span.storage import strict_json
@@ -19,7 +19,11 @@ NO_MEMORY = "can't allocate memory|[Ss]torage size calculation overflowed|numel:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Measure what the arguments of the command ask for, and print a table of it."""
+    """Measure what the arguments of the command ask for, and print a table of it.
+
+    Raises:
+        UserError: The model does not fit into memory, or a file cannot be written.
+    """
     settings = Settings(
         model=arguments.model, profile=arguments.profile, batch_size=arguments.batch_size, layer=arguments.layer,
         dropout=arguments.dropout, precision=arguments.dtype,
@@ -41,7 +45,7 @@ def measure(arguments: argparse.Namespace) -> None:
         asked = asdict(settings) | {"device": settings.device.type, "what": arguments.what, "machine": machine}
         strict_json.write(asked | {"rows": rows}, arguments.json)
     if arguments.figure:
-        from adaptive_span.reporting.figures import draw_growth  # matplotlib
+        from adaptive_span.benchmark.figures import draw_growth  # matplotlib
 
         draw_growth(rows, arguments.figure)
 
@@ -62,11 +66,11 @@ def _measure(arguments: argparse.Namespace, settings: Settings) -> dict[str, Row
         return counting.table(settings, arguments.split, CARDS[arguments.gpu])
     names = arguments.attention or _all_that_run(settings)
     if arguments.what == "growth":
-        return costs.growth(settings, names, arguments.repeats, not arguments.no_memory)
+        return workloads.growth(settings, names, arguments.repeats, not arguments.no_memory)
     beside = {"step": ["none"], "evaluate": ["dense training"]}.get(arguments.what, [])
     if arguments.what == "step" and arguments.dtype == "bf16" and "dense" in names:
-        beside.append(costs.OTHER_PRECISION)
-    return costs.table(arguments.what, settings, [*names, *beside], arguments.repeats, not arguments.no_memory)
+        beside.append(workloads.OTHER_PRECISION)
+    return workloads.table(arguments.what, settings, [*names, *beside], arguments.repeats, not arguments.no_memory)
 
 
 def _all_that_run(settings: Settings) -> list[str]:

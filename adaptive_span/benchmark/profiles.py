@@ -1,4 +1,4 @@
-"""Models to measure: sizes from `conf/model/`, their one home, and heads as long as those of published models."""
+"""Make the models to measure: sizes from `conf/model/`, and spans like those of published models."""
 
 import torch
 import yaml
@@ -29,16 +29,19 @@ PAPER: list[list[float]] = [
 
 
 def sizes(name: str) -> ModelConfig:
-    """A model of `conf/model/`."""
+    """Read the sizes of a model of `conf/model/`."""
     values = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
     return ModelConfig(**{key: value for key, value in values.items() if key != "defaults"})
 
 
 def spans(profile: str, config: ModelConfig, scale: float = 1.0) -> Tensor:
-    """z of each head, (N, H), in tokens, times `scale`.
+    """Return z of each head, (N, H), in tokens, times `scale`.
 
-    paper: as published, each row as often as the model has layers for it, its heads in no order, since that is how
-    they learn them; fresh: 0; full: the maximum.
+    Args:
+        profile: paper: as published, each row as often as the model has layers for it, its heads in no order, since
+            that is how they learn them. fresh: 0. full: the maximum.
+        config: Sizes of the model.
+        scale: Factor of the spans.
     """
     layers, heads = config.num_layers, config.num_heads
     if profile == "paper":
@@ -53,21 +56,22 @@ def spans(profile: str, config: ModelConfig, scale: float = 1.0) -> Tensor:
 
 
 def build(config: ModelConfig, z: Tensor, device: torch.device) -> Transformer:
-    """A model with these spans, (N, H) in tokens, and otherwise as it starts."""
+    """Make a model with these spans, (N, H) in tokens, and otherwise as it starts."""
     torch.manual_seed(0)
     model = Transformer(config, VOCAB_SIZE).to(device)
     modules = [module for module in model.modules() if isinstance(module, AdaptiveSpan)]
-    for module, own in zip(modules, z, strict=True):
-        module.fraction.data.copy_(own / module.max_span)
+    for module, head_spans in zip(modules, z, strict=True):
+        module.fraction.data.copy_(head_spans / module.max_span)
     return model
 
 
 def limits_in_training(model: Transformer) -> list[list[int]]:
+    """Return the bounds of each head's span, in tokens, as a training step uses them."""
     return [list(heads) for heads in model.limits(slack=SLACK)]
 
 
 def full_cache(model: Transformer, batch_size: int) -> list[Tensor]:
-    """As training finds it."""
+    """Make the hidden states that training finds: per layer (B, L, C), random numbers."""
     device = model.positions.device
     lengths = [model.cache_length(heads) for heads in limits_in_training(model)]
     return [torch.randn(batch_size, length, model.config.hidden_size, device=device) for length in lengths]

@@ -1,4 +1,4 @@
-"""What the project adds to a bare training: its loop, its data, several processes."""
+"""Measure what the project adds to a bare training: its loop, its data, several processes."""
 
 import tempfile
 import time
@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from adaptive_span.benchmark import profiles
-from adaptive_span.benchmark.costs import Row, Settings
-from adaptive_span.benchmark.timing import in_turns, status
+from adaptive_span.benchmark.timing import process_status, time_interleaved
+from adaptive_span.benchmark.workloads import Row, Settings
 from adaptive_span.config.schema import Config, DataConfig, HardwareConfig, OptimizerConfig
 from adaptive_span.data.corpus import prepare
 from adaptive_span.distributed import Process, process_group
@@ -35,7 +35,7 @@ def _config(settings: Settings, directory: str) -> Config:
 
 
 def loop(settings: Settings, repeats: int) -> dict[str, Row]:
-    """The whole training loop against bare forward + backward + update, in turns."""
+    """Time the whole training loop against bare forward, backward and update, interleaved."""
     with tempfile.TemporaryDirectory() as directory, Interruption() as interruption:
         config = _config(settings, directory)
         run = Run(config, prepare(config.data), Process(0, 1, settings.device), Path(directory) / "run", ())
@@ -54,7 +54,7 @@ def loop(settings: Settings, repeats: int) -> dict[str, Row]:
                 training.optimizer.step()
                 training.optimizer.zero_grad()
 
-        seconds = in_turns(repeats, loop=whole, bare=bare)
+        seconds = time_interleaved(repeats, loop=whole, bare=bare)
     overhead = 100 * (seconds["loop"] / seconds["bare"] - 1)
     return {
         "bare step": {"ms": 1000 * seconds["bare"] / STEPS, "% more": None},
@@ -63,7 +63,7 @@ def loop(settings: Settings, repeats: int) -> dict[str, Row]:
 
 
 def data(settings: Settings, repeats: int) -> dict[str, Row]:
-    """Numbering 100 MB of bytes."""
+    """Time the numbering of 100 MB of bytes."""
     with tempfile.TemporaryDirectory() as directory:
         text = np.random.default_rng(0).integers(32, 232, 1_000_000, dtype=np.uint8)
         with open(Path(directory) / "text", "wb") as file:
@@ -71,23 +71,28 @@ def data(settings: Settings, repeats: int) -> dict[str, Row]:
                 file.write(text.tobytes())
         config = DataConfig("enwik8", file=f"{directory}/text", split=[90_000_000, 5_000_000, 5_000_000])
         config.directory = directory
-        started, before = time.perf_counter(), status("VmRSS")
+        started, before = time.perf_counter(), process_status("VmRSS")
         prepare(config)
-        return {"100 MB of bytes": {"ms": 1000 * (time.perf_counter() - started), "MiB": status("VmHWM") - before}}
+        return {
+            "100 MB of bytes": {"ms": 1000 * (time.perf_counter() - started), "MiB": process_status("VmHWM") - before}
+        }
 
 
 def processes(settings: Settings, repeats: int) -> dict[str, Row]:
-    """Updates of 1 and of 2 processes with as many rows for each, on a CPU with half of the cores in both cases; and
-    the bandwidth at which the 2 add up a tensor of the gradients' size: 8 P (G − 1) / G bytes in that time."""
+    """Time updates of 1 and of 2 processes with as many rows per process.
+
+    A process has half of the cores of a CPU in both cases. The bandwidth is that at which the 2 add up a tensor of the
+    gradients' size: 8 P (G − 1) / G bytes in that time.
+    """
     with tempfile.TemporaryDirectory() as directory:
         config = _config(settings, directory)
         prepare(config.data)
-        found: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+        timings: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
         for _ in range(repeats):
-            for count, figures in found.items():
+            for count, figures in timings.items():
                 whole = replace(config, train=replace(config.train, batch_size=count * settings.batch_size))
                 figures.append(_in_workers(whole, count, settings.device.type))
-    medians = {count: np.median(figures, axis=0).tolist() for count, figures in found.items()}
+    medians = {count: np.median(figures, axis=0).tolist() for count, figures in timings.items()}
     return {
         f"{count} process{'es' if count > 1 else ''}": {
             "ms": 1000 * seconds,
@@ -109,19 +114,19 @@ def _in_workers(config: Config, count: int, device: str) -> tuple[float, float]:
         run_id=f"benchmark-{count}",
         max_restarts=0,
     )
-    return elastic_launch(launch, _update_in_turns)(config, device)[0]
+    return elastic_launch(launch, _time_update)(config, device)[0]
 
 
-def _update_in_turns(config: Config, device: str) -> tuple[float, float]:
-    """In a worker: seconds of one update, and GB/s between the processes (0 for one alone), medians."""
+def _time_update(config: Config, device: str) -> tuple[float, float]:
+    """Return, in a worker, the median seconds of an update, and GB/s between the processes (0 for one alone)."""
     with process_group(HardwareConfig(device)) as process:
         if device == "cpu":
             torch.set_num_threads(max(1, torch.get_num_threads() // (2 if process.world_size == 1 else 1)))
         training = Training(config, prepare(config.data), process)
-        seconds = in_turns(10, update=training.update)["update"]
+        seconds = time_interleaved(10, update=training.update)["update"]
         if process.world_size == 1:
             return seconds, 0.0
         gradients = torch.zeros(sum(p.numel() for p in training.model.parameters()), device=process.device)
-        exchange = in_turns(10, add_up=lambda: dist.all_reduce(gradients))["add_up"]
+        exchange = time_interleaved(10, add_up=lambda: dist.all_reduce(gradients))["add_up"]
         sent = 2 * gradients.nbytes * (process.world_size - 1) / process.world_size
         return seconds, sent / exchange / 1e9

@@ -1,4 +1,4 @@
-"""Measuring: seconds in turns, and the memory that a run adds at its height."""
+"""Time workloads in turns, and measure the memory that one adds at its peak."""
 
 import multiprocessing
 import statistics
@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-Way = Callable[[], object]
+Workload = Callable[[], object]
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def in_turns(repeats: int, **ways: Way) -> dict[str, float]:
-    """Seconds of each way, the median of interleaved repeats after one that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+def time_interleaved(repeats: int, **workloads: Workload) -> dict[str, float]:
+    """Return the seconds of each workload: the median of interleaved repeats, after a warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in workloads}
     for repeat in range(repeats + 1):
-        for name, way in ways.items():
+        for name, workload in workloads.items():
             started = time.perf_counter()
-            way()
+            workload()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if repeat:
@@ -29,36 +29,40 @@ def in_turns(repeats: int, **ways: Way) -> dict[str, float]:
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product."""
+    """Return the operations per second of a large matrix product."""
     size = 8192 if device.type == "cuda" else 2048
     left, right = torch.randn(2, size, size, device=device, dtype=dtype)
-    return 2 * size**3 / in_turns(10, product=lambda: left @ right)["product"]
+    return 2 * size**3 / time_interleaved(10, product=lambda: left @ right)["product"]
 
 
-def memory(device: torch.device, way: Way, make: Callable[..., Way], *arguments: Any) -> float | None:
-    """MiB that one run adds at its height: on a GPU of this process, on a CPU of a fresh one, which makes its own.
+def peak_memory(
+    device: torch.device, workload: Workload, make: Callable[..., Workload], *arguments: Any
+) -> float | None:
+    """Return the MiB that one run adds at its peak.
 
-    None on a CPU whose system does not count it: only Linux does, in /proc."""
+    On a GPU it is that of this process; on a CPU that of a fresh process, which makes its own workload. None on a CPU
+    whose system does not count it: only Linux does, in /proc.
+    """
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        way()
+        workload()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     if not CLEAR_REFS.exists():
         return None
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        return fresh.submit(_height, make, *arguments).result()
+        return fresh.submit(_peak_in_this_process, make, *arguments).result()
 
 
-def _height(make: Callable[..., Way], *arguments: Any) -> float:
-    way = make(*arguments)
-    before = status("VmRSS")
+def _peak_in_this_process(make: Callable[..., Workload], *arguments: Any) -> float:
+    workload = make(*arguments)
+    before = process_status("VmRSS")
     CLEAR_REFS.write_text("5")  # the height is counted from here on
-    way()
-    return status("VmHWM") - before
+    workload()
+    return process_status("VmHWM") - before
 
 
-def status(key: str) -> float:
-    """Of this process, in MiB."""
+def process_status(key: str) -> float:
+    """Return an entry of /proc/self/status, in MiB."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[key].split()[0]) / 2**10

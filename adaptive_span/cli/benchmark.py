@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from adaptive_span.benchmark.cost import CARDS
+from adaptive_span.benchmark.cost_model import CARDS
 from adaptive_span.benchmark.names import KINDS, MODELS, PROFILES, PROJECT
 from adaptive_span.config.checks import Range
 from adaptive_span.config.places import CONF

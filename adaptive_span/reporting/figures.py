@@ -1,4 +1,4 @@
-"""Figures: how far each head looks, and what a training step costs while spans grow."""
+"""Draw how far each head of a model looks."""
 
 from pathlib import Path
 
@@ -10,7 +10,16 @@ from adaptive_span.storage.writing import explained, whole
 
 
 def draw_spans(spans: list[list[float]], max_span: int, path: Path) -> None:
-    """`spans`: the effective span of every head, in tokens, layer by layer."""
+    """Draw a bar per head, on a logarithmic axis of tokens.
+
+    Args:
+        spans: Effective span of every head, in tokens, layer by layer.
+        max_span: The longest span allowed, in tokens.
+        path: The file to write; its ending decides the format.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     figure = Figure(figsize=(max(5.0, 0.55 * len(spans) + 2), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -27,27 +36,11 @@ def draw_spans(spans: list[list[float]], max_span: int, path: Path) -> None:
     axes.set_ylabel("span (tokens)")
     axes.legend(loc="upper left", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def draw_growth(rows: dict[str, dict[str, float | None]], path: Path) -> None:
-    """Time and memory of a step against the mean span, by implementation; `rows` as `benchmark growth` makes them."""
-    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, column, label in zip(figure.subplots(1, 2), ("ms", "MiB"), ("step (ms)", "memory (MiB)"), strict=True):
-        for name in dict.fromkeys(key.split(",")[0] for key in rows):
-            points = [(row["mean span"], row[column]) for key, row in rows.items() if key.split(",")[0] == name]
-            axes.plot(*zip(*points, strict=True), marker="o", label=name)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("mean span (tokens)")
-        axes.set_ylabel(label)
-        axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure atomically, in the format that the ending of `path` names."""
     with explained(path):
         path.parent.mkdir(exist_ok=True)
     with whole(path) as temporary:

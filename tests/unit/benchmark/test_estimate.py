@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from adaptive_span.benchmark import cost, profiles
-from adaptive_span.benchmark.cost import CARDS, Asked
+from adaptive_span.benchmark import cost_model, profiles
+from adaptive_span.benchmark.cost_model import CARDS, Demand
 from adaptive_span.benchmark.estimate import ALLOCATOR, GRAPH
 from tests.conftest import ROOT, finish
 
@@ -24,14 +24,14 @@ def kernels(step):
     """Return what the formula gives for the kernels of each part of a measured step, in ms."""
     model, card = profiles.sizes(step["model"]), CARDS["h200"]
     effective = (profiles.spans(step["profile"], model) + model.ramp).clamp(max=model.max_span)
-    elements = cost.visited(model, effective.sum().item(), effective.numel(), step["rows"])
+    elements = cost_model.visited(model, effective.sum().item(), effective.numel(), step["rows"])
     parts = {
-        part: Asked(row["launches"], 1e9 * row["GB"], 1e12 * row["TFLOP"])
+        part: Demand(row["launches"], 1e9 * row["GB"], 1e12 * row["TFLOP"])
         for part, row in step["counted"].items()
         if "GB" in row and part != "all"
     }
     head_size = model.hidden_size // model.num_heads
-    found = cost.seconds(parts, elements, head_size, step["precision"], card)
+    found = cost_model.seconds(parts, elements, head_size, step["precision"], card)
     return {part: 1000 * seconds for part, seconds in found.items()}
 
 
@@ -58,7 +58,7 @@ def test_the_formula_gives_the_time_of_each_kind_of_kernel():
 @pytest.mark.parametrize("step", ONE_BY_ONE, ids=name)
 def test_the_count_gives_what_a_step_needs_that_is_launched_one_by_one(step):
     took = step["measured"]["launched one by one"]
-    host = 1000 * cost.host(step["counted"]["all"]["launches"], graphs=False)
+    host = 1000 * cost_model.host(step["counted"]["all"]["launches"], graphs=False)
     assert height(step) == pytest.approx(took["GiB"], rel=MEMORY)
     assert host == pytest.approx(took["ms of the host"], rel=TIME)
 

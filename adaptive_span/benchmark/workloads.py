@@ -1,4 +1,4 @@
-"""What a model costs: its attention, a training step, scoring a text; by each implementation of attention."""
+"""Define what is measured of a model: its attention, a training step, scoring a text, by each implementation."""
 
 from dataclasses import dataclass, field, replace
 
@@ -7,7 +7,7 @@ import torch
 from adaptive_span.attention import HiddenStates, choose, join
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.profiles import VOCAB_SIZE
-from adaptive_span.benchmark.timing import Way, in_turns, matrix_peak, memory
+from adaptive_span.benchmark.timing import Workload, matrix_peak, peak_memory, time_interleaved
 from adaptive_span.config.schema import OptimizerConfig
 from adaptive_span.model import flops
 from adaptive_span.model.low_precision import low_precision
@@ -20,7 +20,7 @@ OTHER_PRECISION = "dense fp32"  # beside a step in bf16
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """What is measured, and on which device."""
 
     model: str = "base"
     profile: str = "paper"
@@ -32,33 +32,37 @@ class Settings:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def build(self, attention: str) -> Transformer:
+        """Make the model, with the spans of the profile."""
         config = replace(profiles.sizes(self.model), attention=attention, dropout=self.dropout)
         return profiles.build(config, profiles.spans(self.profile, config, self.scale), self.device)
 
     def cache(self, model: Transformer) -> list[torch.Tensor]:
+        """Make a full cache, as training finds it: per layer (B, L, C)."""
         return [past.to(self.dtype) for past in profiles.full_cache(model, self.batch_size)]
 
     def autocast(self) -> torch.autocast:
+        """Make the context in which matrix products are in `precision`."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def layers(self, count: int) -> range:
-        """Of so many, those of `attention`, counted from 0."""
+        """Return the indices of the layers to measure, of a model with `count` layers."""
         return range(count) if self.layer is None else range(self.layer - 1, self.layer)
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of the hidden states."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
-def attention(settings: Settings, name: str) -> Way:
-    """Attention with its queries, keys and values, forward and backward, one layer after the other."""
+def attention(settings: Settings, name: str) -> Workload:
+    """Make a workload: attention with its projections, forward and backward, layer by layer."""
     model = settings.build(name)
     config, attend = model.config, choose(name)
     limits, cache = profiles.limits_in_training(model), settings.cache(model)
     shape = (settings.batch_size, config.block_size, config.hidden_size)
     hidden = torch.randn(shape, device=settings.device, dtype=settings.dtype, requires_grad=True)
 
-    def way() -> None:
+    def workload() -> None:
         for layer in settings.layers(config.num_layers):
             module = model.attention_blocks[layer].attention
             assert isinstance(module, AdaptiveSpanAttention)
@@ -72,12 +76,17 @@ def attention(settings: Settings, name: str) -> Way:
                 )  # fmt: skip
             output.sum().backward()
 
-    return way
+    return workload
 
 
-def step(settings: Settings, name: str) -> Way:
-    """Forward, backward and update; `name` may be 'none', without attention and its keys and values, or end with a
-    precision of its own."""
+def step(settings: Settings, name: str) -> Workload:
+    """Make a workload: forward, backward and update.
+
+    Args:
+        settings: What to measure.
+        name: An implementation of attention; 'none' leaves out attention, its keys and values. A precision may follow
+            it, as in 'dense fp32'.
+    """
     name, _, precision = name.partition(" ")
     settings = replace(settings, precision=precision or settings.precision)
     model = settings.build("dense" if name == "none" else name)
@@ -89,7 +98,7 @@ def step(settings: Settings, name: str) -> Way:
     text = torch.randint(VOCAB_SIZE, shape, device=settings.device)
     limits, cache = profiles.limits_in_training(model), settings.cache(model)
 
-    def way() -> None:
+    def workload() -> None:
         with low_precision(model, settings.precision):
             with settings.autocast():
                 nll, _ = model(text[:, :-1], text[:, 1:], cache, limits)
@@ -97,14 +106,19 @@ def step(settings: Settings, name: str) -> Way:
         update.step()
         update.zero_grad()
 
-    return way
+    return workload
 
 
 BLOCKS = 4
 
 
-def evaluate(settings: Settings, name: str) -> Way:
-    """Four blocks of a text; `name` may be 'dense training', which projects the cache again for every block."""
+def evaluate(settings: Settings, name: str) -> Workload:
+    """Make a workload: score `BLOCKS` blocks of a text.
+
+    Args:
+        settings: What to measure.
+        name: An implementation of attention. 'dense training' projects the cache again for every block.
+    """
     model = settings.build(name.split()[0]).eval()
     text = torch.randint(VOCAB_SIZE, (settings.batch_size, model.config.block_size), device=settings.device)
     limits, cache = model.limits(), settings.cache(model)
@@ -114,37 +128,42 @@ def evaluate(settings: Settings, name: str) -> Way:
             for _ in range(0, full, text.size(1)):
                 _, cache = model(text, text, cache, limits)
 
-    def way() -> None:
+    def workload() -> None:
         past = cache
         with torch.inference_mode(), settings.autocast(), low_precision(model, settings.precision):
             for _ in range(BLOCKS):
                 _, past = model(text, text, past, limits)
 
-    return way
+    return workload
 
 
 _MAKERS = {"attention": attention, "step": step, "evaluate": evaluate}
 
 
 def table(what: str, settings: Settings, names: list[str], repeats: int, with_memory: bool = True) -> dict[str, Row]:
-    """Of each way: milliseconds, how often it fits into the first one's time, share of the matrix-product peak, MiB."""
+    """Measure one workload by several implementations, interleaved.
+
+    Returns:
+        Per implementation: milliseconds, how often it fits into the time of the first one, share of the peak of matrix
+        products, and MiB (None where not asked for).
+    """
     make = _MAKERS[what]
-    ways = {name: make(settings, name) for name in names}
-    seconds = in_turns(repeats, **ways)
+    workloads = {name: make(settings, name) for name in names}
+    seconds = time_interleaved(repeats, **workloads)
     operations, peak = _operations(what, settings), matrix_peak(settings.device, settings.dtype)
     return {
         name: {
             "ms": 1000 * seconds[name],
             "× faster": seconds[names[0]] / seconds[name],
             "% of peak": None if name in ("none", OTHER_PRECISION) else 100 * operations / seconds[name] / peak,
-            "MiB": memory(settings.device, way, make, settings, name) if with_memory else None,
+            "MiB": peak_memory(settings.device, workload, make, settings, name) if with_memory else None,
         }
-        for name, way in ways.items()
+        for name, workload in workloads.items()
     }
 
 
 def growth(settings: Settings, names: list[str], repeats: int, with_memory: bool = True) -> dict[str, Row]:
-    """A training step while spans grow: the profile's times 0 to 16, and every head at the maximum."""
+    """Measure a training step while spans grow: the profile's times 0 to 16, and every head at the maximum."""
     rows: dict[str, Row] = {}
     stages = [replace(settings, scale=scale) for scale in (0.0, 0.25, 1.0, 4.0, 16.0)]
     for stage in [*stages, replace(settings, profile="full")]:
@@ -155,7 +174,7 @@ def growth(settings: Settings, names: list[str], repeats: int, with_memory: bool
 
 
 def _operations(what: str, settings: Settings) -> float:
-    """As `flops.py` counts them: of what the learned spans make necessary, however it is computed."""
+    """Return the floating-point operations that the learned spans make necessary, as `flops.py` counts them."""
     model = settings.build("dense")
     spans, config = model.spans().tolist(), model.config
     tokens = settings.batch_size * config.block_size

@@ -1,4 +1,4 @@
-"""What a training step costs on a GPU: a formula of a few constants, from what the step was counted to ask for.
+"""Compute what a training step costs on a GPU, by a formula, from what the step was counted to ask for.
 
 The kernels of a step take
 
@@ -35,10 +35,10 @@ class Card:
 
     name: str
     memory: float  # GiB that a program may have
-    bandwidth: float  # bytes a second of a large copy, read and written
-    products: Mapping[str, float]  # operations a second of a large matrix product, in each precision
+    bandwidth: float  # bytes per second of a large copy, read and written
+    products: Mapping[str, float]  # operations per second of a large matrix product, in each precision
     lanes: float  # multiprocessors · clock, by which attention's kernels are bound, in those of an H200
-    link: float  # bytes a second from one such GPU to others of its machine
+    link: float  # bytes per second from one such GPU to others of its machine
     measured: bool = False  # on such a card, by this project
 
 
@@ -55,25 +55,33 @@ CARDS = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What some kernels ask for."""
+class Demand:
+    """What some kernels ask for: launches, bytes moved, floating-point operations."""
 
     launches: int
     bytes: float
     flops: float
 
-    def __add__(self, other: "Asked") -> "Asked":
-        return Asked(self.launches + other.launches, self.bytes + other.bytes, self.flops + other.flops)
+    def __add__(self, other: "Demand") -> "Demand":
+        return Demand(self.launches + other.launches, self.bytes + other.bytes, self.flops + other.flops)
 
 
 def seconds(
-    parts: Mapping[str, Asked], elements: float, head_size: int, precision: str, card: Card
+    parts: Mapping[str, Demand], elements: float, head_size: int, precision: str, card: Card
 ) -> dict[str, float]:
-    """Return what each part of a step takes on the GPU. `elements`: as `visited` counts them."""
+    """Return the seconds that each part of a step takes on the GPU.
+
+    Args:
+        parts: What each part asks for.
+        elements: Elements that attention visits, as `visited` counts them.
+        head_size: Numbers per head.
+        precision: Of matrix products.
+        card: The GPU.
+    """
     return {part: _seconds(part, asked, elements, head_size, precision, card) for part, asked in parts.items()}
 
 
-def _seconds(part: str, asked: Asked, elements: float, head_size: int, precision: str, card: Card) -> float:
+def _seconds(part: str, asked: Demand, elements: float, head_size: int, precision: str, card: Card) -> float:
     launching = asked.launches * LAUNCH
     if part == "matrix products":
         return launching + asked.flops / (card.products[precision] * PRODUCTS)
@@ -85,15 +93,23 @@ def _seconds(part: str, asked: Asked, elements: float, head_size: int, precision
 
 
 def visited(model: ModelConfig, effective: float, heads: int, rows: int, edges: int = TILE) -> float:
-    """Return the elements that a step's attention visits; `effective`: the sum of all heads' spans, in tokens."""
+    """Return how many elements (pairs of a query and a key) a step's attention visits.
+
+    Args:
+        model: Sizes of the model.
+        effective: Sum of all heads' effective spans, in tokens.
+        heads: Number of heads, over all layers.
+        rows: Rows of the batch.
+        edges: Tokens per head that kernels visit in vain.
+    """
     return rows * model.block_size * (effective + heads * (edges + model.memory_size))
 
 
 def host(launches: int, graphs: bool) -> float:
-    """Return the seconds that the host needs for a step."""
+    """Return the seconds that the host needs to launch a step."""
     return 0.0 if graphs else launches * HOST
 
 
 def exchange(parameters: int, processes: int, card: Card) -> float:
-    """Return the seconds in which so many GPUs of one machine add up their gradients, in fp32."""
+    """Return the seconds in which the GPUs of one machine add up their gradients, in fp32."""
     return 2 * 4 * parameters * (processes - 1) / processes / card.link
