@@ -46,7 +46,7 @@ def test_a_program_ends_with_2_where_its_user_is_wrong(words, tmp_path):
     ],
 )
 def test_how_a_program_ends(raised, code, told, tmp_path):
-    text = f"from adaptive_span.program import *\nwith exit_codes():\n    raise {raised}"
+    text = f"from adaptive_span.terminal.program import *\nwith exit_codes():\n    raise {raised}"
     result = finish([sys.executable, "-c", text], tmp_path, ok=False)
     assert result.returncode == code
     assert result.stderr.endswith(told)
