@@ -18,6 +18,7 @@ from adaptive_span.checkpoint.original import rename
 from adaptive_span.config.schema import ATTENTIONS, ModelConfig, OptimizerConfig, TrainConfig
 from adaptive_span.model.transformer import Cache, Transformer
 from adaptive_span.training import optimizer as optimizers
+from adaptive_span.training.schedule import learning_rate
 
 # Largest errors allowed: nats, relative, relative norm, nats, tokens, and relative norm of what a training has changed:
 # Adagrad's first steps are as large for a gradient that is little but rounding, of a position that heads barely see.
@@ -83,7 +84,7 @@ def train(model: Transformer, c: dict[str, Any], vectors: dict[str, Any]) -> dic
     cache, nll_errors, span_errors = model.empty_cache(c["batch"]), [], [torch.zeros(())]
     for step in range(c["train_steps"]):
         nll, cache = backward(model, c, block(c, vectors["tokens"], c["eval_blocks"] + step), cache)
-        optimizers.set_rate(optimizer, optimizers.learning_rate(step + 1, c["lr"], schedule))
+        optimizers.set_rate(optimizer, learning_rate(step + 1, c["lr"], schedule))
         optimizers.update(optimizer, config)
         model.clamp_spans_()
         nll_errors.append((nll - vectors["train_nll"][step]).abs())

@@ -8,7 +8,7 @@ A rule is a function of a value that returns what is wrong with it, or None. `ch
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -51,12 +51,13 @@ class Range:
 
 @dataclass(frozen=True)
 class OneOf:
-    words: tuple[str, ...]
+    """One of some words, or of the names in a registry, to which more may be added."""
+
+    words: Iterable[str]
 
     def __call__(self, value: str) -> str | None:
-        if value in self.words:
-            return None
-        return f"must be one of {', '.join(self.words)}{did_you_mean(value, self.words)}"
+        words = list(self.words)
+        return None if value in words else f"must be one of {', '.join(words)}{did_you_mean(value, words)}"
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from math import isqrt
 from typing import Annotated, Any
 
-from adaptive_span.config import layer_order, quantities
+from adaptive_span.config import layer_order, plugins, quantities
 from adaptive_span.config.checks import FP32_MAX, LONG, MISSING, OneOf, Pattern, Range, check, path
 from adaptive_span.config.quantities import Gpus
+from adaptive_span.config.registry import OPTIMIZERS, SCHEDULES
 from adaptive_span.errors import UserError, check_batch, either
 from adaptive_span.terminal.plain_text import without_secrets
 
@@ -19,7 +20,6 @@ DATA_NAMES = ("stdlib", "enwik8", "text8", "wikitext103", "files")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 GRAPHS = ("auto", "off")
 LEVELS = ("byte", "word")
-OPTIMIZERS = ("adagrad", "adam", "sgd")
 PRECISIONS = ("auto", "fp32", "bf16", "tf32")
 PROTOCOLS = ("exact", "published")
 TRACKERS = ("wandb", "none")
@@ -187,8 +187,11 @@ class OptimizerConfig:
 
     def validate(self) -> None:
         check(self, "optimizer.")
-        if self.momentum and self.name != "sgd":
-            raise UserError(f"optimizer.momentum={self.momentum} goes with optimizer=sgd, not with {self.name}")
+        if self.momentum and not OPTIMIZERS.fact(self.name, "momentum", False):
+            readers = [name for name in OPTIMIZERS if OPTIMIZERS.fact(name, "momentum", False)]
+            raise UserError(
+                f"optimizer.momentum={self.momentum} goes with optimizer={' or '.join(readers)}, not with {self.name}"
+            )
 
 
 @dataclass
@@ -306,6 +309,9 @@ class TrainConfig:
     """Checkpoint to resume in a new run: weights, optimizer state and step. null: start at step 0."""
     deterministic: bool = False
     """On a GPU, use only operations that give the same bits each time. They can be slower."""
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
+    """How the learning rate changes from update to update. constant: after the warm-up it stays, and falls to a tenth
+    for `train.finetune_steps`."""
 
     @property
     def total_steps(self) -> int:
@@ -372,6 +378,9 @@ class Config:
     """How often to record metrics."""
     run: RunConfig = field(default_factory=RunConfig)
     """Where the run is kept."""
+    plugins: list[str] = field(default_factory=list)
+    """Modules of your own, from the working directory or Python's path. Every process imports them, for the optimizers
+    and schedules that they register."""
     numbering: Numbering | None = None
     """same: a checkpoint without a vocabulary is taken to number tokens as the data does. null: refuse it."""
     published: dict[str, float] = field(default_factory=dict)
@@ -383,6 +392,7 @@ class Config:
 
     def validate(self) -> None:
         """Raise `UserError` at the first value, or combination of values, that can't be honoured."""
+        plugins.load(self.plugins)  # their names may be values of other keys
         check(self)
         for part in (self.model, self.data, self.optimizer, self.hardware, self.train):
             part.validate()

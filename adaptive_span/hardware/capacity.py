@@ -5,6 +5,7 @@ import sys
 from dataclasses import fields
 from itertools import pairwise
 
+from adaptive_span.config.registry import OPTIMIZERS
 from adaptive_span.config.schema import Config, HardwareConfig, ModelConfig, OptimizerConfig
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import machine
@@ -40,7 +41,7 @@ def check_memory(config: Config, vocab_size: int, processes: int, memory: int | 
     """Raise `UserError` where a step of one process needs more than `memory` bytes at the very least: weights,
     gradients, the optimizer's state, and what every layer keeps of its input. 0: a vocabulary not known yet."""
     rows = max(1, config.train.batch_size // processes // config.train.batch_split)
-    copies = 2 + _optimizer_copies(config.optimizer)
+    copies = 2 + optimizer_state(config.optimizer)
     parts = {key: copies * count for key, count in _weights(config.model, vocab_size).items()}
     tokens = rows * config.model.block_size
     kept = tokens * (config.model.num_layers * config.model.hidden_size + vocab_size) // 2  # of 2 bytes in bf16
@@ -60,17 +61,17 @@ def parameters(model: ModelConfig, vocab_size: int) -> int:
     return sum(_weights(model, vocab_size).values())
 
 
+def optimizer_state(optimizer: OptimizerConfig) -> int:
+    """Return how many numbers an optimizer keeps for each weight."""
+    return OPTIMIZERS.fact(optimizer.name, "state", 0) + (optimizer.momentum > 0)
+
+
 def warn_of_slurm_keys(hardware: HardwareConfig) -> None:
     """Print one line if keys are set that mean something to SLURM alone."""
     default = {field.name: getattr(HardwareConfig(), field.name) for field in fields(hardware)}
     given = [f"hardware.{key}" for key in SLURM_KEYS if getattr(hardware, key) != default[key]]
     if given and os.environ.get("RANK", "0") == "0":
         print(f"warning: {', '.join(given)} ask SLURM for something, without hardware=slurm nobody", file=sys.stderr)
-
-
-def _optimizer_copies(optimizer: OptimizerConfig) -> int:
-    """Return how many numbers an optimizer keeps for each weight."""
-    return {"adam": 2, "adagrad": 1}.get(optimizer.name, 1 if optimizer.momentum else 0)
 
 
 def _weights(model: ModelConfig, vocab_size: int) -> dict[str, int]:

@@ -16,7 +16,7 @@ from adaptive_span.config import overrides
 from adaptive_span.config.identity import changes, flatten
 from adaptive_span.config.places import CONF
 from adaptive_span.config.schema import Config
-from adaptive_span.errors import UserError, did_you_mean
+from adaptive_span.errors import UserError, did_you_mean, shown
 from adaptive_span.launch import command_line, help, local, search_path, sweep_jobs
 from adaptive_span.launch.slurm import launcher as slurm_launcher
 
@@ -81,6 +81,10 @@ def _again(file: Path, words: list[str], sweeping: bool) -> list[str]:
     that is the same one resumes in the directory that holds the file."""
     values = _read(file)
     chosen = {word.partition("=")[0] for word in words}
+    if (modules := values.pop("plugins", None)) and "plugins" not in chosen:
+        raise UserError(
+            f"--config {file} has plugins={shown(modules)}, whose code would run; give plugins=[…] too if you trust it"
+        )
     if chosen & {"data", "model"}:
         values.pop("published", None)  # what was published of another pair
     ConfigStore.instance().store(group="again", name="file", node=values, package="_global_")

@@ -1,6 +1,6 @@
-"""The published updates: Adagrad clipped tensor by tensor, SGD and Adam clipped as a whole; and the learning rate."""
+"""The published updates: Adagrad clipped tensor by tensor, SGD and Adam clipped as a whole; and those of plugins."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -8,10 +8,13 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import SGD, Adam, Optimizer
 
-from adaptive_span.config.schema import OptimizerConfig, TrainConfig
+from adaptive_span.config.registry import OPTIMIZERS
+from adaptive_span.config.schema import OptimizerConfig
+from adaptive_span.errors import UserError
 from adaptive_span.model import elementwise
 
-FINETUNE_FACTOR = 0.1
+Builder = Callable[[list[Tensor], float | Tensor, OptimizerConfig], Optimizer]
+
 EPSILON = 1e-10  # of Adagrad
 AT_ONCE = {"cpu": 2**20, "cuda": 2**27}  # numbers: on a CPU so many as its cache holds, on a GPU for few launches
 
@@ -77,21 +80,51 @@ def _at_once(params: list[Any]) -> Iterator[list[Any]]:
     yield params[first:]
 
 
+def register_optimizer(name: str, state: int = 0, momentum: bool = False) -> Callable[[Builder], Builder]:
+    """Return a decorator that makes a function the optimizer `optimizer.name=NAME`.
+
+    The function takes the parameters, the learning rate (on a GPU a tensor there) and the configuration of the
+    optimizer, and returns a `torch.optim.Optimizer`. Before each of its steps the gradients are clipped by their global
+    norm to `optimizer.clip`. Checkpoints hold its `state_dict`.
+
+    Args:
+        state: Numbers that it keeps per weight, for estimates of memory: 2 for the moments of Adam.
+        momentum: Whether it reads `optimizer.momentum`, which is refused otherwise.
+    """
+    return OPTIMIZERS.register(name, state=state, momentum=momentum)
+
+
+def adagrad(params: list[Tensor], lr: float | Tensor, config: OptimizerConfig) -> Optimizer:
+    """Return Adagrad as the papers clip it."""
+    return ClippedAdagrad(params, lr=lr, clip=config.clip)
+
+
+def adam(params: list[Tensor], lr: float | Tensor, config: OptimizerConfig) -> Optimizer:
+    """Return Adam (arXiv 1412.6980) with its usual moments."""
+    return Adam(params, lr=lr)
+
+
+def sgd(params: list[Tensor], lr: float | Tensor, config: OptimizerConfig) -> Optimizer:
+    """Return SGD with `optimizer.momentum`."""
+    return SGD(params, lr=lr, momentum=config.momentum, fused=params[0].is_cuda)
+
+
 def build(config: OptimizerConfig, params: Iterable[Tensor]) -> Optimizer:
     """Return the optimizer of these parameters, which are all on one device.
 
     On a GPU the rate is a tensor there, so that a recorded update can be given another one.
     """
     params = list(params)
-    on_gpu = params[0].is_cuda
-    rate = torch.tensor(config.lr, device=params[0].device) if on_gpu else config.lr
-    match config.name:
-        case "adagrad":
-            return ClippedAdagrad(params, lr=rate, clip=config.clip)
-        case "adam":
-            return Adam(params, lr=rate, capturable=on_gpu)
-        case _:
-            return SGD(params, lr=rate, momentum=config.momentum, fused=on_gpu)
+    rate = torch.tensor(config.lr, device=params[0].device) if params[0].is_cuda else config.lr
+    optimizer = OPTIMIZERS[config.name](params, rate, config)
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(
+            f"optimizer.name={config.name} must build a torch.optim.Optimizer, but gave {type(optimizer).__name__}"
+        )
+    for group in optimizer.param_groups:
+        if "capturable" in group:  # torch's own count their steps on the GPU then
+            group["capturable"] = params[0].is_cuda
+    return optimizer
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
@@ -123,9 +156,3 @@ def update(optimizer: Optimizer, config: OptimizerConfig) -> Tensor:
     clip_grads_with_norm_(params, config.clip, torch.linalg.vector_norm(norms))
     optimizer.step()
     return norms
-
-
-def learning_rate(step: int, peak: float, train: TrainConfig) -> float:
-    """Of update `step`, counted from 1: linear warm-up to `peak`; a tenth of it after `train.steps`."""
-    rate = peak * min(1.0, step / train.warmup_steps) if train.warmup_steps else peak
-    return rate * FINETUNE_FACTOR if step > train.steps else rate

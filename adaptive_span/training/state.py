@@ -23,6 +23,7 @@ from adaptive_span.model.low_precision import low_precision
 from adaptive_span.model.transformer import Cache, Limits, Transformer
 from adaptive_span.training import optimizer
 from adaptive_span.training.flat_gradients import FlatGradients
+from adaptive_span.training.schedule import learning_rate
 
 
 class Report:
@@ -107,7 +108,7 @@ class Training:
         if jumped:  # to where nothing is known of the text before
             for cache in self.caches:
                 torch._foreach_zero_(cache)
-        rate = optimizer.learning_rate(self.step + 1, self.config.optimizer.lr, self.config.train)
+        rate = learning_rate(self.step + 1, self.config.optimizer.lr, self.config.train)
         optimizer.set_rate(self.optimizer, rate)
         if self.graph is None:
             nats, grad_norms = self._compute(block)

@@ -13,6 +13,7 @@ from adaptive_span.checkpoint import files, original
 from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.checkpoint.paths import CHECKPOINTS, step_path
 from adaptive_span.checkpoint.stored_model import model_of
+from adaptive_span.config import plugins
 from adaptive_span.config.overrides import pasted, setting
 from adaptive_span.config.schema import Config, TrainConfig
 from adaptive_span.data import stream
@@ -43,7 +44,7 @@ from adaptive_span.terminal.printing import print_line, print_places
 from adaptive_span.terminal.program import sigterm_as_exit
 from adaptive_span.training import environment, out_of_memory
 from adaptive_span.training.interruption import Interruption
-from adaptive_span.training.optimizer import learning_rate
+from adaptive_span.training.schedule import learning_rate
 from adaptive_span.training.settle import begun_with, settle
 from adaptive_span.training.state import Training
 from adaptive_span.training.watchdog import Watchdog
@@ -56,6 +57,7 @@ def train(config: Config, command: Sequence[str] = ()) -> None:
 
     Call it in every process. The words of `command` are kept in the run's record.
     """
+    plugins.load(config.plugins)
     directory = Path(config.run.dir or "")
     with process_group(config.hardware) as process, sigterm_as_exit(), ExitStack() as stack:
         check_batch("train.batch_size", config.train.batch_size, process.world_size, config.train.batch_split)
@@ -76,10 +78,11 @@ def _phases(train: TrainConfig) -> str:
     return told
 
 
-def _more(train: TrainConfig) -> list[str]:
+def _more(config: Config) -> list[str]:
     """Return the settings that train for as many steps again, and end with the same phase."""
-    steps = [f"train.steps={train.total_steps + train.steps}"]
-    return [*steps, f"train.finetune_steps={train.finetune_steps}"] if train.finetune_steps else steps
+    train, steps = config.train, [f"train.steps={config.train.total_steps + config.train.steps}"]
+    steps += [f"train.finetune_steps={train.finetune_steps}"] if train.finetune_steps else []
+    return [*steps, *([f"plugins=[{','.join(config.plugins)}]"] if config.plugins else [])]
 
 
 def _train(config: Config, process: Process, directory: Path, command: Sequence[str]) -> None:
@@ -328,7 +331,7 @@ class Run:
                 "metrics": self.directory / METRICS,
                 "figure": figure,
                 "wandb": self.place,
-                "train on": pasted("train", "--config", str(self.directory / CONFIG), *_more(config.train)),
+                "train on": pasted("train", "--config", str(self.directory / CONFIG), *_more(config)),
                 "evaluate": pasted("evaluate", setting("run", str(self.directory))),
             }
         )

@@ -22,6 +22,7 @@ from typing import Any
 
 import submitit
 
+from adaptive_span.config import plugins
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import machine
@@ -50,13 +51,14 @@ class Job:
         environment = submitit.JobEnvironment()
         is_main = environment.node == 0
         with ExitStack() as stack:
+            stack.enter_context(failure_kept(self.config, among_others=True))
+            stack.enter_context(resumable(Path(self.config.run.dir or "")))
+            plugins.load(self.config.plugins)
             if is_main and self.config.tracking.name == "wandb":
                 stack.enter_context(_detached_wandb())
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             agent = Agent(directory / "saved", self.signal_delay, is_main)
             agent.listen()
-            stack.enter_context(failure_kept(self.config, among_others=True))
-            stack.enter_context(resumable(Path(self.config.run.dir or "")))
             try:
                 self._train(environment.num_nodes, environment.node, environment.hostnames[0])
             except SystemExit:

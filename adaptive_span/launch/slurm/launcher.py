@@ -96,7 +96,7 @@ class Launcher(SlurmLauncher):
         except OSError as error:
             raise UserError(f"run.dir={home} cannot be written to ({error.strerror}); give another run.dir") from None
         cluster.refuse_unseen(home, hardware)
-        code = snapshot.take(home)
+        code = snapshot.take(home, sorted({name for config in configs for name in config.plugins}))
         settings: dict[str, Any] = {OTHER_NAMES.get(key, key): value for key, value in self.params.items()}
         del settings["submitit_folder"], settings["max_num_timeout"]
         settings |= {

@@ -2,8 +2,10 @@
 
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from adaptive_span.config import plugins
 from adaptive_span.config.overrides import PROGRAMS
 from adaptive_span.config.places import CHECKOUT, CONF, PACKAGE, SWEEPS
 from adaptive_span.storage import source_code
@@ -12,8 +14,12 @@ from adaptive_span.terminal.plain_text import masked
 LEFT_OUT = shutil.ignore_patterns("__pycache__")
 
 
-def take(directory: Path) -> Path:
-    """Copy the package, programs and configuration to DIRECTORY/code, with the commit and what differs from it."""
+def take(directory: Path, modules: Sequence[str] = ()) -> Path:
+    """Copy the package, programs and configuration to DIRECTORY/code, with the commit and what differs from it.
+
+    Args:
+        modules: Plugins, of which those in the working directory are copied too.
+    """
     code = directory / "code"
     fresh = directory / "code.writing"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -23,6 +29,11 @@ def take(directory: Path) -> Path:
             shutil.copy2(CHECKOUT / name, fresh)
         for folder in (CONF, SWEEPS):
             shutil.copytree(folder, fresh / folder.name, ignore=LEFT_OUT)
+    for place in plugins.places(modules):
+        if place.is_dir():
+            shutil.copytree(place, fresh / place.name, ignore=LEFT_OUT, dirs_exist_ok=True)
+        else:
+            shutil.copy2(place, fresh)
     commit = source_code.git(PACKAGE, "rev-parse", "HEAD")
     if commit:
         (fresh / "commit").write_bytes(commit)

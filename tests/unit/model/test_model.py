@@ -16,6 +16,7 @@ from adaptive_span.errors import UserError
 from adaptive_span.model.elementwise import with_operand
 from adaptive_span.model.embedding import Lookup
 from adaptive_span.training import optimizer as optimizers
+from adaptive_span.training.schedule import learning_rate
 from tests.unit.config.test_config import composed
 
 
@@ -148,7 +149,7 @@ def losses(model: Transformer, config: Config) -> list[float]:
     for step in range(12):
         nll, cache = model(text[:, :-1], text[:, 1:], cache)
         (nll.mean() + config.train.span_penalty * model.span_penalty()).backward()
-        optimizers.set_rate(optimizer, optimizers.learning_rate(step + 1, config.optimizer.lr, config.train))
+        optimizers.set_rate(optimizer, learning_rate(step + 1, config.optimizer.lr, config.train))
         optimizers.update(optimizer, config.optimizer)
         model.clamp_spans_()
         optimizer.zero_grad()

@@ -1,0 +1,65 @@
+"""What the name of an optimizer or of a schedule stands for, and who may add one.
+
+A built-in name is kept with the address of its code, which is imported when it is first needed: a configuration is
+checked, and its names are listed, without torch. The modules of `plugins` register what they define by a decorator.
+"""
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any, Generic, TypeVar
+
+from adaptive_span.errors import UserError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Map the values of one key, such as `optimizer.name`, to what they stand for."""
+
+    def __init__(self, key: str):
+        self.key = key
+        self._found: dict[str, T | str] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __getitem__(self, name: str) -> T:
+        """Return what a name stands for. Its module is imported if it was not yet."""
+        found = self._found[name]
+        if isinstance(found, str):
+            module, _, attribute = found.partition(":")
+            found = self._found[name] = getattr(import_module(module), attribute)
+        return found
+
+    def fact(self, name: str, key: str, default: Any = None) -> Any:
+        """Return what was said of a name when it was added, which is known without importing anything."""
+        return self._facts[name].get(key, default)
+
+    def add(self, name: str, address: str, **facts: Any) -> None:
+        """Add a name by the address of its code, like `package.module:function`."""
+        self._found[name], self._facts[name] = address, facts
+
+    def register(self, name: str, **facts: Any) -> Callable[[T], T]:
+        """Return a decorator that adds a function or a class under a name.
+
+        Raises:
+            UserError: Something else has that name.
+        """
+
+        def decorate(made: T) -> T:
+            if name in self._found:
+                raise UserError(f"{self.key}={name} is registered twice; give the new one another name")
+            self._found[name], self._facts[name] = made, facts
+            return made
+
+        return decorate
+
+
+OPTIMIZERS: Registry[Any] = Registry("optimizer.name")
+OPTIMIZERS.add("adagrad", "adaptive_span.training.optimizer:adagrad", state=1)
+OPTIMIZERS.add("adam", "adaptive_span.training.optimizer:adam", state=2)
+OPTIMIZERS.add("sgd", "adaptive_span.training.optimizer:sgd", momentum=True)
+
+SCHEDULES: Registry[Any] = Registry("train.schedule")
+SCHEDULES.add("constant", "adaptive_span.training.schedule:constant")
