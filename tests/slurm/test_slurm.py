@@ -13,6 +13,7 @@ from adaptive_span.errors import UserError
 from adaptive_span.launch.slurm import resources
 from adaptive_span.launch.slurm.cluster import ask, members
 from tests.conftest import ENVIRONMENT, ROOT, sentence
+from tests.integration.test_plugins import MODULE, OWN
 from tests.integration.test_sweep import TWO_JOBS, table
 from tests.integration.test_train import assert_same_run, losses, metrics, newest, of_type, wandb_records
 from tests.slurm.conftest import HARDWARE, Cluster, job_of
@@ -370,3 +371,14 @@ def test_without_slurm_one_is_told_where_it_is(command, tmp_path):
     result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert sentence(result).startswith("there is no sbatch on the path: hardware=slurm needs the commands of a SLURM")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_of_plugins_reaches_the_nodes_as_it_was_submitted(slurm, launch, tmp_path):
+    for directory in (slurm.directory, tmp_path):
+        (directory / "my_module.py").write_text(MODULE)
+    job = job_of(slurm.launch(*OWN, "run.dir=plugin", "hardware.sbatch.hold=true", "hardware.processes=2"))
+    (slurm.directory / "my_module.py").write_text("broken")
+    slurm.run("scontrol", "release", job)
+    slurm.until_ended("plugin", job, "COMPLETED")
+    launch(*OWN, "run.dir=straight", "hardware.processes=2")
+    assert_same_run(tmp_path / "straight", slurm.directory / "plugin")

@@ -1,0 +1,80 @@
+"""An optimizer and a schedule of a module beside the run train, resume and share a batch as the project's own do."""
+
+from pathlib import Path
+
+import pytest
+
+from adaptive_span import compose
+from adaptive_span.config.registry import OPTIMIZERS, SCHEDULES
+from tests.conftest import finish, sentence
+from tests.integration.test_train import assert_same_run, losses, metrics
+
+MODULE = '''
+import torch
+from adaptive_span.training.optimizer import register_optimizer
+from adaptive_span.training.schedule import register_schedule
+
+
+@register_optimizer("adamw", state=2)
+def adamw(params, lr, config):
+    """Build AdamW."""
+    return torch.optim.AdamW(params, lr=lr)
+
+
+@register_schedule("falling")
+def falling(step, peak, train):
+    """Fall to nothing in a straight line."""
+    return peak * (1 - step / 100)
+'''
+OWN = ["plugins=[my_module]", "optimizer.name=adamw", "optimizer.lr=0.001", "train.schedule=falling"]
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Path:
+    path = tmp_path / "my_module.py"
+    path.write_text(MODULE)
+    return path
+
+
+def test_what_a_module_registers_trains_and_resumes_to_the_same_bits(module, launch, tmp_path):
+    launch(*OWN, "run.dir=straight", "model.dropout=0.1")
+    launch(*OWN, "run.dir=resumed", "model.dropout=0.1", "train.steps=12")
+    out = launch(*OWN, "run.dir=resumed", "model.dropout=0.1").stdout
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+    assert [line["lr"] for line in metrics(tmp_path / "straight")][-1] == 0.001 * (1 - 24 / 100)
+    assert "--config resumed/config.yaml train.steps=48 'plugins=[my_module]'" in out
+    told = sentence(launch("--config", "resumed/config.yaml", ok=False))
+    assert "has plugins=['my_module'], whose code would run" in told
+
+
+def test_two_processes_import_it_too(module, launch, tmp_path):
+    launch(*OWN, "run.dir=one", "train.steps=8", "log.every=1")
+    launch(*OWN, "run.dir=two", "train.steps=8", "log.every=1", "hardware.processes=2")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+WRONG = {
+    "plugins=my_module cannot be imported (there is no module my_module in ": None,
+    "plugins=my_module cannot be imported (ModuleNotFoundError: No module named 'nothing'": "import nothing",
+    "plugins=my_module cannot be imported (ZeroDivisionError: division by zero, line 1 of ": "1 / 0",
+    "optimizer.name=adam is registered twice; give the new one": MODULE.replace("adamw", "adam"),
+    "optimizer.name=adamw must be one of adagrad, adam, sgd, adan; did": MODULE.replace("adamw", "adan"),
+    "optimizer.name=adamw must build a torch.optim.Optimizer, but gave float": MODULE.replace(
+        "torch.optim.AdamW(params, lr=lr)", "lr"
+    ),
+}
+
+
+@pytest.mark.parametrize("told", WRONG)
+def test_a_module_that_cannot_be_used_is_one_sentence(told, command, tmp_path):
+    if WRONG[told]:
+        (tmp_path / "my_module.py").write_text(WRONG[told])
+    assert sentence(finish(command(*OWN, "run.dir=run"), tmp_path, ok=False)).startswith(told)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("registry", [OPTIMIZERS, SCHEDULES], ids=lambda registry: registry.key)
+def test_every_built_in_name_stands_for_something(registry):
+    for name in registry:
+        assert callable(registry[name])
+        compose([f"{registry.key}={name}"])
