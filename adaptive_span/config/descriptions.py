@@ -86,7 +86,7 @@ def _rules(hint: Any) -> Iterator[Any]:
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
-    return next((rule.words for rule in _rules(hint) if isinstance(rule, OneOf)), ())
+    return next((tuple(rule.words) for rule in _rules(hint) if isinstance(rule, OneOf)), ())
 
 
 def _bounds(hint: Any) -> str:
