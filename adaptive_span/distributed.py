@@ -1,4 +1,4 @@
-"""The one place that knows ranks: starting processes, and what they tell each other."""
+"""The processes of a run: which one this is, on which device, and what they exchange."""
 
 import gc
 import os
@@ -34,11 +34,11 @@ class Process:
         return self.rank == 0
 
     def share(self, size: int) -> slice:
-        """This process's part of `size` rows."""
+        """Return this process's part of `size` rows."""
         return slice(self.rank * size // self.world_size, (self.rank + 1) * size // self.world_size)
 
     def sum(self, numbers: list[float]) -> list[float]:
-        """Added up over the processes, in double precision, on the host."""
+        """Return the numbers added up over the processes, in double precision, on the host."""
         if self.world_size == 1:
             return numbers
         total = torch.tensor(numbers, dtype=torch.float64)
@@ -46,6 +46,7 @@ class Process:
         return total.tolist()
 
     def max(self, number: int) -> int:
+        """Return the largest of the processes' numbers."""
         if self.world_size == 1:
             return number
         highest = torch.tensor(number)
@@ -53,7 +54,7 @@ class Process:
         return int(highest)
 
     def gather_rows(self, tensor: Tensor) -> Tensor | None:
-        """(b, …) of every process → (B, …) on the host of the main process; None in the others."""
+        """Return the (b, …) of every process as (B, …) on the host of the main process; None in the others."""
         tensor = tensor.cpu()
         if self.world_size == 1:
             return tensor
@@ -62,7 +63,7 @@ class Process:
         return torch.cat(parts) if parts else None
 
     def gather(self, thing: Any) -> list[Any]:
-        """One thing a process → the list of them, by rank, in the main process; the others get an empty list."""
+        """Return one thing per process, by rank, in the main process; an empty list in the others."""
         if self.world_size == 1:
             return [thing]
         things: list[Any] | None = [None] * self.world_size if self.is_main else None
@@ -70,6 +71,7 @@ class Process:
         return things or []
 
     def barrier(self) -> None:
+        """Wait for the other processes, for at most `hardware.timeout`."""
         self.max(0)
 
     def wait_for_all(self) -> None:
@@ -113,13 +115,18 @@ def _apple_gpu(local_rank: int) -> torch.device:
 
 
 def autocast(hardware: HardwareConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """Matrix products in bfloat16 where `hardware.precision=bf16`; parameters and updates stay in fp32."""
+    """Multiply matrices in bf16 where `hardware.precision=bf16`. Parameters and updates stay in fp32."""
     return torch.autocast(device.type, torch.bfloat16) if hardware.precision == "bf16" else nullcontext()
 
 
 @contextmanager
 def process_group(hardware: HardwareConfig) -> Iterator[Process]:
-    """This process among its peers, as torchrun or `launch` described it in the environment; or alone."""
+    """Join the processes that torchrun or `launch` described in the environment, or be the only one.
+
+    Raises:
+        UserError: The device that is asked for is not there.
+        ProcessLost: Another process has not answered for `hardware.timeout`.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = pick_device(hardware, local_rank)

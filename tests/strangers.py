@@ -16,6 +16,7 @@ from adaptive_span.config.schema import (
     ValidationConfig,
 )
 from adaptive_span.model.transformer import Transformer
+from adaptive_span.training import random_state
 from tests.conftest import ROOT
 
 TINY = ModelConfig(name="tiny", num_layers=2, hidden_size=8, ffn_size=16, num_heads=2, max_span=8, block_size=4)
@@ -48,7 +49,7 @@ def state() -> files.State:
 
 def training_state() -> files.State:
     """Return what `step_*.pt` of it holds."""
-    own = {"random": files.random_state(torch.device("cpu")), "nats": 1.0}
+    own = {"random": random_state.random_state(torch.device("cpu")), "nats": 1.0}
     return state() | {
         "optimizer": {"state": {0: {"sum": torch.ones(5, 8)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         "stream": {"position": 4, "generator": torch.Generator().get_state()},

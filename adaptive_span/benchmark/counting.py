@@ -36,7 +36,7 @@ from adaptive_span.distributed import Process
 from adaptive_span.model import elementwise
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.training import optimizer
-from adaptive_span.training.state import Training
+from adaptive_span.training.state import TrainState
 
 GIB = 2**30
 
@@ -153,7 +153,7 @@ def count(config: Config, spans: Tensor, vocab_size: int) -> Step:
     words = _words_by_frequency([*model.cutoffs, vocab_size])
     with _nothing_remembered(), FakeTensorMode(), _as_on_a_gpu() as tracer, tracer, words:
         with patch.object(Transformer, "spans", lambda model: known), patch.object(Transformer, "to"):
-            training = Training(config, corpus, Process(0, 1, torch.device("cpu")))
+            training = TrainState(config, corpus, Process(0, 1, torch.device("cpu")))
         for group in training.optimizer.param_groups:
             group["foreach"] = True  # which torch's own take on a GPU alone
         _fill(training)
@@ -165,7 +165,7 @@ def count(config: Config, spans: Tensor, vocab_size: int) -> Step:
     return Step(tracer.priced(product), dict(tracer.kept), tracer.peak, tracer.parameters, visited)
 
 
-def _fill(training: Training) -> None:
+def _fill(training: TrainState) -> None:
     """Give a training the caches that it has after a while."""
     rows = training.config.train.batch_size // training.config.train.batch_split
     kind = torch.bfloat16 if training.config.hardware.precision == "bf16" else torch.float32
@@ -213,7 +213,7 @@ class _Recording:
         return in_place()
 
 
-def _bounds(training: Training) -> span_bounds.Bounds:
+def _bounds(training: TrainState) -> span_bounds.Bounds:
     return span_bounds.fresh(training.spans, training.config.model.max_span)
 
 
@@ -335,8 +335,8 @@ def _as_on_a_gpu() -> Iterator[_Tracer]:
         patch.object(elementwise, "in_triton", lambda _: True),
         patch.object(layout, "puts_positions_first", lambda _: True),
         patch.object(JITFunction, "run", launch),
-        patch.object(Training, "_next_limits", _bounds),
-        patch.object(Training, "_step_graph", lambda training: _Recording()),
+        patch.object(TrainState, "_next_limits", _bounds),
+        patch.object(TrainState, "_step_graph", lambda training: _Recording()),
         patch.object(adagrad, "update", update),
         patch.object(nn.Dropout, "forward", drop),
         patch.dict(optimizer.AT_ONCE, cpu=optimizer.AT_ONCE["cuda"]),

@@ -17,8 +17,8 @@ from adaptive_span.config.schema import Config, DataConfig, HardwareConfig, Opti
 from adaptive_span.data.corpus import prepare
 from adaptive_span.distributed import Process, process_group
 from adaptive_span.training.interruption import Interruption
-from adaptive_span.training.state import Training
-from adaptive_span.training.trainer import Run
+from adaptive_span.training.state import TrainState
+from adaptive_span.training.trainer import Trainer
 
 STEPS = 40
 
@@ -38,15 +38,15 @@ def loop(settings: Settings, repeats: int) -> dict[str, Row]:
     """Time the whole training loop against bare forward, backward and update, interleaved."""
     with tempfile.TemporaryDirectory() as directory, Interruption() as interruption:
         config = _config(settings, directory)
-        run = Run(config, prepare(config.data), Process(0, 1, settings.device), Path(directory) / "run", ())
+        run = Trainer(config, prepare(config.data), Process(0, 1, settings.device), Path(directory) / "run", ())
         (Path(directory) / "run").mkdir()
 
         def whole() -> None:  # with what the end of a run adds: a validation block and a checkpoint
             config.train.steps += STEPS
-            run.go_on(interruption)
+            run.fit(interruption)
 
         def bare() -> None:
-            training = run.training
+            training = run.state
             block, _ = training.stream.next()
             for _ in range(STEPS):
                 nll, _ = training.model(block[:, :-1], block[:, 1:], training.caches[0], training.limits)
@@ -122,7 +122,7 @@ def _time_update(config: Config, device: str) -> tuple[float, float]:
     with process_group(HardwareConfig(device)) as process:
         if device == "cpu":
             torch.set_num_threads(max(1, torch.get_num_threads() // (2 if process.world_size == 1 else 1)))
-        training = Training(config, prepare(config.data), process)
+        training = TrainState(config, prepare(config.data), process)
         seconds = time_interleaved(10, update=training.update)["update"]
         if process.world_size == 1:
             return seconds, 0.0

@@ -4,11 +4,9 @@ A run's `checkpoints/` holds `step_00001000.pt` (the newest `checkpoint.keep` of
 `best.pt` (the weights that scored best on the validation part, without what only a training needs).
 """
 
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -112,30 +110,3 @@ def prune(directory: Path, keep: int, step: int) -> None:
     with explained(directory):
         for path in {*steps(directory), *directory.glob(f"*{WRITING}")}.difference(good[:keep]):
             path.unlink()
-
-
-def seed(number: int) -> None:
-    """Every generator that this process may draw from, from a fixed start."""
-    torch.manual_seed(number)
-    random.seed(number)
-    np.random.seed(number % 2**32)
-
-
-def random_state(device: torch.device) -> State:
-    """Where those generators are."""
-    algorithm, words, position, has_gauss, cached = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "python": random.getstate(),
-        "numpy": (algorithm, torch.from_numpy(np.asarray(words).astype(np.int64)), position, has_gauss, cached),
-    }
-
-
-def restore_random_state(state: State, device: torch.device) -> None:
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"], device)
-    random.setstate(state["python"])
-    algorithm, words, *rest = state["numpy"]
-    np.random.set_state((algorithm, words.numpy().astype(np.uint32), *rest))

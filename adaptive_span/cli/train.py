@@ -22,7 +22,7 @@ class Train:
     def __call__(self, composed: DictConfig) -> None:
         with exit_codes(), command_line.explained(Config):
             config = command_line.typed(composed, Config)
-            running.run(config, self.command, among_others=HydraConfig.get().mode == RunMode.MULTIRUN)
+            running.train(config, self.command, among_others=HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def main(words: Sequence[str] | None = None) -> None:

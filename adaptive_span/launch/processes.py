@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from adaptive_span.hardware import capacity
 from adaptive_span.terminal.output import outlived
 from adaptive_span.terminal.program import hang_up
 
+T = TypeVar("T")
 GRACE = 5  # seconds in which one that has lost its peers leaves it to the peer that failed to say why, and is ended
 
 
@@ -53,8 +54,12 @@ class Node:
         )
 
 
-def launch(hardware: HardwareConfig, function: Callable[..., None], *arguments: Any) -> None:
-    """Run `function(*arguments)` in `hardware.processes` processes of this machine; one, or torchrun's, in place."""
+def launch(hardware: HardwareConfig, function: Callable[..., T], *arguments: Any) -> T:
+    """Run `function(*arguments)` in `hardware.processes` processes of this machine; one, or torchrun's, in place.
+
+    Returns:
+        What the first of the processes returned.
+    """
     if hardware.nodes > 1:
         raise UserError(
             f"hardware.nodes={hardware.nodes} is for a cluster; take hardware=slurm_multinode hardware.nodes="
@@ -62,23 +67,25 @@ def launch(hardware: HardwareConfig, function: Callable[..., None], *arguments: 
         )
     processes = processes_of(hardware)
     if processes == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
-        function(*arguments)
-    else:
-        start(hardware, processes, Node(), function, *arguments)
+        return function(*arguments)
+    return start(hardware, processes, Node(), function, *arguments)
 
 
 def processes_of(hardware: HardwareConfig) -> int:
-    """On this machine; says so where it has not so many GPUs."""
+    """Return the number of processes on this machine. Raises `UserError` where it has fewer GPUs."""
     capacity.check_processes(hardware)
     pick_device(hardware, max(0, hardware.processes - 1))
     return hardware.processes or max(1, torch.cuda.device_count())
 
 
-def start(hardware: HardwareConfig, processes: int, node: Node, function: Callable[..., None], *arguments: Any) -> None:
-    """Run `function(*arguments)` in so many processes of their own on each node. Called once on each node.
+def start(hardware: HardwareConfig, processes: int, node: Node, function: Callable[..., T], *arguments: Any) -> T:
+    """Run `function(*arguments)` in so many processes of their own on each node. Call it once on each node.
 
     What a process failed of is raised. Before that all are started again up to `hardware.max_restarts` times, unless a
     user's mistake is the reason, which would be made again.
+
+    Returns:
+        What the first of the processes on this node returned.
     """
     for left in reversed(range(hardware.max_restarts + 1)):
         try:
@@ -87,9 +94,10 @@ def start(hardware: HardwareConfig, processes: int, node: Node, function: Callab
             if not left:
                 raise
             print(f"warning: {failure}; all processes are started again ({left - 1} more restarts)", file=sys.stderr)
+    raise AssertionError("the last failure was raised")
 
 
-def _start_once(processes: int, node: Node, function: Callable[..., None], *arguments: Any) -> None:
+def _start_once(processes: int, node: Node, function: Callable[..., T], *arguments: Any) -> T:
     agent = "torch.distributed.elastic"
     for name in (agent, f"{agent}.agent.server.api", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is told below
@@ -98,11 +106,12 @@ def _start_once(processes: int, node: Node, function: Callable[..., None], *argu
     _shield_resource_tracker()
     try:
         with TemporaryDirectory() as logs:
-            elastic_launch(node.launch_config(processes, logs), _work)(function, *arguments)
+            results = elastic_launch(node.launch_config(processes, logs), _work)(function, *arguments)
     except SignalException as stop:
         raise SystemExit(128 + stop.sigval) from None
     except ChildFailedError as failures:
         raise _cause(*failures.get_first_failure()) from None
+    return results[min(results)]  # by rank
 
 
 def _shield_resource_tracker() -> None:
@@ -112,11 +121,11 @@ def _shield_resource_tracker() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
-def _work(function: Callable[..., None], *arguments: Any) -> None:
+def _work(function: Callable[..., T], *arguments: Any) -> T:
     """Run in a worker. Leave what goes wrong where the parent looks for it, which then reports it once."""
     try:
         with outlived():
-            function(*arguments)
+            return function(*arguments)
     except Exception as error:
         if isinstance(error, dist.DistError) or "remote worker" in str(error):  # of nccl; of gloo, a RuntimeError
             time.sleep(GRACE)

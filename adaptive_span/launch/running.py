@@ -1,39 +1,32 @@
-"""A whole training, for `launch.py` and for notebooks: from a configuration to its scores."""
+"""Run a whole training, for `launch.py` and for notebooks: from a configuration to its scores."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adaptive_span.config.identity import default_run_dir
 from adaptive_span.config.schema import Config, RunConfig
 from adaptive_span.hardware import capacity
 from adaptive_span.reporting import run_directory
-from adaptive_span.reporting.tracking import SCORES
+
+if TYPE_CHECKING:
+    from adaptive_span.evaluation.result import Result
 
 
-@dataclass(frozen=True)
-class Result:
-    """What came of a training."""
-
-    directory: Path
-    step: int
-    scores: dict[str, dict[str, float]]  # of valid and of test: bpc, nats, tokens; of words also ppl
-
-
-def train(config: Config) -> Result:
-    """Train what `config` describes, or resume it, to its end, and return its scores. Raises `UserError`."""
-    directory = run(config)
-    scores = json.loads((directory / SCORES).read_text(encoding="utf-8"))["splits"]
-    return Result(directory, run_directory.last_step(directory), scores)
-
-
-def run(config: Config, command: Sequence[str] = (), among_others: bool = False) -> Path:
-    """Train in as many processes as `config.hardware` asks for, and return the run's directory.
+def train(config: Config, command: Sequence[str] = (), among_others: bool = False) -> "Result | None":
+    """Train what `config` describes, or resume it, to its end, in as many processes as `config.hardware` asks for.
 
     Args:
+        config: What to train, as `compose` returns it.
         command: The words that asked for it, for the run's record.
         among_others: Whether it is one of several runs, whose table shows what became of each.
+
+    Returns:
+        The run's directory, last step and scores; None in all processes but the first of those that torchrun started.
+
+    Raises:
+        UserError: The configuration, the text, the run's directory or the machine does not allow it.
     """
     config.validate()
     capacity.check_here(config)
@@ -41,10 +34,13 @@ def run(config: Config, command: Sequence[str] = (), among_others: bool = False)
     config = replace(config, run=RunConfig(config.run.dir or default_run_dir(config)))
     directory = Path(str(config.run.dir))
 
+    from adaptive_span.evaluation.result import print_result  # torch, which --help need not wait for
     from adaptive_span.launch import processes
-    from adaptive_span.training import trainer  # torch, which --help need not wait for
+    from adaptive_span.training import trainer
 
     run_directory.forget_failure(directory)
     with run_directory.failure_kept(config, among_others), run_directory.resumable(directory):
-        processes.launch(config.hardware, trainer.train, config, command)
-    return directory
+        result = processes.launch(config.hardware, trainer.train, config, command)
+    if result:
+        print_result(result, config)
+    return result

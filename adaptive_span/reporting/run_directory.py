@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from adaptive_span.checkpoint.paths import last_step
 from adaptive_span.config.identity import changes
@@ -20,7 +20,7 @@ from adaptive_span.errors import ProcessLost, UserError
 from adaptive_span.reporting import scores
 from adaptive_span.reporting.tracking import METRICS, SCORES
 from adaptive_span.storage.stored import read_yaml
-from adaptive_span.storage.writing import whole
+from adaptive_span.storage.writing import discard_unfinished, whole
 from adaptive_span.terminal.plain_text import masked
 from adaptive_span.terminal.printing import print_line
 
@@ -38,6 +38,35 @@ def refuse_links(directory: Path) -> None:
                     f"{path} is a link that leads out of the run's directory, to {os.readlink(path)}; remove it, or "
                     f"make the run's directory itself the link"
                 )
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Hold the directory of a run for one training at a time, and remove it again if nothing came of it.
+
+    Raises:
+        UserError: Another process holds it, or it cannot be written to.
+    """
+    refuse_links(directory)
+    lock = FileLock(directory / LOCK)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        forget_failure(directory)
+        discard_unfinished(directory)
+    except Timeout:
+        raise UserError(
+            f"another process is training in run.dir={directory}; wait for it, or give another run.dir"
+        ) from None
+    except OSError as error:
+        raise UserError(f"run.dir={directory} cannot be written to ({error.strerror}); give another run.dir") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        if directory.exists() and [path.name for path in directory.iterdir()] in ([LOCK], []):
+            (directory / LOCK).unlink(missing_ok=True)
+            directory.rmdir()
 
 
 def is_finished(directory: Path, step: int, total_steps: int) -> bool:

@@ -1,4 +1,4 @@
-"""The gradients of all parameters in one tensor, so that processes add them up in one call."""
+"""Keep the gradients of all parameters in one tensor, so that processes add them up in one call."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class FlatGradients:
-    """Gradients at fixed addresses: each parameter's is a view of one tensor, which backward passes add to.
+    """Keep gradients at fixed addresses: each parameter's is a view of one tensor, which backward passes add to.
 
     For steps that run as a CUDA graph. `DistributedDataParallel`, whose sums overlap with the backward pass, needs its
     hooks to run on the host.
@@ -22,7 +22,7 @@ class FlatGradients:
             parameter.grad = view.view_as(parameter)
 
     def zero_(self) -> None:
-        """Begin a step."""
+        """Set all gradients to zero, to begin a step."""
         self.flat.zero_()
 
     def average_(self) -> None:

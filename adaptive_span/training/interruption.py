@@ -16,7 +16,7 @@ AGAIN = 1.0  # seconds: a Ctrl-C reaches a worker from the terminal and, at once
 
 
 class Interruption:
-    """While it is entered, the first signal is noted instead of ending the process; a second Ctrl-C ends it.
+    """Note the first signal instead of ending the process, while it is entered. A second Ctrl-C ends it.
 
     SIGUSR2 announces that a scheduler is about to end the process, and is only heard where whoever started the process
     has blocked it: so it can neither be missed nor do harm while torch is imported or another program is started, both
@@ -45,6 +45,7 @@ class Interruption:
 
     @property
     def received(self) -> int:
+        """The number of the first signal, 0 where there was none."""
         return self._noted or (signal.SIGUSR2 if signal.SIGUSR2 in signal.sigpending() else 0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -54,12 +55,12 @@ class Interruption:
             self._noted, self._noted_at = number, time.monotonic()
 
     def agreed(self, process: Process) -> int:
-        """The signal that some process has received, by now known to all of them; 0 where there is none."""
+        """Return the signal that any of the processes has received, the same in all of them; 0 where there is none."""
         self._is_main = process.is_main
         return process.max(self.received)
 
     def _park(self) -> None:
-        """Say that all is saved, and wait to be ended: to go on would be in vain, to end would end the job for good."""
+        """Signal that everything is saved, then wait to be killed. Exiting now would mark the job as finished."""
         if self._is_main and SAVED in os.environ:
             Path(os.environ[SAVED]).touch()
         parent = os.getppid()

@@ -1,4 +1,4 @@
-"""What to tell somebody whose step does not fit: what was asked for, and which setting would fit."""
+"""Explain that a step does not fit into memory: what was asked for, and which setting would fit."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +75,7 @@ def step_bytes(config: Config, processes: int, parameters: int, limits: Limits) 
 
 
 def _scores(model: ModelConfig, heads: Sequence[int]) -> tuple[float, float]:
-    """Numbers a row of a layer's scores and weights: that are kept for the backward pass, and at once beside them."""
+    """Return how many numbers per row of a layer's scores are kept for the backward pass, and how many at once."""
     block, copies = model.block_size, 2 if model.dropout else 1
     memory = block * model.memory_size * model.num_heads
     if model.attention == "fused":  # a group's products with the position vectors
@@ -91,7 +91,7 @@ def _scores(model: ModelConfig, heads: Sequence[int]) -> tuple[float, float]:
 
 
 def _advice(config: Config, processes: int, parameters: int, limits: Limits, available: float) -> str:
-    """The mildest of the settings that would fit: more slices, then recomputing, then shorter blocks."""
+    """Return the mildest of the settings that would fit: more slices, then recomputing, then shorter blocks."""
     rows = config.train.batch_size // processes
     splits = [split for split in range(config.train.batch_split, rows + 1) if rows % split == 0]
     blocks = [config.model.block_size >> halvings for halvings in range(config.model.block_size.bit_length())]

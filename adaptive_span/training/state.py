@@ -1,4 +1,7 @@
-"""The state of a training and the one update that advances it: truncated backpropagation through time with a cache."""
+"""The state of a training and the one update that advances it: truncated backpropagation through time with a cache.
+
+M is the block size, b the rows of this process, P the number of parameters, N the layers, H the heads.
+"""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -21,41 +24,24 @@ from adaptive_span.hardware import step_graph
 from adaptive_span.hardware.step_graph import StepGraph
 from adaptive_span.model.low_precision import low_precision
 from adaptive_span.model.transformer import Cache, Limits, Transformer
-from adaptive_span.training import optimizer
+from adaptive_span.training import optimizer, random_state
 from adaptive_span.training.flat_gradients import FlatGradients
 from adaptive_span.training.schedule import learning_rate
+from adaptive_span.training.step_metrics import StepMetrics
 
 
-class Report:
-    """Numbers of one update on their way from the device to the host, in one transfer that nobody waits for yet."""
+class TrainState:
+    """Hold everything that an update changes: model, optimizer, place in the text, caches.
 
-    def __init__(self, step: int, figures: Tensor, spans: Tensor):
-        self.step, self.shape = step, spans.shape
-        self.numbers = torch.cat([figures, spans.flatten()]).to("cpu", non_blocking=figures.is_cuda)
-        self.arrived = torch.cuda.Event() if figures.is_cuda else None
-        if self.arrived:
-            self.arrived.record()
-
-    def read(self) -> tuple[int, list[float], list[list[float]]]:
-        """The step, its figures, and the spans (N, H)."""
-        if self.arrived:
-            self.arrived.synchronize()
-        figures, spans = self.numbers.split([len(self.numbers) - self.shape.numel(), self.shape.numel()])
-        return self.step, figures.tolist(), spans.view(self.shape).tolist()
-
-
-class Training:
-    """Model, optimizer, place in the text, caches: everything that an update changes.
-
-    After the same number of updates it is the same to the last bit, however often it was saved and loaded between.
+    After the same number of updates it is the same to the last bit, however often it was saved and loaded in between.
     """
 
     def __init__(self, config: Config, corpus: Corpus, process: Process):
         self.config, self.process, train = config, process, config.train
-        files.seed(train.seed)  # the same weights in every process
+        random_state.seed(train.seed)  # the same weights in every process
         self.model = Transformer(config.model, corpus.vocab_size, config.hardware.activation_checkpointing)
         self.model.to(process.device)
-        files.seed(train.seed + 1 + process.rank)  # and dropout of its own
+        random_state.seed(train.seed + 1 + process.rank)  # and dropout of its own
         self.optimizer = optimizer.build(config.optimizer, self.model.parameters())
         self.graph = self._step_graph()
         self.gradients: FlatGradients | None = None  # of several processes whose steps are graphs
@@ -70,12 +56,12 @@ class Training:
         self.updates = 0
         self.grad_norm = 0.0
         self.block = torch.zeros(0)  # (b, M + 1) of the present step, where a graph looks for it
-        self._report: Report | None = None  # of the last update, on its way to the host
+        self._metrics: StepMetrics | None = None  # of the last update, on its way to the host
         self._grad_norms = torch.zeros(0)  # (P,) of the last update, on the device
         self.read_spans()
 
     def _parallel(self) -> nn.Module:
-        """The model as it is run: compiled block by block, its gradients averaged over the processes."""
+        """Return the model as it is run: compiled block by block, its gradients averaged over the processes."""
         if self.config.hardware.compile:
             for block in (*self.model.attention_blocks, *self.model.feed_forward_blocks):
                 block.compile()
@@ -87,7 +73,7 @@ class Training:
         return DistributedDataParallel(self.model, gradient_as_bucket_view=True)
 
     def _step_graph(self) -> StepGraph | None:
-        """A recording of the step, where there is a GPU to replay it."""
+        """Return a recording of the step, where there is a GPU to replay it."""
         wanted, _ = step_graph.choose(self.config.hardware.graphs, self.process.device)
         return StepGraph() if wanted else None
 
@@ -97,11 +83,11 @@ class Training:
         return [self.model.empty_cache(size) for _ in range(train.batch_split)]
 
     def update(self) -> None:
-        """One step: forward, backward, update, clamp.
+        """Run one step: forward, backward, update, clamp.
 
-        What it did is sent to the host in one transfer, which the next step reads: nobody waits for the device. So the
-        limits of a step are those of the spans before the last update, with some room, and a span that would outgrow
-        them is held there for a step.
+        Its metrics go to the host in one transfer, which the next step collects, so that nobody waits for the device.
+        Therefore the bounds of a step are those of the spans before the last update, with some room. A span that would
+        outgrow them is held there for one step.
         """
         self.model.train()
         block, jumped = self.stream.next()
@@ -115,16 +101,17 @@ class Training:
         else:
             nats, grad_norms = self._compute_as_graph(self.graph, block)
         self.step += 1
-        self.read()
+        self.collect()
         self._bound_by(self._next_limits())
         self.model.clamp_spans_(self.highest)
         figures = torch.stack([nats, torch.linalg.vector_norm(grad_norms)])
-        self._report, self._grad_norms = Report(self.step, figures, self.model.spans()), grad_norms
+        self._metrics, self._grad_norms = StepMetrics(self.step, figures, self.model.spans()), grad_norms
 
     def _compute(self, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Update the weights from a block of text, (b, M + 1): all of a step that the host needs to know nothing of.
+        """Update the weights from a block of text, (b, M + 1), without a value that the host would wait for.
 
-        Returns the mean of the nats before the update, and the norm of each gradient, (P,).
+        Returns:
+            The mean loss before the update, in nats per token, and the norm of each gradient, (P,).
         """
         nats, self.caches = self._backward(block)
         return nats, self._apply()
@@ -139,7 +126,7 @@ class Training:
         return grad_norms
 
     def _compute_as_graph(self, graph: StepGraph, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Do the same by a recording: it reads the block and the caches, and writes the next ones, where they are.
+        """Do the same by a recording, which reads the block and the caches in place, and writes the next caches there.
 
         Several processes add up their gradients, and update, right behind it.
         """
@@ -184,12 +171,16 @@ class Training:
     def _no_sync(self) -> AbstractContextManager[Any]:
         return self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else nullcontext()
 
-    def read(self) -> None:
-        """Take in what the last update did: `spans`, `grad_norm`, nats. Asked again, it has nothing to add."""
-        if self._report is None:
+    def collect(self) -> None:
+        """Take in what the last update measured: `spans`, `grad_norm`, nats. A second call adds nothing.
+
+        Raises:
+            UserError: The loss or a gradient is not finite.
+        """
+        if self._metrics is None:
             return
-        step, (mean, self.grad_norm), self.spans = self._report.read()
-        self._report = None
+        step, (mean, self.grad_norm), self.spans = self._metrics.collect()
+        self._metrics = None
         if not math.isfinite(mean):
             raise self.diverged(f"the loss is {mean} at step {step}, before any gradient")
         if not math.isfinite(self.grad_norm):
@@ -204,6 +195,7 @@ class Training:
         return names[finite.index(False)] if False in finite else "all parameters together"
 
     def diverged(self, what: str) -> UserError:
+        """Return the error of a training whose numbers are not finite any more."""
         return UserError(
             f"the training has diverged: {what}; lower optimizer.lr={self.config.optimizer.lr}, or lengthen "
             f"train.warmup_steps={self.config.train.warmup_steps}; the checkpoints are from before it"
@@ -218,7 +210,11 @@ class Training:
         return weights
 
     def begin_with(self, state: files.State, source: Path) -> None:
-        """With the weights of another training; for `train.continue_from` also with its optimizer's state and step."""
+        """Start from the weights of another training; for `train.continue_from` also from its optimizer state and step.
+
+        Raises:
+            UserError: The weights do not fit, are not finite, or come without the optimizer state that is wanted.
+        """
         files.check_fits(self.model, state["model"], source)
         files.check_finite(state["model"], source)
         self.model.load_state_dict(state["model"])
@@ -244,13 +240,13 @@ class Training:
         optimizer.load_state_dict(self.optimizer, {"state": gathered})
 
     def read_spans(self) -> None:
-        """After the weights have been replaced."""
+        """Take the spans and their bounds from weights that have been replaced."""
         self.spans = self.model.spans().tolist()  # (N, H) effective spans in tokens, on the host
         self.limits: Limits = []
         self._bound_by(self._next_limits())
 
     def _next_limits(self) -> Limits:
-        """Bounds on the spans of the next step: on a GPU such as seldom change, elsewhere as close as they can be."""
+        """Return bounds on the spans of the next step: on a GPU such as seldom change, elsewhere the closest ones."""
         if self.process.device.type != "cuda":
             return self.model.limits(self.spans, SLACK)
         return span_bounds.renewed(self.limits, self.spans, self.config.model.max_span, self.config.model.block_size)
@@ -260,19 +256,19 @@ class Training:
         if limits != self.limits:
             self.limits, self.highest = limits, self.model.highest_fractions(limits)
 
-    def read_nats(self) -> float:
-        """Nats a token, the mean over all processes and all updates since it was last read."""
-        self.read()
+    def mean_loss(self) -> float:
+        """Return nats per token, the mean over all processes and all updates since the last call."""
+        self.collect()
         (total,) = self.process.sum([self.nats / self.updates / self.process.world_size])
         self.nats, self.updates = 0.0, 0
         return total
 
     def state_dict(self) -> files.State:
-        """The whole state in the main process, whatever the number of processes; all of them must call it."""
-        self.read()
+        """Return the whole state in the main process, whatever the number of processes. All of them must call it."""
+        self.collect()
         layers = zip(*self.caches, strict=True)  # of the slices of each layer
         cache = [self.process.gather_rows(torch.cat(slices)) for slices in layers]
-        own = {"random": files.random_state(self.process.device), "nats": self.nats}
+        own = {"random": random_state.random_state(self.process.device), "nats": self.nats}
         return {
             "step": self.step,
             "model": self.weights(),
@@ -285,6 +281,7 @@ class Training:
         }
 
     def load_state_dict(self, state: files.State) -> None:
+        """Resume from what `state_dict` returned, in any number of processes that share the batch."""
         process, train = self.process, self.config.train
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
@@ -298,7 +295,7 @@ class Training:
         processes = state["processes"]
         if len(processes) == process.world_size:
             self.nats = processes[process.rank]["nats"]
-            files.restore_random_state(processes[process.rank]["random"], process.device)
-        else:  # no process's dropout can go on; each begins one that no step has seen
+            random_state.restore_random_state(processes[process.rank]["random"], process.device)
+        else:  # the dropout of no process can be resumed; each starts one that no step has seen
             self.nats = sum(own["nats"] for own in processes) / len(processes)
-            files.seed(hash((train.seed, self.step, process.rank)) % 2**63)
+            random_state.seed(hash((train.seed, self.step, process.rank)) % 2**63)

@@ -1,4 +1,4 @@
-"""Where a rank was when it made no step any more."""
+"""Print where a rank was when it stopped making steps."""
 
 import sys
 import threading
@@ -9,7 +9,7 @@ from typing import Self
 
 
 class Watchdog:
-    """While it is entered, print this rank's stack once, as soon as `seconds` have passed without a step."""
+    """Print this rank's stack once `seconds` have passed without a step, while it is entered."""
 
     def __init__(self, rank: int, seconds: float):
         self.rank, self.seconds = rank, seconds
@@ -18,6 +18,7 @@ class Watchdog:
         self.step()
 
     def step(self) -> None:
+        """Note that a step begins."""
         self._last = time.monotonic()
 
     def __enter__(self) -> Self:

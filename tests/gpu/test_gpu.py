@@ -48,7 +48,7 @@ def test_every_attention_trains_in_every_precision(launch, tmp_path):
 
 GROWS = """
 import torch
-from adaptive_span import gpu
+from adaptive_span.hardware import gpu
 gpu.use(torch.device("cuda", 0))
 torch.zeros(1, device="cuda")
 assert torch.cuda.memory._snapshot()["allocator_settings"]["expandable_segments"]

@@ -12,7 +12,7 @@ from adaptive_span.distributed import Process
 from adaptive_span.evaluation import scoring
 from adaptive_span.hardware.step_graph import StepGraph
 from adaptive_span.model.transformer import Transformer
-from adaptive_span.training.state import Training
+from adaptive_span.training.state import TrainState
 from tests.conftest import SMALL
 from tests.unit.config.test_config import composed
 from tests.unit.training.test_training import small
@@ -48,7 +48,7 @@ def train_as_one_of_two(rank, directory, text, settings):
     dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
     process = Process(rank, 2, torch.device("cuda", 0))
     config = composed("data=files", f"data.path={text}", f"data.directory={directory}", *SMALL, *settings)
-    training = Training(config, prepare(config.data), process)
+    training = TrainState(config, prepare(config.data), process)
     for _ in range(40):
         training.update()
     state = training.state_dict()

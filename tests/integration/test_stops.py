@@ -151,7 +151,7 @@ def test_a_run_whose_output_nobody_reads_comes_to_its_end(processes, closed, com
 def test_a_program_whose_output_nobody_reads_ends_as_if_it_had_been_read(launch, tmp_path):
     launch("run.dir=run", "train.steps=2")
     for program in (
-        "-m adaptive_span.reporting.sweep_table .",
+        "-m adaptive_span sweep .",
         f"{ROOT}/evaluate.py run=run hardware=cpu",
         f"{ROOT}/launch.py --cfg all",
     ):
@@ -162,13 +162,13 @@ def test_a_program_whose_output_nobody_reads_ends_as_if_it_had_been_read(launch,
 
 DIVERGING = """
 import runpy, sys
-from adaptive_span.training import Training
-update = Training.update
+from adaptive_span.training.state import TrainState
+update = TrainState.update
 def diverging(training):
     if training.step == 14:
         training.model.positions.data.fill_(float("nan"))
     update(training)
-Training.update = diverging
+TrainState.update = diverging
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -215,7 +215,7 @@ def test_a_rank_that_is_killed_is_told_and_the_run_resumes_by_command_or_by_itse
     restarted = killed(0, step + 50, "hardware.max_restarts=1")
     assert restarted.returncode == 0
     assert restarted.stderr.startswith("warning: the process of rank 0 was ended by signal 9 (SIGKILL, ")
-    assert restarted.stdout.count("going on with run after step") == 2
+    assert restarted.stdout.count("resuming run after step") == 2
     assert_same_run(straight(2), tmp_path / "run")
 
 

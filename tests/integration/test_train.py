@@ -68,7 +68,7 @@ def test_a_run_leaves_what_it_promises(launch, tmp_path):
 def test_the_default_directory_is_the_same_for_the_same_run(launch, tmp_path):
     launch("train.steps=2")
     assert "is finished after 2 steps" in launch("train.steps=2", "log.every=1", "hardware.processes=1").stdout
-    assert "going on with" in launch("train.steps=3").stdout
+    assert "resuming" in launch("train.steps=3").stdout
     launch("train.steps=2", "train.seed=7")
     assert len(list((tmp_path / "runs").glob("files-tiny-*"))) == 2
 
@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(processes, number, lau
     assert 50 <= step < 300
     assert f"stopped after step {step} of 300, and saved" in log.read_text()
     assert "shutting down" not in log.read_text()  # which torch would say
-    assert f"going on with stopped after step {step}" in launch(*settings, "run.dir=stopped").stdout
+    assert f"resuming stopped after step {step}" in launch(*settings, "run.dir=stopped").stdout
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
 
 
@@ -118,9 +118,9 @@ def test_a_run_that_is_stopped_while_it_is_scored_ends_at_once_and_is_scored_by_
 
 STOPPED_WHILE_VALIDATING = """
 import os, runpy, signal, sys
-from adaptive_span import trainer
-validate = trainer.Run._validate
-trainer.Run._validate = lambda run: (run.training.step == 24 and os.kill(os.getpid(), signal.SIGTERM)) or validate(run)
+from adaptive_span.training import trainer
+validate = trainer.Trainer._validate
+trainer.Trainer._validate = lambda run: (run.state.step == 24 and os.kill(os.getpid(), signal.SIGTERM)) or validate(run)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -173,7 +173,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(launch, tmp_path):
     out = launch(*settings, "run.dir=damaged").stdout
     assert "step_00000024.pt is damaged" in out
     assert "step_00000020.pt is damaged" in out
-    assert "going on with damaged after step 10" in out
+    assert "resuming damaged after step 10" in out
     assert_same_run(tmp_path / "straight", damaged)
 
 
@@ -211,7 +211,7 @@ def test_threads_are_shared_out(tmp_path):
     """N processes get the cores of one."""
     code = (
         "import os, torch\n"
-        "from adaptive_span.config import HardwareConfig\n"
+        "from adaptive_span.config.schema import HardwareConfig\n"
         "from adaptive_span.distributed import process_group\n"
         "with process_group(HardwareConfig(device='cpu')):\n"
         "    os.write(1, f'threads {torch.get_num_threads()}\\n'.encode())\n"  # in one piece

@@ -95,7 +95,7 @@ def test_a_run_keeps_the_numbering_of_the_weights_that_it_began_with(tmp_path):
     out = finish([*words, "train.steps=4"], tmp_path).stdout  # scored on another text alone, it is not finished
     assert scores.own(second)["splits"] == score["splits"]
     assert "scoring valid" in out
-    assert "going on with second after step 4" in finish([*words, "train.steps=6"], tmp_path).stdout
+    assert "resuming second after step 4" in finish([*words, "train.steps=6"], tmp_path).stdout
     vocabularies = [files.load(path)["vocabulary"] for path in (first, second / "checkpoints" / "step_00000006.pt")]
     assert vocabularies[0] == vocabularies[1]
 

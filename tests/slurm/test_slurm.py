@@ -58,7 +58,7 @@ def test_requeue_and_preemption_neither_lose_nor_repeat_a_step(stories, slurm, l
     assert states(slurm, job) == ["COMPLETED", "PREEMPTED", "REQUEUED"]
     text = (run / "slurm" / f"{job}_0_log.out").read_text()
     stops = [int(step) for step in re.findall(r"stopped after step (\d+) of 300, and saved", text)]
-    assert stops == [int(step) for step in re.findall(r"going on with \S+ after step (\d+)", text)]
+    assert stops == [int(step) for step in re.findall(r"resuming \S+ after step (\d+)", text)]
     assert len(stops) == 2
     assert re.search(r"\nstep 150/300 .* train bpc \d", text)  # a line each, and no bar
     assert "\x1b" not in text
@@ -99,7 +99,7 @@ def test_two_nodes_train_as_one_process_and_save_at_the_same_step(stories, slurm
     assert losses(run) == pytest.approx(losses(tmp_path / "one"), abs=1e-3)  # rounding grows with the steps
     text = (run / "slurm" / f"{job}_0_log.out").read_text()
     stopped = re.findall(r"stopped after step (\d+) of 100, and saved", text)
-    assert stopped == re.findall(r"going on with \S+ after step (\d+)", text)
+    assert stopped == re.findall(r"resuming \S+ after step (\d+)", text)
     assert len(stopped) == 1
     assert states(slurm, job) == ["COMPLETED", "REQUEUED"]
     assert_one_wandb_run(run, 2)
@@ -118,7 +118,7 @@ def test_a_time_limit_requeues_so_often_as_it_may_and_the_same_command_goes_on(s
     run = slurm.directory / "limit"
     text = (run / "slurm" / f"{job}_0_log.out").read_text()
     first, second = [int(step) for step in re.findall(r"stopped after step (\d+) of 100000, and saved", text)]
-    assert re.findall(r"going on with \S+ after step (\d+)", text) == [str(first)]
+    assert re.findall(r"resuming \S+ after step (\d+)", text) == [str(first)]
     assert newest(run)["step"] == second
     assert "the job has reached its time limit once more than it may" in text
     assert "hardware.requeues" in text
@@ -139,7 +139,7 @@ def edited_cancelled_crashed(slurm: Cluster) -> tuple[str, str, Path]:
     cancelled = job_of(slurm.launch(*LONG, "run.dir=edited", hold, tree=tree))
     trainer = tree / "adaptive_span" / "training" / "trainer.py"
     sound = trainer.read_text()
-    trainer.write_text(sound.replace("training.update()", "training.update() if process.is_main else broken()"))
+    trainer.write_text(sound.replace("state.update()", "state.update() if process.is_main else broken()"))
     slurm.run("scontrol", "release", cancelled)
     slurm.until_step("edited", 50)
     slurm.run("scancel", cancelled)

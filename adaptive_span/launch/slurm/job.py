@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import submitit
 
@@ -28,6 +28,9 @@ from adaptive_span.errors import UserError
 from adaptive_span.hardware import machine
 from adaptive_span.launch.slurm import cluster
 from adaptive_span.reporting.run_directory import failure_kept, resumable
+
+if TYPE_CHECKING:
+    from adaptive_span.evaluation.result import Result
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -67,7 +70,8 @@ class Job:
                 raise
 
     def _train(self, nodes: int, rank: int, first: str) -> None:
-        from adaptive_span.launch import processes  # torch
+        from adaptive_span.evaluation.result import print_result  # torch
+        from adaptive_span.launch import processes
 
         hardware = self.config.hardware
         count, cores = processes.processes_of(hardware), int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
@@ -78,14 +82,16 @@ class Job:
         if nodes > 1:
             endpoint = f"{_address(first)}:{12000 + int(job_id) % 8000}"
             node = processes.Node(rank, nodes, endpoint, node.run_id)
-        processes.start(hardware, count, node, _work, self.config, self.command)
+        result = processes.start(hardware, count, node, _work, self.config, self.command)
+        if result:
+            print_result(result, self.config)
 
 
-def _work(config: Config, command: list[str]) -> None:
+def _work(config: Config, command: list[str]) -> "Result | None":
     """In each worker, which imports all that a training needs; the agent need not."""
     from adaptive_span.training import trainer
 
-    trainer.train(config, command)
+    return trainer.train(config, command)
 
 
 class Agent:

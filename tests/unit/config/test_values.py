@@ -21,7 +21,7 @@ from adaptive_span.hardware import capacity, machine
 from adaptive_span.launch import command_line, local, sweep_jobs
 from adaptive_span.launch.slurm import launcher as slurm_launcher
 from adaptive_span.training import out_of_memory
-from adaptive_span.training.trainer import Run
+from adaptive_span.training.trainer import Trainer
 from tests.conftest import ROOT, SMALL, finish, sentence
 from tests.unit.config.test_config import composed
 
@@ -179,9 +179,9 @@ def run_a_step(config):
     process = Process(0, 1, torch.device("cpu"))
     corpus = prepare(config.data, config.model.reads_by_frequency)
     capacity.check_memory(config, corpus.vocab_size, 1, machine.memory())
-    run = Run(config, corpus, process, Path("run"))
-    run.training.update()
-    run.training.read()
+    run = Trainer(config, corpus, process, Path("run"), ())
+    run.state.update()
+    run.state.collect()
 
 
 @settings(max_examples=40)

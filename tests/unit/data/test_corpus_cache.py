@@ -93,8 +93,8 @@ def test_no_damaged_description_gets_through(name, config):
 
 OPENING = """
 import sys
-from adaptive_span.config import DataConfig
-from adaptive_span.corpus import prepare
+from adaptive_span.config.schema import DataConfig
+from adaptive_span.data.corpus import prepare
 corpus = prepare(DataConfig(name="files", level="word", path=sys.argv[1], directory=sys.argv[2]))
 sys.stderr.write(f"{corpus.fingerprint} {int(corpus.tokens('train').sum())}")
 """

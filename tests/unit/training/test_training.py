@@ -9,14 +9,14 @@ from adaptive_span.data.corpus import prepare
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.training import optimizer
-from adaptive_span.training.state import Training
+from adaptive_span.training.state import TrainState
 from tests.conftest import SMALL
 from tests.unit.config.test_config import composed
 
 
-def small(text: Path, directory: Path, *settings: str, device: str = "cpu") -> Training:
+def small(text: Path, directory: Path, *settings: str, device: str = "cpu") -> TrainState:
     config = composed("data=files", f"data.path={text}", f"data.directory={directory}", *SMALL, *settings)
-    return Training(config, prepare(config.data), Process(0, 1, torch.device(device)))
+    return TrainState(config, prepare(config.data), Process(0, 1, torch.device(device)))
 
 
 def test_no_span_outgrows_what_the_next_step_looks_at(text, tmp_path):
@@ -65,6 +65,6 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_step(name, text, tmp_pa
     with pytest.raises(
         UserError, match=r"the gradient of feed_forward_blocks.1.expand.weight is not finite at step 2; "
     ):
-        training.read()
+        training.collect()
     with pytest.raises(UserError, match="is not finite after step 2"):
         training.weights()

@@ -1,0 +1,63 @@
+"""What came of a training, and how it is shown at the end of a command."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptive_span.config.overrides import pasted, setting
+from adaptive_span.config.schema import Config
+from adaptive_span.evaluation import report
+from adaptive_span.reporting.run_directory import CONFIG, report_finished
+from adaptive_span.reporting.tracking import METRICS
+from adaptive_span.terminal.printing import print_places
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a training.
+
+    Attributes:
+        directory: Of the run.
+        step: The last update.
+        evaluation: What `evaluation.json` holds.
+        figure: The spans, drawn; None where the run was finished before.
+        tracker: Where the tracker shows the run, if it says so.
+    """
+
+    directory: Path
+    step: int
+    evaluation: dict[str, Any]
+    figure: Path | None = None
+    tracker: str | None = None
+
+    @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Scores of the splits, by name: `bpc`, `nats` (of all tokens), `tokens`, and of words `ppl`."""
+        return self.evaluation["splits"]
+
+
+def print_result(result: Result, config: Config) -> None:
+    """Print the scores, the spans, what they cost, where everything is, and commands for what comes next."""
+    if result.figure is None:
+        report_finished(result.directory, result.step)
+        return
+    report.print_tables(result.evaluation, config, config.data.level)
+    directory = result.directory
+    print_places(
+        {
+            "run": directory,
+            "weights": f"{result.evaluation['checkpoint']} (step {result.evaluation['step']})",
+            "metrics": directory / METRICS,
+            "figure": result.figure,
+            "wandb": result.tracker,
+            "train on": pasted("train", "--config", str(directory / CONFIG), *_longer(config)),
+            "evaluate": pasted("evaluate", setting("run", str(directory))),
+        }
+    )
+
+
+def _longer(config: Config) -> list[str]:
+    """Return the settings that train for as many steps again, and end with the same phase."""
+    train, settings = config.train, [f"train.steps={config.train.total_steps + config.train.steps}"]
+    settings += [f"train.finetune_steps={train.finetune_steps}"] if train.finetune_steps else []
+    return [*settings, *([f"plugins=[{','.join(config.plugins)}]"] if config.plugins else [])]
