@@ -1,13 +1,13 @@
-"""What a user can cause: one sentence that names the thing, its value, what is allowed and what to do."""
+"""Errors that a user can cause: one sentence that names the thing, its value, what is allowed and what to do."""
 
 import unicodedata
 from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Shown as its sentence alone, without a traceback. Everything else that is raised is a bug.
+    """An error that is printed as its sentence alone, without a traceback. Every other exception is a bug.
 
-    It is one line, and moves no cursor, whatever the names and values that it repeats.
+    The sentence is one line, and moves no cursor, whatever names and values it repeats.
     """
 
     exit_code = 2
@@ -26,7 +26,7 @@ def _escaped(character: str) -> str:
 
 
 def shown(value: object, most: int = 100) -> str:
-    """Return a value as a sentence repeats it, however long it is."""
+    """Return a value as a sentence repeats it, cut after `most` characters."""
     try:
         text = str(value)
     except ValueError:  # an integer of thousands of digits
@@ -35,7 +35,8 @@ def shown(value: object, most: int = 100) -> str:
 
 
 class ProcessLost(UserError):
-    """One of a run's processes was killed or hangs. It is nobody's mistake and no bug: the same command resumes."""
+    """One of a run's processes was killed or hangs. That is neither a user's mistake nor a bug: the same command
+    resumes."""
 
     def __init__(self, sentence: str, exit_code: int = 1):
         super().__init__(sentence)
@@ -43,26 +44,37 @@ class ProcessLost(UserError):
 
 
 def did_you_mean(word: str, allowed: list[str] | tuple[str, ...]) -> str:
-    """`; did you mean 'steps'?` for the nearest of `allowed`, or nothing where none is near."""
+    """Return `; did you mean 'steps'?` for the nearest of `allowed`, or nothing where none is near."""
     near = get_close_matches(word, allowed, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def either(numbers: list[int]) -> str:
+    """Return numbers as people list them: 4, 8 or 16."""
     *rest, last = map(str, numbers)
     return f"{', '.join(rest)} or {last}" if rest else last
 
 
 def first_line(error: Exception) -> str:
-    """Of what a library says, to stand within a sentence."""
+    """Return the first line of a library's message, so that it fits into a sentence."""
     return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def check_batch(key: str, batch_size: int, processes: int, batch_split: int = 1) -> None:
-    """Every process takes as many rows, in as many equal slices."""
-    parts = max(1, processes) * batch_split
-    if batch_size % parts:
+    """Check that every process takes as many rows, in as many equal slices.
+
+    Args:
+        key: The key that holds the rows, for the message.
+        batch_size: Rows over all processes.
+        processes: Number of processes.
+        batch_split: Slices of a process's rows.
+
+    Raises:
+        UserError: The rows cannot be divided so.
+    """
+    divisor = max(1, processes) * batch_split
+    if batch_size % divisor:
         raise UserError(
             f"{key}={batch_size} must be divisible by processes × slices = {max(1, processes)} × {batch_split} = "
-            f"{parts}; take {batch_size // parts * parts or parts} or {(batch_size // parts + 1) * parts}"
+            f"{divisor}; take {batch_size // divisor * divisor or divisor} or {(batch_size // divisor + 1) * divisor}"
         )

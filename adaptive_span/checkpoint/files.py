@@ -15,7 +15,7 @@ from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.storage import tensor_file
 from adaptive_span.storage.stored import from_dict, lookup
-from adaptive_span.storage.writing import WRITING, explained, whole
+from adaptive_span.storage.writing import WRITING, atomic_write, explain_disk_errors
 
 State = dict[str, Any]
 FORMAT = 1  # of what is written; files without the key are older and are still read
@@ -37,7 +37,7 @@ class NewerFormat(UserError):
 
 def save(state: State, path: Path) -> None:
     """Write a checkpoint whole. Raises `UserError` where the disk does not take it; an older one stays as it is."""
-    with whole(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save({"format": FORMAT} | state, file)
         except RuntimeError as error:
@@ -107,6 +107,6 @@ def newest(directory: Path) -> tuple[State | None, list[str]]:
 def prune(directory: Path, keep: int, step: int) -> None:
     """Leave the newest ones up to `step`; what is later could not be read, and what is half written never will be."""
     good = [path for path in steps(directory) if path <= step_path(directory, step)]
-    with explained(directory):
+    with explain_disk_errors(directory):
         for path in {*steps(directory), *directory.glob(f"*{WRITING}")}.difference(good[:keep]):
             path.unlink()

@@ -18,7 +18,7 @@ from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.storage import tensor_file
 from adaptive_span.storage.stored import lookup
-from adaptive_span.storage.writing import explained
+from adaptive_span.storage.writing import explain_disk_errors
 
 ADDRESS = "https://dl.fbaipublicfiles.com/adaptive-span/{name}.pt"
 NAMES = ("enwik8", "enwik8_large", "text8", "text8_large")
@@ -209,7 +209,7 @@ def convert_file(file: Path, out: Path, ramp: int) -> files.State:
     if not is_original(state):
         raise UserError(f"{file} is a checkpoint of this project already")
     state = convert(state, file, ramp)
-    with explained(out):
+    with explain_disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     files.save(state, out)
     return state

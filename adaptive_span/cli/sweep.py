@@ -14,5 +14,5 @@ def main(words: Sequence[str]) -> None:
     """Print the table of the runs below a folder. Raises `UserError` where none has begun."""
     parser = argparse.ArgumentParser("adaptive-span sweep", description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="the folder that holds the runs")
-    home = parser.parse_args(words).directory
-    summarize(runs_below(home), home)
+    directory = parser.parse_args(words).directory
+    summarize(runs_below(directory), directory)

@@ -18,8 +18,13 @@ SLURM_KEYS = (
 
 
 def check_here(config: Config) -> None:
-    """Raise `UserError` for a training that this machine cannot hold, as far as can be known before torch is asked
-    for a GPU: weights are made in main memory; the rest may be a GPU's."""
+    """Refuse a training that this machine cannot hold, before torch is imported.
+
+    Weights are made in main memory; the rest may be in a GPU's.
+
+    Raises:
+        UserError: It needs more memory, or more processes than the cores carry.
+    """
     hardware, memory = config.hardware, machine.memory(max(1, config.hardware.processes))
     check_processes(hardware)
     if hardware.device == "cpu" or not machine.may_have_gpu():
@@ -29,6 +34,11 @@ def check_here(config: Config) -> None:
 
 
 def check_processes(hardware: HardwareConfig) -> None:
+    """Refuse many more processes than cores.
+
+    Raises:
+        UserError: There are too many.
+    """
     most = PROCESSES_PER_CORE * machine.cores()
     if hardware.processes > most:
         raise UserError(
@@ -38,26 +48,41 @@ def check_processes(hardware: HardwareConfig) -> None:
 
 
 def check_memory(config: Config, vocab_size: int, processes: int, memory: int | None) -> None:
-    """Raise `UserError` where a step of one process needs more than `memory` bytes at the very least: weights,
-    gradients, the optimizer's state, and what every layer keeps of its input. 0: a vocabulary not known yet."""
+    """Refuse a training whose step needs more memory than there is, at the very least.
+
+    Counted are weights, gradients, the optimizer's state, and what every layer keeps of its input.
+
+    Args:
+        config: The training.
+        vocab_size: Symbols of the text; 0: not known yet.
+        processes: That share the batch.
+        memory: Bytes that one process may have; None: unknown, and nothing is refused.
+
+    Raises:
+        UserError: It does not fit.
+    """
     rows = max(1, config.train.batch_size // processes // config.train.batch_split)
     copies = 2 + optimizer_state(config.optimizer)
-    parts = {key: copies * count for key, count in _weights(config.model, vocab_size).items()}
+    sizes = {key: copies * count for key, count in _weights(config.model, vocab_size).items()}
     tokens = rows * config.model.block_size
     kept = tokens * (config.model.num_layers * config.model.hidden_size + vocab_size) // 2  # of 2 bytes in bf16
     key = "train.batch_size" if rows >= config.model.block_size else "model.block_size"
     value = config.train.batch_size if rows >= config.model.block_size else config.model.block_size
-    _refuse(parts | {f"{key}={value}": kept}, 4, memory)
+    _refuse(sizes | {f"{key}={value}": kept}, 4, memory)
 
 
 def check_scoring(model: ModelConfig, vocab_size: int, rows: int, block_size: int, memory: int | None) -> None:
-    """Raise `UserError` where scoring so many rows at a time needs more than `memory` bytes at the very least."""
-    words = 2 * rows * block_size  # where each token stands, as 64 bits
-    _refuse(_weights(model, vocab_size) | {f"batch_size={rows} with block_size={block_size}": words}, 4, memory)
+    """Refuse to score more rows at a time than memory can hold, at the very least.
+
+    Raises:
+        UserError: It does not fit.
+    """
+    index_numbers = 2 * rows * block_size  # where each token stands, as 64 bits
+    _refuse(_weights(model, vocab_size) | {f"batch_size={rows} with block_size={block_size}": index_numbers}, 4, memory)
 
 
 def parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Return how many numbers the weights of a model are."""
+    """Return the number of parameters of a model."""
     return sum(_weights(model, vocab_size).values())
 
 
@@ -67,7 +92,7 @@ def optimizer_state(optimizer: OptimizerConfig) -> int:
 
 
 def warn_of_slurm_keys(hardware: HardwareConfig) -> None:
-    """Print one line if keys are set that mean something to SLURM alone."""
+    """Print one line if keys are set that only SLURM reads."""
     default = {field.name: getattr(HardwareConfig(), field.name) for field in fields(hardware)}
     given = [f"hardware.{key}" for key in SLURM_KEYS if getattr(hardware, key) != default[key]]
     if given and os.environ.get("RANK", "0") == "0":
@@ -95,16 +120,22 @@ def _input_and_output(model: ModelConfig, vocab_size: int) -> int:
         return 2 * vocab_size * size + vocab_size
     sizes = [size // model.division**index for index in range(clusters + 1)]
     counts = [high - low for low, high in pairwise([0, *model.cutoffs, vocab_size])]
-    embedding = sum((count + size) * own for count, own in zip(counts, sizes, strict=True))
+    embedding = sum((count + size) * vector_size for count, vector_size in zip(counts, sizes, strict=True))
     return embedding * (1 if model.tied else 2) + vocab_size + clusters * (size + 1)
 
 
-def _refuse(parts: dict[str, int], width: int, memory: int | None) -> None:
-    """`parts`: numbers of `width` bytes, by the setting that asks for them."""
-    need = width * sum(parts.values())
+def _refuse(sizes: dict[str, int], width: int, memory: int | None) -> None:
+    """Raise `UserError` if numbers of `width` bytes need more than `memory`.
+
+    Args:
+        sizes: How many numbers, by the setting that asks for them.
+        width: Bytes of each.
+        memory: Bytes that there are; None: unknown.
+    """
+    need = width * sum(sizes.values())
     if memory is not None and need > memory:
-        most = max(parts, key=parts.__getitem__)
+        most = max(sizes, key=sizes.__getitem__)
         raise UserError(
-            f"this needs at least {need / GB:,.1f} GB in each process, {width * parts[most] / GB:,.1f} of them for "
+            f"this needs at least {need / GB:,.1f} GB in each process, {width * sizes[most] / GB:,.1f} of them for "
             f"{most}, but a process has {memory / GB:,.1f} GB here; make that smaller"
         )

@@ -1,4 +1,4 @@
-"""What of a GPU decides how it is used, and whether this build of torch can use it at all."""
+"""Find out what a GPU can do, and whether this build of torch runs on it."""
 
 import os
 import re
@@ -32,12 +32,17 @@ class Gpu:
 
 
 def describe(device: torch.device) -> Gpu:
+    """Return what torch knows of a GPU."""
     properties = torch.cuda.get_device_properties(device)
     return Gpu(properties.name, (properties.major, properties.minor), torch.version.hip is not None)
 
 
 def use(device: torch.device) -> None:
-    """Make it this process's GPU. Raises `UserError` if this build of torch holds no code for it."""
+    """Make a GPU this process's own.
+
+    Raises:
+        UserError: This build of torch holds no code for it.
+    """
     if torch.version.hip is None:
         expand_segments(os.environ)
     with warnings.catch_warnings():
@@ -52,10 +57,10 @@ def use(device: torch.device) -> None:
 
 
 def expand_segments(environment: MutableMapping[str, str]) -> None:
-    """Let torch's allocator grow its pieces of memory, so that tensors whose sizes follow the spans leave fewer gaps.
+    """Let torch's allocator grow its segments, so that tensors whose sizes follow the spans leave fewer gaps.
 
-    It reads that when the GPU is first used, and what a user has set stays. NCCL would register such memory for the
-    graphs that it is part of, and then hang or fail (pytorch issue 158029), so that it is told not to.
+    It reads that when the GPU is first used; what a user has set stays. NCCL would register such memory for the graphs
+    that it is part of, and then hang or fail (pytorch issue 158029), so it is asked not to.
     """
     if not any(name in environment for name in ALLOCATOR):
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
@@ -63,10 +68,10 @@ def expand_segments(environment: MutableMapping[str, str]) -> None:
 
 
 def is_built_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
-    """Return whether code for one of `architectures` runs there.
+    """Return whether code for one of `architectures` runs on a compute capability.
 
     `sm_86` is machine code: it runs on its own generation, from that revision on. `compute_90` is translated by the
-    driver for whatever is newer. A letter behind the number ties code to that very chip.
+    driver for whatever is newer. A letter after the number ties code to that very chip.
     """
     for name in architectures:
         kind, number, letter = re.fullmatch(r"(sm|compute)_(\d+)([a-z]?)", name).groups()  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""In which precision a training multiplies matrices. Parameters, updates and sums stay in fp32 in all of them."""
+"""Choose the precision of matrix products. Parameters, updates and sums stay in fp32 in all of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +14,28 @@ NATIVE = ("avx512_bf16", "amx_bf16", "bf16")  # of x86-64, and of 64-bit Arm
 
 
 def choose(asked: str, before: str | None, device: torch.device) -> tuple[str, str]:
-    """Return the precision of a training on `device`, and why, for people.
+    """Choose the precision of a training.
 
-    `before` is that of its checkpoint, None where it begins. Raises `UserError` if the device lacks what is asked for.
+    Args:
+        asked: `hardware.precision`.
+        before: That of the run's checkpoint; None where the run starts.
+        device: Where it computes.
+
+    Returns:
+        The precision, and the reason, for people.
+
+    Raises:
+        UserError: The device lacks what is asked for.
     """
     return decide(asked, before, device.type, describe(device) if device.type == "cuda" else None)
 
 
 def decide(asked: str, before: str | None, kind: str, gpu: Gpu | None) -> tuple[str, str]:
-    """Return the same from what a device is: its `kind` (cpu, cuda, mps), and the GPU that a cuda device is."""
+    """Choose as `choose` does, from a device's kind (cpu, cuda, mps) and the GPU that a cuda device is."""
     if asked != "auto":
-        name, reason, said = asked, "as asked for", f"hardware.precision={asked}"
+        name, reason, subject = asked, "as asked for", f"hardware.precision={asked}"
     elif before is not None:
-        name, reason, said = (
+        name, reason, subject = (
             before,
             "as it was begun",
             f"the run was begun with hardware.precision={shown(before)}, which",
@@ -36,7 +45,7 @@ def decide(asked: str, before: str | None, kind: str, gpu: Gpu | None) -> tuple[
     else:
         return "fp32", _why_fp32(kind, gpu)
     if problem := _problem(name, kind, gpu):
-        raise UserError(f"{said} {problem}; take hardware.precision=fp32")
+        raise UserError(f"{subject} {problem}; take hardware.precision=fp32")
     return name, reason
 
 
@@ -52,8 +61,8 @@ def _problem(name: str, kind: str, gpu: Gpu | None) -> str | None:
         return "this version of adaptive-span does not know"
     least = ".".join(map(str, TENSOR_CORES))
     if name == "tf32" and (gpu is None or not gpu.multiplies_bf16):
-        here = gpu or f"a device of kind {kind}"
-        return f"needs an NVIDIA GPU of compute capability {least} or more, and this is {here}"
+        this_device = gpu or f"a device of kind {kind}"
+        return f"needs an NVIDIA GPU of compute capability {least} or more, and this is {this_device}"
     if name == "bf16" and kind == "mps":
         return "is untested with hardware.device=mps"
     if name == "bf16" and gpu is not None and not gpu.is_rocm and not gpu.multiplies_bf16:
@@ -63,7 +72,7 @@ def _problem(name: str, kind: str, gpu: Gpu | None) -> str | None:
 
 @contextmanager
 def tf32(wanted: bool) -> Iterator[None]:
-    """Have CUDA multiply fp32 matrices with 10 bits of mantissa, on tensor cores; as before afterwards."""
+    """Let CUDA multiply fp32 matrices with 10 bits of mantissa, on tensor cores, within this context."""
     before = torch.backends.cuda.matmul.fp32_precision
     if wanted:
         torch.backends.cuda.matmul.fp32_precision = "tf32"
@@ -74,5 +83,5 @@ def tf32(wanted: bool) -> Iterator[None]:
 
 
 def is_emulated(precision: str, device: torch.device) -> bool:
-    """Return whether this is bf16 on a processor that has no instructions for it."""
+    """Return whether this is bf16 on a processor without instructions for it."""
     return precision == "bf16" and device.type == "cpu" and not any(map(torch.cpu.get_capabilities().get, NATIVE))

@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: its thousands of launches are recorded once, and then launched together.
+"""Run a training step as one CUDA graph: its thousands of launches are recorded once, and then launched together.
 
 Small steps are bound by the host, which takes 30 to 40 µs to launch a kernel that runs for 5. A graph has no such cost.
 What it records is the work on one set of addresses: inputs are copied to where they were, and results stay where they
@@ -16,7 +16,15 @@ Result = TypeVar("Result")
 
 
 def choose(asked: str, device: torch.device) -> tuple[bool, str]:
-    """Return whether steps are recorded on `device` where `hardware.graphs` is `asked`, and why, for people."""
+    """Choose whether steps are recorded.
+
+    Args:
+        asked: `hardware.graphs`.
+        device: Where they run.
+
+    Returns:
+        The choice, and the reason, for people.
+    """
     if device.type != "cuda":
         return False, "no GPU that records them"
     if asked == "off":
@@ -27,7 +35,7 @@ def choose(asked: str, device: torch.device) -> tuple[bool, str]:
 
 
 class StepGraph:
-    """The recording of one function, for as long as what decides the sizes of its tensors stays the same."""
+    """Record one function, for as long as what decides the sizes of its tensors stays the same."""
 
     def __init__(self) -> None:
         self._key: Hashable = None
@@ -55,15 +63,15 @@ class StepGraph:
         return self._result
 
     def forget(self) -> None:
-        """Give the recording's memory back."""
+        """Free the recording's memory."""
         self._key = self._graph = self._result = None
 
     def _record(self, function: Callable[[], object]) -> torch.cuda.CUDAGraph | None:
-        """Return the graph, or say why there is none."""
+        """Return the graph; print why there is none where torch refuses."""
         graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[torch.cuda.current_device()]
         before = generator.clone_state()
         try:
-            # Other threads, such as one that watches over NCCL, may go on calling CUDA meanwhile.
+            # Other threads, such as one that watches over NCCL, may keep calling CUDA meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._result = function()
         except RuntimeError as error:
@@ -71,8 +79,8 @@ class StepGraph:
             self._refused = True
             generator.graphsafe_set_state(before)  # it would wait for the end of a recording for ever
             reason = str(error).splitlines()[0]
-            told = f"the step cannot be recorded as a CUDA graph ({reason}); kernels are launched one by one"
-            print_line(f"warning: {told}")
+            warning = f"the step cannot be recorded as a CUDA graph ({reason}); kernels are launched one by one"
+            print_line(f"warning: {warning}")
             return None
         self._graph = graph
         return graph

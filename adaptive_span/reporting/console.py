@@ -1,4 +1,4 @@
-"""What a person sees: a live bar on a terminal, plain lines in the log of a batch job, and a table at the end."""
+"""Show how a run goes: a live bar on a terminal, plain lines in the log of a batch job, tables at the end."""
 
 import time
 from types import TracebackType
@@ -12,7 +12,7 @@ from adaptive_span.terminal.printing import console
 
 
 class TrainingProgress:
-    """Steps done, loss, spans, speed and the time left."""
+    """Show steps, loss, spans, speed and the time left."""
 
     def __init__(self, step: int, total: int):
         self.first, self.total = step, total
@@ -39,10 +39,11 @@ class TrainingProgress:
         self.bar.stop()
 
     def advance(self, step: int) -> None:
+        """Move the bar to a step."""
         self.bar.update(self.task, completed=step)
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
-        """At a logged step: new numbers beside the bar, or a line of their own where there is no terminal."""
+        """Show the numbers of a logged step: beside the bar, or as a line of their own where there is no terminal."""
         figures = [
             f"{key.replace('/', ' ')} {readable(metrics[key], 3)}"
             for key in ("train/bpc", "train/ppl", "valid/bpc", "valid/ppl")
@@ -59,11 +60,12 @@ class TrainingProgress:
 
 
 def readable(value: float, digits: int) -> str:
-    """A score; the perplexity of a model that knows nothing has more digits than a line."""
+    """Format a score. A perplexity with more digits than a line is written with an exponent."""
     return f"{value:.{digits}f}" if value < 1e6 else f"{value:.3g}"
 
 
 def span_table(spans: list[list[float]], max_span: int) -> Table:
+    """Return a table of each layer's mean and longest effective span, in tokens."""
     table = Table(title=f"span in tokens, of at most {max_span}", title_justify="left", box=None, pad_edge=False)
     for heading in ("layer", "mean", "max"):
         table.add_column(heading, justify="right")
@@ -73,7 +75,14 @@ def span_table(spans: list[list[float]], max_span: int) -> Table:
 
 
 def score_table(title: str, unit: str, scores: dict[str, float], published: dict[str, float] | None = None) -> Table:
-    """One row a split; a column of published numbers where there are some."""
+    """Return a table with a row per split.
+
+    Args:
+        title: Above the table.
+        unit: bpc or ppl.
+        scores: By split.
+        published: What the papers report, by split; a column of its own where there is any.
+    """
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("split")
     table.add_column(unit, justify="right")
@@ -88,9 +97,13 @@ def score_table(title: str, unit: str, scores: dict[str, float], published: dict
 
 
 def flops_table(flops: dict[str, float]) -> Table:
-    """Of a forward pass, beside the same model without learned spans, and without spans of each head's own."""
+    """Return a table of floating-point operations per token.
+
+    Args:
+        flops: Of a forward pass: with the learned spans, with every head at the maximum, and in between.
+    """
     table = Table(
-        title="floating-point operations a token, in millions", title_justify="left", box=None, pad_edge=False
+        title="floating-point operations per token, in millions", title_justify="left", box=None, pad_edge=False
     )
     for heading in ("spans", "forward", "training"):
         table.add_column(heading, justify="left" if heading == "spans" else "right")

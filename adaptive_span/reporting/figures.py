@@ -6,7 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from adaptive_span.storage.writing import explained, whole
+from adaptive_span.storage.writing import atomic_write, explain_disk_errors
 
 
 def draw_spans(spans: list[list[float]], max_span: int, path: Path) -> None:
@@ -41,7 +41,7 @@ def draw_spans(spans: list[list[float]], max_span: int, path: Path) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure atomically, in the format that the ending of `path` names."""
-    with explained(path):
+    with explain_disk_errors(path):
         path.parent.mkdir(exist_ok=True)
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150, format=path.suffix.removeprefix("."))

@@ -1,6 +1,6 @@
-"""What a run leaves in its directory for those who ask how it went: how far it is, and why it failed.
+"""Keep in a run's directory what others ask for: how far it is, and why it failed.
 
-Nothing here imports torch, so that a table of many runs is shown at once, and a login node need not have it ready.
+Nothing here imports torch, so that a table of many runs is printed at once, and a login node does not need it.
 """
 
 import os
@@ -20,7 +20,7 @@ from adaptive_span.errors import ProcessLost, UserError
 from adaptive_span.reporting import scores
 from adaptive_span.reporting.tracking import METRICS, SCORES
 from adaptive_span.storage.stored import read_yaml
-from adaptive_span.storage.writing import discard_unfinished, whole
+from adaptive_span.storage.writing import atomic_write, discard_unfinished
 from adaptive_span.terminal.plain_text import masked
 from adaptive_span.terminal.printing import print_line
 
@@ -30,7 +30,11 @@ LOCK = ".lock"
 
 
 def refuse_links(directory: Path) -> None:
-    """Raise `UserError` at a link that leads out of a run's directory: what a run writes or deletes would be there."""
+    """Refuse a link that leads out of a run's directory: what the run writes or deletes would be elsewhere.
+
+    Raises:
+        UserError: There is one.
+    """
     for name in ("*", "checkpoints/*", "figures/*", "slurm/*"):
         for path in directory.glob(name):
             if path.is_symlink() and not path.resolve().is_relative_to(directory.resolve()):
@@ -71,11 +75,15 @@ def claimed(directory: Path) -> Iterator[None]:
 
 def is_finished(directory: Path, step: int, total_steps: int) -> bool:
     """Return whether a run that has reached `step` has all its steps and its scores."""
-    return step >= total_steps and scores.own(directory) is not None
+    return step >= total_steps and scores.exact_score(directory) is not None
 
 
 def is_done(config: Config) -> bool:
-    """Return whether the directory of a run holds all that it should come to; raise where it holds another run."""
+    """Return whether a run's directory holds everything that the run should come to.
+
+    Raises:
+        UserError: It holds another run.
+    """
     directory = Path(config.run.dir or "")
     step = last_step(directory)
     if step and (directory / CONFIG).is_file():
@@ -84,7 +92,15 @@ def is_done(config: Config) -> bool:
 
 
 def refuse_changes(before: dict[str, Any], config: Config) -> None:
-    """Raise where a configuration makes another run of what was begun with the configuration `before`."""
+    """Refuse a configuration that makes another run than the one in the directory.
+
+    Args:
+        before: The configuration that the run started with.
+        config: That of now.
+
+    Raises:
+        UserError: They differ in a key that matters.
+    """
     if changed := changes(before, config):
         raise UserError(
             f"run.dir={config.run.dir} was begun with another configuration: {', '.join(changed)}; "
@@ -93,6 +109,7 @@ def refuse_changes(before: dict[str, Any], config: Config) -> None:
 
 
 def report_finished(directory: Path, step: int) -> None:
+    """Print that a run is finished, and how to train it further."""
     print_line(
         f"{directory} is finished after {step} steps; scores are in {SCORES} there. To train on, raise train.steps; "
         f"to start afresh, delete it or take another run.dir or train.seed"
@@ -105,19 +122,24 @@ def has_begun(directory: Path) -> bool:
 
 
 def write_config(config: Config, directory: Path) -> None:
+    """Write the configuration of a run to its directory."""
     text = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
-    with whole(directory / CONFIG) as temporary:
+    with atomic_write(directory / CONFIG) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def failure_kept(config: Config, among_others: bool) -> Iterator[None]:
-    """Write why a training fails to its directory: the first of its processes to fail knows.
+    """Write to a run's directory why its training fails.
 
     A run that was refused before it has a directory leaves none, unless it is one of several whose table shows it.
+
+    Args:
+        config: The run.
+        among_others: Whether it is one of several.
     """
     directory = Path(config.run.dir or "")
-    is_free = not _in_use(directory)  # or it would be another training that was said to have failed
+    is_free = not _in_use(directory)  # else the failure would be recorded for the other training
     try:
         yield
     except Exception as error:
@@ -130,7 +152,7 @@ def failure_kept(config: Config, among_others: bool) -> Iterator[None]:
 
 @contextmanager
 def resumable(directory: Path) -> Iterator[None]:
-    """Add to how a process was lost from where the run can be resumed."""
+    """Add to the message of a lost process from which step the run resumes."""
     try:
         yield
     except ProcessLost as lost:
@@ -140,17 +162,18 @@ def resumable(directory: Path) -> Iterator[None]:
 
 
 def forget_failure(directory: Path) -> None:
+    """Remove what a run's directory records of a failure."""
     (directory / FAILURE).unlink(missing_ok=True)
 
 
 def failure(directory: Path) -> str | None:
-    """Return all that is known of why a run has failed; None where it has not."""
+    """Return what is recorded of a run's failure; None where there is none."""
     path = directory / FAILURE
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
 
 
 def reason(directory: Path) -> str | None:
-    """Return that in one line: the sentence, or the last line of the traceback."""
+    """Return the failure in one line: the sentence, or the last line of the traceback."""
     known = failure(directory)
     return known.split("\n")[-1].strip() if known else known
 

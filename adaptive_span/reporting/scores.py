@@ -9,14 +9,18 @@ from typing import Any
 
 from adaptive_span.reporting.tracking import SCORES
 from adaptive_span.storage import stored, strict_json
-from adaptive_span.storage.writing import explained
+from adaptive_span.storage.writing import explain_disk_errors
 
 OTHERS = "others"
 Scores = dict[str, Any]
 
 
 def read(directory: Path) -> Scores:
-    """Return all scores in a directory; {} where there are none. Raises `UserError` for a damaged file."""
+    """Return all scores in a directory; {} where there are none.
+
+    Raises:
+        UserError: The file is damaged.
+    """
     path = directory / SCORES
     if not path.exists():
         return {}
@@ -25,7 +29,7 @@ def read(directory: Path) -> Scores:
     return scores
 
 
-def own(directory: Path) -> Scores | None:
+def exact_score(directory: Path) -> Scores | None:
     """Return the exact score of a run on its own data, or None where there is none."""
     scores = read(directory)
     return scores if scores.get("protocol") == "exact" and "splits" in scores else None
@@ -53,5 +57,5 @@ def forget(directory: Path) -> None:
     if others:
         strict_json.write({OTHERS: others}, directory / SCORES)
     else:
-        with explained(directory / SCORES):
+        with explain_disk_errors(directory / SCORES):
             (directory / SCORES).unlink(missing_ok=True)

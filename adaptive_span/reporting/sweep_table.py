@@ -1,4 +1,4 @@
-"""The table of a sweep: what its runs differ in, and what came of each."""
+"""Tabulate a sweep: what its runs differ in, and what came of each."""
 
 import csv
 import math
@@ -15,7 +15,7 @@ from adaptive_span.reporting import scores
 from adaptive_span.reporting.run_directory import CONFIG, FAILURE, has_begun, reason, refuse_links
 from adaptive_span.reporting.tracking import METRICS, SCORES, logged
 from adaptive_span.storage.stored import from_dict, lookup, read_yaml
-from adaptive_span.storage.writing import whole
+from adaptive_span.storage.writing import atomic_write
 from adaptive_span.terminal.printing import print_line, print_table
 
 Row = dict[str, Any]
@@ -35,12 +35,20 @@ def runs_below(directory: Path) -> list[Path]:
     return sorted({path.parent for name in (METRICS, FAILURE) for path in directory.glob(f"**/{name}")})
 
 
-def summarize(directories: Sequence[Path], home: Path) -> None:
-    """Write the runs, the best first, to `sweep.csv` in `home` and to the screen; say why others have failed."""
-    refuse_links(home)
+def summarize(directories: Sequence[Path], sweep_directory: Path) -> None:
+    """Print the table of several runs, the best first, and write it to `sweep.csv`.
+
+    Args:
+        directories: Of the runs. Those that have not started are left out.
+        sweep_directory: Where to write.
+
+    Raises:
+        UserError: None has started.
+    """
+    refuse_links(sweep_directory)
     rows = [_row(directory) for directory in directories if has_begun(directory)]
     if not rows:
-        raise UserError(f"no run below {home} has begun")
+        raise UserError(f"no run below {sweep_directory} has begun")
     rows.sort(key=lambda row: math.inf if row["valid"] is None else row["valid"])
     varied = [key for key in rows[0]["config"] if len({str(row["config"].get(key)) for row in rows}) > 1]
     names = [key for key in varied if not key.startswith("run.")]
@@ -48,7 +56,8 @@ def summarize(directories: Sequence[Path], home: Path) -> None:
     table = Table(title=f"{len(rows)} runs, the best on valid first", title_justify="left", box=None, pad_edge=False)
     for heading in ("run", *names, unit, *list(RESULTS)[1:]):
         table.add_column(heading, justify="left" if heading == "run" else "right", overflow="fold")
-    with whole(home / "sweep.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    path = sweep_directory / "sweep.csv"
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         results = [f"{key}/{unit}" if key in SPLITS else key for key in RESULTS]
         out.writerow(["run", "step", *names, *results, "reason"])
@@ -56,12 +65,12 @@ def summarize(directories: Sequence[Path], home: Path) -> None:
             settings = [row["config"].get(name) for name in names]
             out.writerow([row["run"], row["step"], *settings, *(row[key] for key in RESULTS), row["reason"]])
             figures = ["–" if row[key] is None else readable(row[key]) for key, readable in RESULTS.items()]
-            table.add_row(str(row["run"].relative_to(home)), *map(str, settings), *figures)
+            table.add_row(str(row["run"].relative_to(sweep_directory)), *map(str, settings), *figures)
     print_table(table)
     for row in rows:
         if row["reason"]:
-            print_line(f"\n{row['run'].relative_to(home)} failed: {row['reason']}")
-    print_line(f"\nalso in {home / 'sweep.csv'}")
+            print_line(f"\n{row['run'].relative_to(sweep_directory)} failed: {row['reason']}")
+    print_line(f"\nalso in {path}")
 
 
 def _row(directory: Path) -> Row:
@@ -84,6 +93,6 @@ def _row(directory: Path) -> Row:
 
 def _scores(directory: Path, unit: str) -> dict[str, float]:
     """Return the exact scores of a run's splits on its own data."""
-    own, path = scores.own(directory), directory / SCORES
-    splits = lookup(own, "splits", dict[str, dict[str, float]], path) if own else {}
+    exact, path = scores.exact_score(directory), directory / SCORES
+    splits = lookup(exact, "splits", dict[str, dict[str, float]], path) if exact else {}
     return {split: lookup(splits[split], unit, float, path) for split in SPLITS if split in splits}

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: `metrics.jsonl` beside it, and Weights & Biases."""
+"""Write the numbers of a run: to `metrics.jsonl` beside it, and to Weights & Biases."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError, first_line
 from adaptive_span.storage import stored, strict_json
-from adaptive_span.storage.writing import explained, whole
+from adaptive_span.storage.writing import atomic_write, explain_disk_errors
 from adaptive_span.terminal.plain_text import masked
 from adaptive_span.terminal.printing import print_line
 
@@ -21,14 +21,14 @@ Metrics = dict[str, float]
 
 
 class Tracker:
-    """The one writer of a run's numbers. It lives in the main process only.
+    """The one writer of a run's numbers, in the main process only.
 
-    A run that goes on from step s forgets the lines after s: they will be written again, and be the same.
+    A run that resumes at step s drops the lines after s: they are written again, and are the same.
     """
 
     def __init__(self, directory: Path, config: Config, step: int, run_id: str | None):
         self.path = directory / METRICS
-        with explained(self.path):
+        with explain_disk_errors(self.path):
             self.path.touch()
         self._forget_after(step)
         self.wandb: wandb.Run | None = None
@@ -37,18 +37,26 @@ class Tracker:
 
     @property
     def run_id(self) -> str | None:
+        """Id of the run in Weights & Biases, if it is tracked there."""
         return self.wandb.id if self.wandb else None
 
     @property
     def place(self) -> str | None:
-        """Where the run can be looked at: an address, or the folder of an offline run."""
+        """Where to look at the run: an address, or the folder of an offline run."""
         if self.wandb is None:
             return None
         return str(Path(self.wandb.dir).parent) if self.wandb.offline else self.wandb.url
 
     def log(self, step: int, metrics: Metrics, spans: list[list[float]]) -> None:
-        """`spans`: the effective span of every head, in tokens, layer by layer."""
-        with explained(self.path), open(self.path, "r+", encoding="utf-8") as file:  # not made anew where it is missing
+        """Write one line.
+
+        Args:
+            step: Updates so far.
+            metrics: Name → number.
+            spans: Effective span of every head, in tokens, layer by layer.
+        """
+        # r+, since a file that is missing is not made anew.
+        with explain_disk_errors(self.path), open(self.path, "r+", encoding="utf-8") as file:
             file.seek(0, os.SEEK_END)
             file.write(strict_json.dumps({"step": step, **metrics}) + "\n")
         if self.wandb:
@@ -60,18 +68,19 @@ class Tracker:
             self.wandb.log({"step": step, **metrics, **heads}, step=step)
 
     def finish(self, exit_code: int = 0) -> None:
+        """Close the run in Weights & Biases."""
         if self.wandb:
             self.wandb.finish(exit_code=exit_code)
 
     def _forget_after(self, step: int) -> None:
         kept = "".join(strict_json.dumps(line) + "\n" for line in logged(self.path) if line["step"] <= step)
         if kept.encode() != self.path.read_bytes():
-            with whole(self.path) as temporary:
+            with atomic_write(self.path) as temporary:
                 temporary.write_text(kept, encoding="utf-8")
 
 
 def logged(path: Path) -> list[Metrics]:
-    """Return the lines of a `metrics.jsonl`, each a number of steps and what was measured there."""
+    """Return the lines of a `metrics.jsonl`, each a step and what was measured there."""
     lines = list(stored.read_lines(path))
     for number, line in enumerate(lines, 1):
         stored.lookup(line, "step", int, f"line {number} of {path}")
@@ -80,9 +89,9 @@ def logged(path: Path) -> list[Metrics]:
     return lines
 
 
-def _has_secret(words: list[str]) -> bool:
+def _has_secret(arguments: list[str]) -> bool:
     """Return whether a command line must not be recorded, which wandb would do together with the machine and commit."""
-    return any(masked(word) != word for word in words)
+    return any(masked(argument) != argument for argument in arguments)
 
 
 def _start_wandb(directory: Path, config: Config, run_id: str | None) -> "wandb.Run":

@@ -16,10 +16,10 @@ def commit_and_change() -> tuple[str | None, bool | None]:
     return (git(PACKAGE, "rev-parse", "HEAD") or b"").decode().strip(), bool(git(PACKAGE, "diff", "HEAD", "--stat"))
 
 
-def git(directory: Path, *words: str) -> bytes | None:
-    """Return what git says of the tree around a directory; None where there is no git, or no tree."""
+def git(directory: Path, *arguments: str) -> bytes | None:
+    """Return the output of a git command in the tree around a directory; None where there is no git, or no tree."""
     try:
-        told = subprocess.run(["git", "-C", str(directory), *words], capture_output=True)
+        result = subprocess.run(["git", "-C", str(directory), *arguments], capture_output=True)
     except FileNotFoundError:
         return None
-    return told.stdout if told.returncode == 0 else None
+    return result.stdout if result.returncode == 0 else None

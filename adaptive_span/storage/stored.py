@@ -43,7 +43,7 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON object of each line; one that is being written, or whose writer was killed, does not count."""
+    """Yield the JSON object of each line. A last line that is not whole, as a killed writer leaves it, is left out."""
     with _opened(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
             if not line.endswith(b"\n"):
@@ -60,25 +60,45 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def loads(text: str) -> Any:
-    """Return what strict JSON says: NaN and infinity are none."""
+    """Parse strict JSON, in which NaN and infinity are errors."""
     return json.loads(text, parse_constant=_refuse)
 
 
 def lookup(values: dict[str, Any], key: str, hint: Any, where: object) -> Any:
-    """Return the value of a key, which must be there and of that type."""
+    """Return the value of a key.
+
+    Args:
+        values: Where to look.
+        key: The key.
+        hint: The type that its value must have.
+        where: What to call `values` in the message.
+
+    Raises:
+        UserError: The key is missing, or its value has another type.
+    """
     if key not in values:
         raise UserError(f"{where} lacks the key '{key}'; {_ADVICE}")
     if not is_a(values[key], hint):
-        raise UserError(f"{where} has {key}={shortened(values[key])}, which is not {_words(hint)}; {_ADVICE}")
+        raise UserError(f"{where} has {key}={shortened(values[key])}, which is not {_type_name(hint)}; {_ADVICE}")
     return values[key]
 
 
 def from_dict(values: Any, schema: type[T], where: object, prefix: str = "") -> T:
-    """Return what `asdict` took apart, whole again: the configuration that a checkpoint was trained with, say."""
+    """Rebuild a dataclass from what `asdict` made of it, for example the configuration in a checkpoint.
+
+    Args:
+        values: The keys and values.
+        schema: The dataclass.
+        where: What to call the source in messages.
+        prefix: Of the keys, in messages.
+
+    Raises:
+        UserError: A key is unknown, or its value has another type.
+    """
     hints = get_type_hints(schema)
     if not isinstance(values, dict):
         raise UserError(f"{where} has no {prefix.rstrip('.') or 'configuration'} with keys and values; {_ADVICE}")
-    made = {own.name: MISSING for own in fields(schema) if _default(schema, own.name) is REQUIRED}  # type: ignore[arg-type]
+    made = {field.name: MISSING for field in fields(schema) if _default(schema, field.name) is REQUIRED}  # type: ignore[arg-type]
     for key, value in values.items():
         if key not in hints:
             alike = did_you_mean(str(key), list(hints))
@@ -94,12 +114,12 @@ def from_dict(values: Any, schema: type[T], where: object, prefix: str = "") -> 
         elif type(value) is int and abs(value) < 2**63 and is_a("", hint):  # text by now, a number in older files
             made[key] = str(value)
         else:
-            raise UserError(f"{where} has {prefix}{key}={shortened(value)}, which is not {_words(hint)}; {_ADVICE}")
+            raise UserError(f"{where} has {prefix}{key}={shortened(value)}, which is not {_type_name(hint)}; {_ADVICE}")
     return schema(**made)
 
 
 def is_a(value: Any, hint: Any, depth: int = 0) -> bool:
-    """Return whether a value has a type as a configuration writes it, down to what a container holds."""
+    """Return whether a value has a type as a configuration writes it, including what containers hold."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return depth < 8 and _is_plain(value, depth)
@@ -117,7 +137,7 @@ def is_a(value: Any, hint: Any, depth: int = 0) -> bool:
 
 
 def shortened(value: object) -> str:
-    """Return a value as a sentence can hold it."""
+    """Return a value, cut so that a sentence can hold it."""
     return shown(value, 60)
 
 
@@ -163,6 +183,6 @@ def _is_plain(value: Any, depth: int) -> bool:
     return isinstance(value, str | int | float | NoneType)
 
 
-def _words(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     """Return a type as people write it."""
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)

@@ -36,7 +36,11 @@ DAMAGED = (
 
 
 def read(path: Path) -> Any:
-    """Return what `torch.save` wrote to `path`, on the CPU. Raises `UserError` for every other file."""
+    """Return what `torch.save` wrote to `path`, on the CPU.
+
+    Raises:
+        UserError: The file is missing, damaged, or holds anything else.
+    """
     if not path.is_file():
         what = "which is a folder" if path.is_dir() else "nor anything else of that name"
         raise UserError(f"there is no checkpoint {path}, {what}; a run's are in its folder checkpoints")
@@ -63,7 +67,11 @@ def read(path: Path) -> Any:
 
 
 def _names_in_zip(file: IO[bytes]) -> set[str]:
-    """Return what the pickle in a zip file asks to import. Raises `ValueError` for a zip that torch does not write."""
+    """Return what the pickle in a zip file asks to import.
+
+    Raises:
+        ValueError: torch does not write such a zip.
+    """
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         names = Counter(member.filename for member in members)
@@ -80,19 +88,19 @@ def _names_in_zip(file: IO[bytes]) -> set[str]:
 
 
 def _names(file: IO[bytes], pickles: int) -> set[str]:
-    """Return all that so many pickles, one after the other, ask to import: "module name"."""
-    found = set()
+    """Return all that `pickles` pickles, one after the other, ask to import, as "module name"."""
+    imports = set()
     for _ in range(pickles):
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name in ("GLOBAL", "INST"):
-                found.add(str(argument))
+                imports.add(str(argument))
             elif opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
-                found.add(opcode.name.lower())
-    return found
+                imports.add(opcode.name.lower())
+    return imports
 
 
 def _check_plain(state: Any, path: Path) -> None:
-    """Raise `UserError` unless it is containers of plain values and dense tensors, no larger than the file."""
+    """Raise `UserError` unless the state is containers of plain values and dense tensors, no larger than the file."""
     storages: dict[int, int] = {}
     for value in _leaves(state, path):
         if not isinstance(value, Tensor):
@@ -108,7 +116,7 @@ def _check_plain(state: Any, path: Path) -> None:
 
 
 def _leaves(state: Any, path: Path) -> Iterator[Any]:
-    """Yield each value within containers; few enough of them, and not too deep, so that none can hold itself."""
+    """Yield each value within containers. Refuse too many or too deep ones, so that none can hold itself."""
     waiting, seen = [(state, 0)], 0
     while waiting:
         value, depth = waiting.pop()

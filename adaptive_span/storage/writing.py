@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and one sentence where the disk does not take them."""
+"""Write files whole or not at all, and explain in one sentence why a disk does not take them."""
 
 import errno
 import os
@@ -20,8 +20,8 @@ REMEDIES = {
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Raise as a `UserError` why `path` cannot be written."""
+def explain_disk_errors(path: Path) -> Iterator[None]:
+    """Raise `UserError`, in place of `OSError`, that says why `path` cannot be written and what to do."""
     try:
         yield
     except OSError as error:
@@ -33,14 +33,17 @@ def explained(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Give the path of a file to write, which takes the place of `path` once it is on the disk.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file, which replaces `path` once it is on the disk.
 
     A reader, or a crash, finds the old file or the new one, never a part of one.
+
+    Raises:
+        UserError: The disk does not take it. The old file stays as it is.
     """
     temporary = path.with_name(path.name + WRITING)
     try:
-        with explained(path):
+        with explain_disk_errors(path):
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
@@ -52,6 +55,6 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def discard_unfinished(directory: Path) -> None:
-    """Remove what a killed process had begun to write in a run's directory."""
+    """Remove what a killed process had started to write in a run's directory."""
     for path in (*directory.glob(f"*{WRITING}"), *directory.glob(f"*/*{WRITING}")):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Standard output and standard error that a program outlives.
+"""Standard output and standard error that a program survives.
 
 `| head` closes a pipe once it has read enough, and a terminal may be closed. Neither is a reason to lose a training.
 """
@@ -19,13 +19,14 @@ READER_GONE = (errno.EPIPE, errno.EIO)  # of a pipe; of a terminal
 class Output(io.TextIOBase):
     """A stream that discards what is written once its reader has gone."""
 
-    notice: ClassVar[str] = ""  # a line for standard error once nobody reads standard output; empty: no word
+    notice: ClassVar[str] = ""  # printed to standard error once nobody reads standard output; empty: nothing is
 
     def __init__(self, stream: TextIO):
         self.stream = stream
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
+        """Encoding of the stream."""
         return self.stream.encoding
 
     def fileno(self) -> int:
@@ -62,7 +63,7 @@ class Output(io.TextIOBase):
 
 @contextmanager
 def outlived() -> Iterator[None]:
-    """Let a program run to its end, with the exit code that it would have had, though its output's reader has gone."""
+    """Let a program run to its end, with its own exit code, although the reader of its output has gone."""
     with redirect_stdout(Output(sys.stdout)) as out, redirect_stderr(Output(sys.stderr)) as problems:
         try:
             yield

@@ -12,7 +12,7 @@ SETTING = re.compile(r"(\b[A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSW)[A-Z0-9_]*=)[^\s'\
 
 
 def printable(text: str) -> str:
-    """Return text in which each character that could steer a terminal is written out, like \\x1b; lines stay."""
+    """Return text in which characters that could steer a terminal are written out, like \\x1b; line ends stay."""
     return "".join(
         character.encode("unicode_escape").decode()
         if unicodedata.category(character) in STEERING and character not in "\n\t"
@@ -41,10 +41,10 @@ def without_secrets(value: object) -> object:
 
 
 def shown(text: object) -> str:
-    """Return it for a terminal or a log."""
+    """Return text that is safe to print or log."""
     return printable(masked(str(text)))
 
 
 def one_line(text: object) -> str:
-    """Return a sentence for a terminal or a log, whatever lines are in it."""
+    """Return text that is safe to print or log, in one line."""
     return shown(text).replace("\n", "\\n").replace("\t", "\\t")

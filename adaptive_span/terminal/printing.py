@@ -1,4 +1,4 @@
-"""Print lines and tables, with every text shown as it is written."""
+"""Print lines and tables, with every text exactly as it is."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from adaptive_span.terminal.plain_text import shown
 
 
 class PlainConsole(Console):
-    """Show every text as it is written: what names and values hold is neither markup nor a command to a terminal."""
+    """A console that prints text as it is: names and values hold neither markup nor commands to a terminal."""
 
     def render_str(self, text: str, **how: Any) -> Text:
+        """Escape what steers a terminal and mask secrets, then render."""
         return super().render_str(shown(text), **how)
 
 
@@ -21,16 +22,18 @@ console = PlainConsole(highlight=False, soft_wrap=True, markup=False, emoji=Fals
 
 
 def print_line(text: str) -> None:
+    """Print a line, however long."""
     console.print(text)
 
 
 def print_table(table: Table) -> None:
+    """Print an empty line and a table."""
     console.print()
     console.print(table)
 
 
 def print_places(places: dict[str, str | Path | None]) -> None:
-    """Where things are, and the commands to go on with; one a line, never cut."""
+    """Print files, addresses and the next commands to type, a line each, never cut."""
     width = max(map(len, places))
     console.print()
     for name, place in places.items():

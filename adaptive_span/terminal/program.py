@@ -1,7 +1,7 @@
-"""How every program ends, and how it is called.
+"""How every program ends, and how it is stopped.
 
-0: it did what it was asked for. 1: a bug, with its traceback. 2: a user's mistake, in one sentence. 128 + the signal's
-number: it was stopped, or one of its processes was.
+Exit codes: 0, it did what it was asked for. 1, a bug, with its traceback. 2, a user's mistake, in one sentence. 128 +
+the signal's number: it was stopped, or one of its processes was.
 """
 
 import signal
@@ -22,7 +22,7 @@ STOPPED = [128 + number for number in (1, 2, 15)]
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """End the process with the code that says what has happened."""
+    """End the process with the code that stands for what happened; print errors once."""
     with outlived():
         try:
             _refuse_windows()
@@ -44,7 +44,7 @@ def _refuse_windows() -> None:
 
 @contextmanager
 def sigterm_as_exit() -> Iterator[None]:
-    """End the process on SIGTERM or SIGHUP as an exception does, so that nothing half-made is left behind."""
+    """Turn SIGTERM and SIGHUP into an exception, so that nothing half-made is left behind."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

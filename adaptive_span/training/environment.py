@@ -13,7 +13,7 @@ import torch
 
 from adaptive_span.storage import strict_json
 from adaptive_span.storage.source_code import commit_and_change
-from adaptive_span.storage.writing import explained
+from adaptive_span.storage.writing import explain_disk_errors
 from adaptive_span.terminal.plain_text import masked, without_secrets
 
 FILE = "environment.jsonl"
@@ -39,7 +39,7 @@ def record(directory: Path, command: Sequence[str], step: int, processes: int, d
         "system": platform.platform(),
     }
     path = directory / FILE
-    with explained(path), open(path, "a", encoding="utf-8") as file:
+    with explain_disk_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(strict_json.dumps(without_secrets(line)) + "\n")
 
 

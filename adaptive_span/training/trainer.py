@@ -26,7 +26,7 @@ from adaptive_span.reporting import scores
 from adaptive_span.reporting.console import TrainingProgress
 from adaptive_span.reporting.run_directory import claimed, refuse_changes, write_config
 from adaptive_span.reporting.tracking import METRICS, Tracker
-from adaptive_span.storage.writing import explained
+from adaptive_span.storage.writing import explain_disk_errors
 from adaptive_span.terminal.output import Output
 from adaptive_span.terminal.printing import print_line
 from adaptive_span.terminal.program import sigterm_as_exit
@@ -86,7 +86,7 @@ def _train(config: Config, process: Process, directory: Path, command: Sequence[
                 print_line(line)
         with Interruption() as interruption:
             trainer.fit(interruption)
-    elif (evaluation := scores.own(directory)) is not None:
+    elif (evaluation := scores.exact_score(directory)) is not None:
         return Result(directory, trainer.state.step, evaluation) if process.is_main else None
     return trainer.score()
 
@@ -166,7 +166,7 @@ class Trainer:
     @contextmanager
     def _tracker(self) -> Iterator[Tracker]:
         write_config(self.config, self.directory)
-        with explained(self.checkpoints):
+        with explain_disk_errors(self.checkpoints):
             self.checkpoints.mkdir(exist_ok=True)
         environment.record(self.directory, self.command, self.state.step, self.process.world_size, self.process.device)
         tracker = Tracker(self.directory, self.config, self.state.step, self.run_id)

@@ -67,7 +67,7 @@ def test_another_text_is_numbered_by_the_weights(kind, tmp_path):
         pytest.skip(f"{REAL} is not on this machine")
     trained(TEXTS[kind](), tmp_path, steps=200)
     run = tmp_path / "run"
-    own = scores.own(run)
+    own = scores.exact_score(run)
     for name in ("two", "reversed"):
         data = published("text8", file=str(tmp_path / name), split=SIZES, directory=str(tmp_path / "data"))
         report.evaluate(EvaluateConfig(run=str(run), data=data, hardware=HardwareConfig(device="cpu")))
@@ -88,12 +88,12 @@ def test_a_run_keeps_the_numbering_of_the_weights_that_it_began_with(tmp_path):
     finish([*words, "train.steps=4"], tmp_path)
     weights.unlink()
     second = tmp_path / "second"
-    score = scores.own(second)
+    score = scores.exact_score(second)
     scores.write_other(score | {"corpus": "two"}, "two", second)
     scores.forget(second)
     assert scores.read(second)["others"].keys() == {"two"}
     out = finish([*words, "train.steps=4"], tmp_path).stdout  # scored on another text alone, it is not finished
-    assert scores.own(second)["splits"] == score["splits"]
+    assert scores.exact_score(second)["splits"] == score["splits"]
     assert "scoring valid" in out
     assert "resuming second after step 4" in finish([*words, "train.steps=6"], tmp_path).stdout
     vocabularies = [files.load(path)["vocabulary"] for path in (first, second / "checkpoints" / "step_00000006.pt")]
@@ -102,7 +102,7 @@ def test_a_run_keeps_the_numbering_of_the_weights_that_it_began_with(tmp_path):
 
 def test_a_byte_model_scores_any_bytes_under_their_own_name(launch, text, tmp_path):
     launch("run.dir=run", "train.steps=2")
-    before = scores.own(tmp_path / "run")
+    before = scores.exact_score(tmp_path / "run")
     (tmp_path / "other").mkdir()
     for split in ("train", "valid", "test"):
         (tmp_path / "other" / f"{split}.txt").write_bytes(bytes(range(256)) * 4)
