@@ -32,7 +32,8 @@ class Attention(nn.Module):
         scores = self.score[:, distances.clamp(min=0)].masked_fill(distances < 0, float("-inf"))  # (H, M, M)
         weights = scores.softmax(2) * self.span.mask(distances)
         weights = weights / (weights.sum(2, keepdim=True) + 1e-8)
-        return (weights @ value).transpose(1, 2).flatten(2)
+        output: Tensor = (weights @ value).transpose(1, 2).flatten(2)
+        return output
 
 
 def main(steps: int = 400) -> list[float]:

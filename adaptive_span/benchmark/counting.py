@@ -221,7 +221,7 @@ class _Tracer(TorchDispatchMode):
     """Note what is launched, which storages live, and which of them the backward pass waits for."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches: list[Launch] = []
         self.makers: dict[int, str] = {}  # of each living storage, the part that made it
         self.live = self.peak = 0
@@ -314,7 +314,7 @@ def _as_on_a_gpu() -> Iterator[_Tracer]:
     """Let a step take the paths that it takes on a GPU; launches of Triton are recorded and not made."""
     from triton.runtime.jit import JITFunction
 
-    from adaptive_span.model.elementwise import adagrad
+    from adaptive_span.model.elementwise import adagrad, kernels
 
     tracer = _Tracer()
 
@@ -327,7 +327,7 @@ def _as_on_a_gpu() -> Iterator[_Tracer]:
     def update(params: list[Tensor], grads: list[Tensor], sums: list[Tensor], norms: Tensor, *_: Any) -> None:
         """Record an update whose kernel finds tensors by their addresses, which FakeTensors lack."""
         torch._foreach_add_(list(torch.zeros(len(grads)).unbind()), [0.0] * len(grads))
-        tracer.kernel(adagrad.kernels.adagrad_kernel, params, grads, sums, params, sums, norms)
+        tracer.kernel(kernels.adagrad_kernel, params, grads, sums, params, sums, norms)
 
     with (
         torch.autograd.graph.saved_tensors_hooks(tracer.save, lambda tensor: tensor),
@@ -349,7 +349,8 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    address: int = tensor.untyped_storage()._cdata
+    return address
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -59,7 +59,8 @@ def _measure(arguments: argparse.Namespace, settings: Settings) -> dict[str, Row
     if arguments.what in PROJECT:
         from adaptive_span.benchmark import project  # and with it all that a training needs
 
-        return getattr(project, arguments.what)(settings, arguments.repeats)
+        rows: dict[str, Row] = getattr(project, arguments.what)(settings, arguments.repeats)
+        return rows
     if arguments.what == "count":
         from adaptive_span.benchmark import counting  # and with it triton
 

@@ -114,7 +114,8 @@ def _in_workers(config: Config, count: int, device: str) -> tuple[float, float]:
         run_id=f"benchmark-{count}",
         max_restarts=0,
     )
-    return elastic_launch(launch, _time_update)(config, device)[0]
+    times: tuple[float, float] = elastic_launch(launch, _time_update)(config, device)[0]
+    return times
 
 
 def _time_update(config: Config, device: str) -> tuple[float, float]:

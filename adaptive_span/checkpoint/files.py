@@ -25,7 +25,7 @@ TRAINING = WEIGHTS | {
     "stream": dict,
     "cache": list[Tensor],
     "limits": list[list[int]],
-    "processes": list[dict],
+    "processes": list[dict],  # type: ignore[type-arg]  # of tensors too, which `Any` does not admit
     "updates": int,
 }
 UNTIL_NOW = {"corpus": str | None, "best": float, "run_id": str | None}

@@ -143,7 +143,7 @@ def _same(one: Tensor, other: Tensor | None) -> bool:
 
 def _gathered(state: files.State, path: Path) -> dict[int, dict[str, Any]]:
     """Return what the optimizer has gathered, by the index of its parameter."""
-    gathered = lookup(lookup(state, "optimizer", dict, path), "state", dict, path)
+    gathered: dict[int, dict[str, Any]] = lookup(lookup(state, "optimizer", dict, path), "state", dict, path)
     if not all(isinstance(index, int) and isinstance(values, dict) for index, values in gathered.items()):
         raise UserError(f"{path} is no checkpoint of the original project: its optimizer's state is of another form")
     return gathered

@@ -54,7 +54,8 @@ class Corpus:
     @property
     def fingerprint(self) -> str:
         """The same for the same ids of the same symbols, and only then."""
-        return self.manifest["fingerprint"]
+        fingerprint: str = self.manifest["fingerprint"]
+        return fingerprint
 
     @property
     def vocabulary(self) -> list[str]:

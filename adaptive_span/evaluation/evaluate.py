@@ -8,7 +8,8 @@ from typing import Any
 from adaptive_span.checkpoint import original
 from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.checkpoint.stored_model import model_of
-from adaptive_span.config.schema import MISSING, Config, DataConfig, EvaluateConfig
+from adaptive_span.config.checks import MISSING
+from adaptive_span.config.schema import Config, DataConfig, EvaluateConfig
 from adaptive_span.data.corpus import Corpus
 from adaptive_span.data.source import described
 from adaptive_span.distributed import Process, autocast, available_memory, process_group

@@ -52,25 +52,26 @@ class Reader:
     def read(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The nats of every target, (B, M), which the next block overwrites; tokens and targets (B, M)."""
         if self.graph is None:
-            nll, self.cache = self.model(tokens, targets, self.cache, self.limits)
-            return nll
+            return self._next(tokens, targets)
         block = torch.stack([tokens, targets])
         if self._block.shape != block.shape:
             self._block = torch.empty_like(block)
         self._block.copy_(block)
 
-        def anywhere() -> Tensor:
-            nll, self.cache = self.model(tokens, targets, self.cache, self.limits)
-            return nll
-
         def in_place() -> Tensor:
+            nll: Tensor
             nll, cache = self.model(*self._block, self.cache, self.limits)
             for present, following in zip(self.cache, cache, strict=True):
                 torch._foreach_copy_(present, following)
             return nll
 
         sizes = [tuple(group.shape) for layer in self.cache for group in layer]
-        return self.graph.run((sizes, block.shape), anywhere, in_place)
+        return self.graph.run((sizes, block.shape), lambda: self._next(tokens, targets), in_place)
+
+    def _next(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        nll: Tensor
+        nll, self.cache = self.model(tokens, targets, self.cache, self.limits)
+        return nll
 
     def forget(self, rows: Tensor) -> None:
         """Forget what these rows have read: (B,), True."""

@@ -88,7 +88,8 @@ def parameters(model: ModelConfig, vocab_size: int) -> int:
 
 def optimizer_state(optimizer: OptimizerConfig) -> int:
     """Return how many numbers an optimizer keeps for each weight."""
-    return OPTIMIZERS.fact(optimizer.name, "state", 0) + (optimizer.momentum > 0)
+    own: int = OPTIMIZERS.fact(optimizer.name, "state", 0)
+    return own + (optimizer.momentum > 0)
 
 
 def warn_of_slurm_keys(hardware: HardwareConfig) -> None:
@@ -118,7 +119,7 @@ def _input_and_output(model: ModelConfig, vocab_size: int) -> int:
         return 0
     if not clusters:
         return 2 * vocab_size * size + vocab_size
-    sizes = [size // model.division**index for index in range(clusters + 1)]
+    sizes: list[int] = [size // model.division**index for index in range(clusters + 1)]
     counts = [high - low for low, high in pairwise([0, *model.cutoffs, vocab_size])]
     embedding = sum((count + size) * vector_size for count, vector_size in zip(counts, sizes, strict=True))
     return embedding * (1 if model.tied else 2) + vocab_size + clusters * (size + 1)

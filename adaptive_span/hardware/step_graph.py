@@ -60,7 +60,8 @@ class StepGraph:
             return anywhere()
         graph.replay()
         self.replays += 1
-        return self._result
+        result: Result = self._result
+        return result
 
     def forget(self) -> None:
         """Free the recording's memory."""

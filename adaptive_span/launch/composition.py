@@ -111,7 +111,7 @@ def _read(file: Path) -> dict[str, Any]:
     for key in flatten(values):
         if key not in known and not key.startswith(command_line.OPEN):
             raise UserError(f"--config {file}: there is no key '{key}'{did_you_mean(key, list(known))}")
-    return _as_text(values)
+    return {key: _as_text(value) for key, value in values.items()}
 
 
 def _as_text(value: Any) -> Any:

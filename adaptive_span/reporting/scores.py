@@ -25,7 +25,7 @@ def read(directory: Path) -> Scores:
     if not path.exists():
         return {}
     scores = stored.read_json(path, dict)
-    stored.lookup({OTHERS: {}} | scores, OTHERS, dict[str, dict], path)
+    stored.lookup({OTHERS: {}} | scores, OTHERS, dict[str, dict[str, Any]], path)
     return scores
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
+from adaptive_span.config.checks import MISSING
 from adaptive_span.config.identity import flatten
-from adaptive_span.config.schema import MISSING, Config
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.reporting import scores
 from adaptive_span.reporting.run_directory import CONFIG, FAILURE, has_begun, reason, refuse_links

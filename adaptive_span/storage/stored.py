@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type
 
 import yaml
 
-from adaptive_span.config.schema import MISSING
+from adaptive_span.config.checks import MISSING
 from adaptive_span.errors import UserError, did_you_mean, first_line, shown
 
 T = TypeVar("T")

@@ -21,7 +21,8 @@ def register_schedule(name: str) -> Callable[[Schedule], Schedule]:
 
 def learning_rate(step: int, peak: float, train: TrainConfig) -> float:
     """Return the learning rate of update `step`, counted from 1."""
-    return SCHEDULES[train.schedule](step, peak, train)
+    rate: float = SCHEDULES[train.schedule](step, peak, train)
+    return rate
 
 
 def constant(step: int, peak: float, train: TrainConfig) -> float:

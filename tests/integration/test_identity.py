@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from adaptive_span.config.checks import MISSING
 from adaptive_span.config.identity import changes, default_run_dir
-from adaptive_span.config.schema import MISSING, Config, ModelConfig
+from adaptive_span.config.schema import Config, ModelConfig
 from tests.conftest import ROOT, finish, sentence
 from tests.unit.config.test_config import composed
 

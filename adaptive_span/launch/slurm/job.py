@@ -146,7 +146,8 @@ class Agent:
         """Have the job queued again; a controller that is away is asked until the time is over."""
         while True:
             try:
-                return self.requeue(number, frame)
+                self.requeue(number, frame)
+                return
             except subprocess.SubprocessError:
                 if time.monotonic() > until:
                     raise

@@ -26,7 +26,7 @@ INSTEAD = {"timeout_min": "time", "mem_gb": "memory", "cpus_per_task": "cpus", "
 OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node", "name": "job_name"}
 
 
-class Launcher(SlurmLauncher):
+class Launcher(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
     """As the plugin's, but it pickles a typed configuration and not Hydra, and waits only where it is asked to.
 
     The command then ends with 0 once all jobs have completed, with 1 if one of them has not, for whatever reason.
