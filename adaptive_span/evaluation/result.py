@@ -33,7 +33,8 @@ class Result:
     @property
     def scores(self) -> dict[str, dict[str, float]]:
         """Scores of the splits, by name: `bpc`, `nats` (of all tokens), `tokens`, and of words `ppl`."""
-        return self.evaluation["splits"]
+        scores: dict[str, dict[str, float]] = self.evaluation["splits"]
+        return scores
 
 
 def print_result(result: Result, config: Config) -> None:

@@ -106,7 +106,7 @@ def _start_once(processes: int, node: Node, function: Callable[..., T], *argumen
     _shield_resource_tracker()
     try:
         with TemporaryDirectory() as logs:
-            results = elastic_launch(node.launch_config(processes, logs), _work)(function, *arguments)
+            results: dict[int, T] = elastic_launch(node.launch_config(processes, logs), _work)(function, *arguments)
     except SignalException as stop:
         raise SystemExit(128 + stop.sigval) from None
     except ChildFailedError as failures:
