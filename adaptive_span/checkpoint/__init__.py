@@ -1,4 +1,5 @@
 """What is kept of a model, and how do the files of others become one?
 
-It may import `distributed`, `data`, `model` and below.
+`files` saves and loads this project's checkpoints, `original` reads those of the original project, `matching` finds the
+text that fits one. It may import `distributed`, `data`, `model` and below.
 """

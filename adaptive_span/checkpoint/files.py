@@ -1,4 +1,4 @@
-"""Everything needed to go on as if nothing had happened, in one file a checkpoint, written whole or not at all.
+"""Save and load everything that a run needs to resume, one file per checkpoint, whole or not at all.
 
 A run's `checkpoints/` holds `step_00001000.pt` (the newest `checkpoint.keep` of them: whole training states) and
 `best.pt` (the weights that scored best on the validation part, without what only a training needs).
@@ -32,11 +32,15 @@ UNTIL_NOW = {"corpus": str | None, "best": float, "run_id": str | None}
 
 
 class NewerFormat(UserError):
-    """A checkpoint of a later version: to pass it over would lose what it holds."""
+    """A checkpoint of a later version. To skip it would lose what it holds."""
 
 
 def save(state: State, path: Path) -> None:
-    """Write a checkpoint whole. Raises `UserError` where the disk does not take it; an older one stays as it is."""
+    """Write a checkpoint atomically.
+
+    Raises:
+        UserError: The disk does not take it. An older file stays as it is.
+    """
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save({"format": FORMAT} | state, file)
@@ -47,12 +51,25 @@ def save(state: State, path: Path) -> None:
 
 
 def load(path: Path) -> State:
-    """Return one checkpoint of this project, checked. Raises `UserError` where it is damaged or of another kind."""
+    """Return one checkpoint of this project, checked.
+
+    Raises:
+        UserError: It is damaged or of another kind.
+    """
     return check(tensor_file.read(path), path, WEIGHTS)
 
 
 def check(state: Any, path: Path, wanted: dict[str, Any]) -> State:
-    """Return what was read from `path` if it holds what is wanted, each of its type."""
+    """Return what was read from a file if it holds what is wanted.
+
+    Args:
+        state: What was read.
+        path: The file, for messages.
+        wanted: Key → type.
+
+    Raises:
+        UserError: Something is missing or of another type.
+    """
     if not isinstance(state, dict) or "model" not in state:
         raise UserError(f"{path} is no checkpoint: it holds no 'model'")
     written = lookup({"format": 0} | state, "format", int, path)
@@ -72,11 +89,11 @@ def check(state: Any, path: Path, wanted: dict[str, Any]) -> State:
 def check_fits(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     """Raise `UserError` naming the first tensor that the model lacks, or has in another shape."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in wanted | found:
-        if wanted.get(name) != found.get(name):
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in wanted | shapes:
+        if wanted.get(name) != shapes.get(name):
             raise UserError(
-                f"{source} does not fit this model: {name} has shape {found.get(name, 'missing')} there and "
+                f"{source} does not fit this model: {name} has shape {shapes.get(name, 'missing')} there and "
                 f"{wanted.get(name, 'missing')} here; give the model and data settings that it was trained with"
             )
 
@@ -89,7 +106,14 @@ def check_finite(tensors: dict[str, Tensor], source: Path) -> None:
 
 
 def newest(directory: Path) -> tuple[State | None, list[str]]:
-    """The newest training state that can be read, and a sentence for each newer one that can't."""
+    """Load the newest training state that can be read.
+
+    Returns:
+        The state, or None where there is none; and a sentence per newer file that cannot be read.
+
+    Raises:
+        UserError: There are files, but none can be read; or one is of a newer version.
+    """
     problems: list[str] = []
     for path in steps(directory):
         try:
@@ -97,15 +121,18 @@ def newest(directory: Path) -> tuple[State | None, list[str]]:
         except NewerFormat:
             raise
         except UserError as error:
-            problems.append(f"{error}; going on from the one before")
+            problems.append(f"{error}; resuming from the one before")
     if problems:
-        raise UserError(f"{problems[0].removesuffix('; going on from the one before')}, and there is none before it; "
+        raise UserError(f"{problems[0].removesuffix('; resuming from the one before')}, and there is none before it; "
                         f"delete {directory} to start afresh")  # fmt: skip
     return None, []
 
 
 def prune(directory: Path, keep: int, step: int) -> None:
-    """Leave the newest ones up to `step`; what is later could not be read, and what is half written never will be."""
+    """Delete all training states but the newest ones up to a step.
+
+    Later ones could not be read, and half-written ones never will be.
+    """
     good = [path for path in steps(directory) if path <= step_path(directory, step)]
     with explain_disk_errors(directory):
         for path in {*steps(directory), *directory.glob(f"*{WRITING}")}.difference(good[:keep]):

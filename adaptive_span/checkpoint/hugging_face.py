@@ -1,4 +1,4 @@
-"""Models as a folder or a repository of the Hugging Face Hub: model.safetensors and config.json.
+"""Read and write models as a folder or a repository of the Hugging Face Hub: model.safetensors and config.json.
 
 Needs `pip install 'adaptive-span[export]'`; nothing else in the package does.
 """
@@ -47,7 +47,11 @@ class PretrainedTransformer(
 
 
 def from_checkpoint(path: Path) -> PretrainedTransformer:
-    """Return the model of a checkpoint, this project's or the original's."""
+    """Return the model of a checkpoint, this project's or the original's.
+
+    Raises:
+        UserError: The file cannot be read, or holds weights that are not finite.
+    """
     state = original.load(path)
     files.check_finite(state["model"], path)
     model = PretrainedTransformer(config_of(state, path), state["vocab_size"])

@@ -1,4 +1,4 @@
-"""Which numbering of a text fits the weights of a checkpoint: the one that they were trained with, or none."""
+"""Find the numbering of a text that fits the weights of a checkpoint: the one they were trained with, or none."""
 
 from adaptive_span.checkpoint.files import State
 from adaptive_span.config.schema import DataConfig
@@ -9,10 +9,20 @@ from adaptive_span.errors import UserError
 
 
 def corpus_for(state: State, source: str, data: DataConfig, by_frequency: bool, numbering: str | None) -> Corpus:
-    """Return the text, numbered as the weights of `state`, which were read from `source`, know its symbols.
+    """Return a text, numbered as the weights of a checkpoint know its symbols.
 
     A checkpoint without its vocabulary (an old one, or one of the original project) fits where it was trained on this
-    very corpus; or this is the whole published text, and has as many symbols; or the user says `numbering=same`.
+    very corpus; or this is the whole published text, and has as many symbols; or the user gives `numbering=same`.
+
+    Args:
+        state: The checkpoint.
+        source: Its file, for messages.
+        data: The text.
+        by_frequency: Whether ids must fall in frequency.
+        numbering: The key of that name.
+
+    Raises:
+        UserError: Nothing proves that the numbering fits.
     """
     size = state["vocab_size"]
     if "vocabulary" in state:

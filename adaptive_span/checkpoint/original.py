@@ -1,8 +1,8 @@
-"""Checkpoints of the original project, read into this one's form.
+"""Read checkpoints of the original project, in the form of this one's.
 
 A file holds `model`, `optimizer`, `iter_no`, `logger` and `scheduler_iter`. The sizes of the model are read off its
-tensors. What they do not tell is the ramp, 32 in all that was published, and the block size: 512 is taken, which
-changes no exact score.
+tensors. They do not tell the ramp, 32 in all that was published, nor the block size: 512 is taken, which changes no
+exact score.
 """
 
 import re
@@ -51,7 +51,7 @@ _LEFT_OUT = re.compile(r"\._mask\.mask_template$|\.persistent_memory\.adaptive_s
 
 
 def rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published names and shapes → ours."""
+    """Return tensors under this project's names and in its shapes."""
     return {_ours(name): _reshaped(name, tensor) for name, tensor in tensors.items() if not _LEFT_OUT.search(name)}
 
 
@@ -74,11 +74,21 @@ def load(path: Path) -> files.State:
 
 
 def is_original(state: Any) -> bool:
+    """Return whether what was read from a file is a checkpoint of the original project."""
     return isinstance(state, dict) and state.keys() >= KEYS
 
 
 def convert(state: files.State, path: Path, ramp: int = 32) -> files.State:
-    """What was read from `path`, in the form of this project's checkpoints. Raises `UserError` naming what is amiss."""
+    """Return a checkpoint of the original project in the form of this project's.
+
+    Args:
+        state: What was read.
+        path: The file, for messages.
+        ramp: Tokens over which the soft mask falls; the file does not say.
+
+    Raises:
+        UserError: Something is missing or does not fit.
+    """
     step = lookup(state, "scheduler_iter", int, path)
     if step < 0:
         raise UserError(f"{path} has scheduler_iter={step}: it is no checkpoint of the original project")
@@ -101,15 +111,15 @@ def convert(state: files.State, path: Path, ramp: int = 32) -> files.State:
 
 
 def _sizes(tensors: dict[str, Tensor], path: Path, ramp: int) -> tuple[ModelConfig, int]:
-    """The model's configuration and its vocabulary's size, from the shapes of its tensors."""
+    """Return the model's configuration and its vocabulary's size, from the shapes of its tensors."""
 
     def shape(name: str, dimensions: int = 2) -> torch.Size:
         if name not in tensors:
             raise UserError(f"{path} is no checkpoint of the original project: there is no tensor for {name} in it")
-        found = tensors[name].shape
-        if len(found) != dimensions or 0 in found:
-            raise UserError(f"{path} is no checkpoint of the original project: {name} has shape {tuple(found)} in it")
-        return found
+        size = tensors[name].shape
+        if len(size) != dimensions or 0 in size:
+            raise UserError(f"{path} is no checkpoint of the original project: {name} has shape {tuple(size)} in it")
+        return size
 
     first = "attention_blocks.0.attention."
     head_size, max_span = shape("positions")
@@ -142,7 +152,7 @@ def _same(one: Tensor, other: Tensor | None) -> bool:
 
 
 def _gathered(state: files.State, path: Path) -> dict[int, dict[str, Any]]:
-    """Return what the optimizer has gathered, by the index of its parameter."""
+    """Return the optimizer's state, by the index of the parameter."""
     gathered: dict[int, dict[str, Any]] = lookup(lookup(state, "optimizer", dict, path), "state", dict, path)
     if not all(isinstance(index, int) and isinstance(values, dict) for index, values in gathered.items()):
         raise UserError(f"{path} is no checkpoint of the original project: its optimizer's state is of another form")
@@ -152,7 +162,7 @@ def _gathered(state: files.State, path: Path) -> dict[int, dict[str, Any]]:
 def _optimizer_state(
     gathered: dict[int, dict[str, Any]], names: list[str], model: Transformer, path: Path
 ) -> files.State:
-    """Return what was gathered by the index of our parameters; the file's index counts `names` in its own order."""
+    """Return the optimizer's state by the index of our parameters; the file's index counts `names` in its own order."""
     ours = dict(model.named_parameters())  # a shared one under the input's name, in the file too
     theirs = [_ours(name) for name in names if _ours(name) in ours]
     if gathered and (gathered.keys() != set(range(len(theirs))) or len(theirs) != len(ours)):
@@ -176,7 +186,15 @@ def _as_parameter(value: Any, parameter: Tensor) -> Any:
 
 
 def download(name: str, directory: Path) -> Path:
-    """The published file of that name, checked. An interrupted download goes on."""
+    """Download a published checkpoint and check it. An interrupted download resumes.
+
+    Args:
+        name: One of `NAMES`.
+        directory: Where to put it.
+
+    Raises:
+        UserError: There is no such name, or the file cannot be downloaded.
+    """
     if name not in NAMES:
         raise UserError(
             f"there is no published checkpoint '{name}', only {', '.join(NAMES)}{did_you_mean(name, NAMES)}"

@@ -6,6 +6,7 @@ CHECKPOINTS = "checkpoints"  # the folder in the directory of a run
 
 
 def step_path(checkpoints: Path, step: int) -> Path:
+    """Return the file of the training state after a step."""
     return checkpoints / f"step_{step:08d}.pt"
 
 

@@ -19,7 +19,11 @@ SIZES = ("hidden_size", "ffn_size", "num_heads", "max_span", "memory_size")  # e
 
 
 def config_of(state: files.State, source: Path) -> ModelConfig:
-    """Return the configuration of a checkpoint's model. Raises `UserError` if its tensors have other shapes."""
+    """Return the configuration of a checkpoint's model.
+
+    Raises:
+        UserError: Its tensors have other shapes.
+    """
     config, tensors = from_dict(state["config"].get("model"), ModelConfig, source, "model."), state["model"]
     numbers = sum(tensor.numel() for tensor in tensors.values())
     most = dict.fromkeys(SIZES, numbers) | {"num_layers": len(tensors)}
@@ -38,7 +42,7 @@ def config_of(state: files.State, source: Path) -> ModelConfig:
 
 
 def model_of(state: files.State, source: Path, device: torch.device) -> Transformer:
-    """Return that model, with its weights, on a machine that may be another one."""
+    """Build the model of a checkpoint, with its weights, on a device that may be another one than it was trained on."""
     files.check_finite(state["model"], source)
     model = Transformer(replace(config_of(state, source), attention="auto"), state["vocab_size"])
     model.load_state_dict(state["model"])

@@ -1,4 +1,5 @@
 """What can be set, to which values, and what makes two runs the same?
 
-It may import `terminal` and below.
+`schema` is the typed configuration, with the meaning of each key under its field; `checks` are the rules of values;
+`identity` tells runs apart. Nothing here imports torch or Hydra. It may import `terminal` and below.
 """

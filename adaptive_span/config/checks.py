@@ -1,8 +1,8 @@
-"""Which values a key of the configuration may have, written beside its type, and the sentence for one that it may not.
+"""Check values of the configuration, by rules that stand beside their type.
 
     num_layers: Annotated[int, Range(1, 10_000)]
 
-A rule is a function of a value that returns what is wrong with it, or None. `check` asks the rules of every field.
+A rule is a function of a value that returns what is wrong with it, or None. `check` applies the rules of every field.
 """
 
 import math
@@ -32,7 +32,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `least` to `most`, these two included unless `above` or `below` leaves them out."""
+    """Numbers from `least` to `most`. `above` and `below` leave out these two themselves."""
 
     least: float
     most: float
@@ -53,33 +53,40 @@ class Range:
 class OneOf:
     """One of some words, or of the names in a registry, to which more may be added."""
 
-    words: Iterable[str]
+    choices: Iterable[str]
 
     def __call__(self, value: str) -> str | None:
-        words = list(self.words)
-        return None if value in words else f"must be one of {', '.join(words)}{did_you_mean(value, words)}"
+        choices = list(self.choices)
+        return None if value in choices else f"must be one of {', '.join(choices)}{did_you_mean(value, choices)}"
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Text that matches a regular expression, which `words` explain."""
+    """Text that matches a regular expression, which `description` puts into words."""
 
     pattern: str
-    words: str
+    description: str
 
     def __call__(self, value: str) -> str | None:
-        return None if re.fullmatch(self.pattern, value) else f"must be {self.words}"
+        return None if re.fullmatch(self.pattern, value) else f"must be {self.description}"
 
 
 def path(value: str) -> str | None:
-    """No file system takes longer names."""
+    """Return what is wrong with a path: no file system takes names of more than 255 bytes."""
     longest = max(len(os.fsencode(name)) for name in value.split("/"))
     return f"holds a name of {longest} bytes, but a file's or folder's has at most 255" if longest > 255 else None
 
 
 def check(values: Any, prefix: str = "") -> None:
-    """Raise `UserError` that names all fields of a dataclass that have no value, or the first whose value is not
-    allowed."""
+    """Check all fields of a dataclass, and of the dataclasses within it.
+
+    Args:
+        values: The dataclass.
+        prefix: Of the keys, in messages.
+
+    Raises:
+        UserError: Fields have no value (all of them are named), or a value is not allowed (the first is named).
+    """
     if missing := list(_missing(values, prefix)):
         raise UserError(without_value(missing))
     kinds, hints = get_type_hints(type(values)), get_type_hints(type(values), include_extras=True)
@@ -94,30 +101,31 @@ def check(values: Any, prefix: str = "") -> None:
 
 
 def without_value(keys: Sequence[str]) -> str:
+    """Return the sentence for keys that need a value."""
     given = " ".join(f"{key}=…" for key in keys)
     return f"{', '.join(keys)} {'has' if len(keys) == 1 else 'have'} no value; give {given}"
 
 
 def kind(hint: Any) -> str:
-    """Return a type in words."""
+    """Return a type in words, for messages."""
     kinds = [each for each in _arms(hint) if each is not NoneType]
     words = " or ".join(KINDS.get(each, str(each)) for each in kinds)
     return f"{words}, or null" if NoneType in _arms(hint) else words
 
 
 def _missing(values: Any, prefix: str) -> list[str]:
-    found: list[str] = []
+    missing: list[str] = []
     for field in fields(values):
         value = getattr(values, field.name)
         if is_dataclass(value):
-            found += _missing(value, f"{prefix}{field.name}.")
+            missing += _missing(value, f"{prefix}{field.name}.")
         elif isinstance(value, str) and value == MISSING:
-            found.append(f"{prefix}{field.name}")
-    return found
+            missing.append(f"{prefix}{field.name}")
+    return missing
 
 
 def _arms(hint: Any) -> tuple[Any, ...]:
-    """Return the types of a union; of another type, itself."""
+    """Return the types of a union; of another type, that type itself."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
@@ -137,10 +145,10 @@ def _is_kind(value: Any, hint: Any) -> bool:
 
 
 def _check(key: str, value: Any, hint: Any, rules: Sequence[Callable[[Any], str | None]] = ()) -> None:
-    """Raise where a rule is broken. `hint` may be annotated, a union, a list or a dict."""
+    """Raise `UserError` if a value breaks a rule. `hint` may be annotated, a union, a list or a dict."""
     if get_origin(hint) is Annotated:
-        base, *own = get_args(hint)
-        return _check(key, value, base, [*rules, *own])
+        base, *inner_rules = get_args(hint)
+        return _check(key, value, base, [*rules, *inner_rules])
     if len(arms := _arms(hint)) > 1:
         return _check(key, value, next(arm for arm in arms if _is_kind(value, arm)), rules)
     if value is None:

@@ -60,12 +60,12 @@ def _described(schema: type, prefix: str) -> Iterator[tuple[str, Key]]:
 def _docstrings(schema: type) -> dict[str, str]:
     """Return the string literal under each field, which Python itself does not keep."""
     body = ast.parse(inspect.getsource(schema)).body[0].body  # type: ignore[attr-defined]
-    found = {}
+    docstrings = {}
     for node, below in pairwise(body):
         match node, below:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = " ".join(text.split())
-    return found
+                docstrings[name] = " ".join(text.split())
+    return docstrings
 
 
 def _type(hint: Any) -> str:
@@ -86,7 +86,7 @@ def _rules(hint: Any) -> Iterator[Any]:
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
-    return next((tuple(rule.words) for rule in _rules(hint) if isinstance(rule, OneOf)), ())
+    return next((tuple(rule.choices) for rule in _rules(hint) if isinstance(rule, OneOf)), ())
 
 
 def _bounds(hint: Any) -> str:

@@ -1,6 +1,6 @@
-"""What makes a run the run that it is: the same command finds its directory again, and a changed one is noticed.
+"""Tell runs apart: the same command finds its directory again, and a changed one is noticed.
 
-A key may be added without making strangers of the runs that were begun before: at its default it counts for nothing.
+A new key does not turn runs that started before it into others: at its default it does not count.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ MAY_CHANGE = (
     "data.urls data.unpacked_size data.unpacked_sha256 data.symbols data.holds"
 ).split()
 
-# What counts even at its default, because it did so from the beginning: directories are named after it. A key that is
+# What counts even at its default, because it always did: directories are named after it. A key that is
 # added does not belong here.
 ALWAYS = (
     "model.name model.num_layers model.hidden_size model.ffn_size model.num_heads model.max_span model.block_size "
@@ -30,7 +30,7 @@ ALWAYS = (
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'train': {'steps': 1}} → {'train.steps': 1}"""
+    """Return nested dictionaries as one with dotted keys: {'train': {'steps': 1}} → {'train.steps': 1}."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -38,7 +38,7 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def identity(config: dict[str, Any], schema: type = Config) -> dict[str, Any]:
-    """Return the flat part of a configuration that makes a run the run that it is."""
+    """Return the part of a configuration that decides what is trained, flat."""
     may_change, default = tuple(f"{key}." for key in MAY_CHANGE), _defaults(schema)
     return {
         key: value
@@ -48,26 +48,26 @@ def identity(config: dict[str, Any], schema: type = Config) -> dict[str, Any]:
 
 
 def changes(before: dict[str, Any], now: Config) -> list[str]:
-    """Return a phrase for each key that makes another run of what was begun with the configuration `before`."""
+    """Return a phrase per key in which a configuration would train something else than the one `before`."""
     then, today, default = identity(before, type(now)), identity(now.as_dict(), type(now)), _defaults(type(now))
     pairs = {key: (then.get(key, default.get(key)), today.get(key, default.get(key))) for key in then | today}
     return [f"{key} ({old} → {new})" for key, (old, new) in pairs.items() if old != new]
 
 
 def default_run_dir(config: Config) -> str:
-    """Return the same directory for the same run, so that the same command resumes it."""
-    told = {**identity(config.as_dict(), type(config)), "data": [config.data.file, config.data.path]}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    """Return the directory of a run that names none: the same for the same run, so that a command resumes it."""
+    identifying = {**identity(config.as_dict(), type(config)), "data": [config.data.file, config.data.path]}
+    digest = hashlib.sha256(json.dumps(identifying, sort_keys=True).encode()).hexdigest()
     return f"runs/{config.data.name}-{config.model.name}-{digest[:8]}"
 
 
 def _defaults(schema: type) -> dict[str, Any]:
     """Return the default of each key, flat."""
-    hints, found = get_type_hints(schema), dict[str, Any]()
-    for own in fields(schema):
-        kind = hints[own.name]
+    hints, defaults = get_type_hints(schema), dict[str, Any]()
+    for field in fields(schema):
+        kind = hints[field.name]
         if isinstance(kind, type) and is_dataclass(kind):
-            found[own.name] = _defaults(kind)
+            defaults[field.name] = _defaults(kind)
         else:
-            found[own.name] = own.default_factory() if callable(own.default_factory) else own.default
-    return flatten(found)
+            defaults[field.name] = field.default_factory() if callable(field.default_factory) else field.default
+    return flatten(defaults)

@@ -29,19 +29,19 @@ def load(names: Sequence[str]) -> None:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"plugins={name} cannot be imported ({_told(name, error)})") from error
+            raise UserError(f"plugins={name} cannot be imported ({_explanation(name, error)})") from error
 
 
 def places(names: Sequence[str]) -> list[Path]:
     """Return the files and the packages' folders that modules were imported from, of those in the working directory."""
-    found = set()
+    files = set()
     for name in names:
         module = sys.modules[name.partition(".")[0]]
-        found.add(Path(module.__path__[0] if hasattr(module, "__path__") else str(module.__file__)))
-    return sorted(path for path in found if path.parent == Path.cwd())
+        files.add(Path(module.__path__[0] if hasattr(module, "__path__") else str(module.__file__)))
+    return sorted(path for path in files if path.parent == Path.cwd())
 
 
-def _told(name: str, error: Exception) -> str:
+def _explanation(name: str, error: Exception) -> str:
     """Return what went wrong, and in which line of a file."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
         return f"there is no module {error.name} in {os.getcwd()}, nor on Python's path; put it there"

@@ -18,19 +18,19 @@ class Registry(Generic[T]):
 
     def __init__(self, key: str):
         self.key = key
-        self._found: dict[str, T | str] = {}
+        self._targets: dict[str, T | str] = {}
         self._facts: dict[str, dict[str, Any]] = {}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
+        return iter(self._targets)
 
     def __getitem__(self, name: str) -> T:
         """Return what a name stands for. Its module is imported if it was not yet."""
-        found = self._found[name]
-        if isinstance(found, str):
-            module, _, attribute = found.partition(":")
-            found = self._found[name] = getattr(import_module(module), attribute)
-        return found
+        target = self._targets[name]
+        if isinstance(target, str):
+            module, _, attribute = target.partition(":")
+            target = self._targets[name] = getattr(import_module(module), attribute)
+        return target
 
     def fact(self, name: str, key: str, default: Any = None) -> Any:
         """Return what was said of a name when it was added, which is known without importing anything."""
@@ -38,7 +38,7 @@ class Registry(Generic[T]):
 
     def add(self, name: str, address: str, **facts: Any) -> None:
         """Add a name by the address of its code, like `package.module:function`."""
-        self._found[name], self._facts[name] = address, facts
+        self._targets[name], self._facts[name] = address, facts
 
     def register(self, name: str, **facts: Any) -> Callable[[T], T]:
         """Return a decorator that adds a function or a class under a name.
@@ -48,9 +48,9 @@ class Registry(Generic[T]):
         """
 
         def decorate(made: T) -> T:
-            if name in self._found:
+            if name in self._targets:
                 raise UserError(f"{self.key}={name} is registered twice; give the new one another name")
-            self._found[name], self._facts[name] = made, facts
+            self._targets[name], self._facts[name] = made, facts
             return made
 
         return decorate

@@ -1,7 +1,7 @@
-"""The typed configuration behind `conf/`, and the checks that make a wrong value one clear sentence.
+"""The typed configuration behind `conf/`. The docstring under a field is the one place of its key's meaning.
 
-Plain dataclasses: nothing here imports torch, so `--help` and `--cfg job` answer at once, and nothing here
-knows Hydra, so a `ModelConfig` made by hand is as good as a composed one.
+Plain dataclasses: nothing here imports torch, so `--help` and `--cfg job` answer at once, and nothing here knows Hydra,
+so a `ModelConfig` made by hand is as good as a composed one.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -25,14 +25,14 @@ PROTOCOLS = ("exact", "published")
 TRACKERS = ("wandb", "none")
 WANDB_MODES = ("auto", "online", "offline")
 
-MANY = 2**63 - 1  # what 64 bits hold: of what is only counted
+MANY = 2**63 - 1  # what 64 bits hold, for what is only counted
 YEAR = 525_600  # minutes
 Count = Annotated[int, Range(1, MANY)]
 CountOrNone = Annotated[int, Range(0, MANY)]
 Size = Annotated[int, Range(1, LONG)]
 SizeOrNone = Annotated[int, Range(0, LONG)]
 Probability = Annotated[float, Range(0, 1, below=True)]
-Rate = Annotated[float, Range(0, 1e30, above=True)]  # beyond, what an optimizer makes of it is no number
+Rate = Annotated[float, Range(0, 1e30, above=True)]  # beyond this, updates are not finite
 Path = Annotated[str, path]
 Sha256 = Annotated[str, Pattern("[0-9a-f]{64}", "64 digits of 0-9 and a-f")]
 Address = Annotated[str, Pattern("https?://[^/]+/.*[^/]", "the address of a file, like https://host/text.zip")]
@@ -41,7 +41,11 @@ Numbering = Annotated[str, OneOf(("same",))]
 
 @dataclass
 class ModelConfig:
-    """Sizes of the Transformer. Published names: N, C, F, H, L, M, R of arXiv 1905.07799."""
+    """Sizes of the Transformer.
+
+    Source: arXiv 1905.07799 (N, C, F, H, L, M, R there are `num_layers`, `hidden_size`, `ffn_size`, `num_heads`,
+    `max_span`, `block_size`, `ramp`); arXiv 1907.01470 for `memory_size`; arXiv 1809.10853 for `cutoffs`.
+    """
 
     name: str
     """Name of the model. It stands in the name of the run's directory."""
@@ -89,6 +93,11 @@ class ModelConfig:
     """Implementation of attention. auto: the fastest that runs here. All compute the same."""
 
     def validate(self) -> None:
+        """Check the values, and how they go together.
+
+        Raises:
+            UserError: One is not allowed.
+        """
         check(self, "model.")
         if self.hidden_size % self.num_heads:
             low = [h for h in range(1, isqrt(self.hidden_size) + 1) if self.hidden_size % h == 0]
@@ -157,6 +166,11 @@ class DataConfig:
     """A string that every part of the text holds. null: not checked."""
 
     def validate(self) -> None:
+        """Check the values, and how they go together.
+
+        Raises:
+            UserError: One is not allowed.
+        """
         check(self, "data.")
         if self.split is not None and len(self.split) != 3:
             raise UserError(f"data.split={self.split} must be three positive numbers of bytes: [train, valid, test]")
@@ -175,6 +189,8 @@ class DataConfig:
 
 @dataclass
 class OptimizerConfig:
+    """How gradients become updates."""
+
     name: Annotated[str, OneOf(OPTIMIZERS)] = MISSING
     """Name of the optimizer."""
     lr: Rate = MISSING
@@ -186,6 +202,11 @@ class OptimizerConfig:
     """Momentum of `optimizer=sgd`."""
 
     def validate(self) -> None:
+        """Check the values, and how they go together.
+
+        Raises:
+            UserError: One is not allowed.
+        """
         check(self, "optimizer.")
         if self.momentum and not OPTIMIZERS.fact(self.name, "momentum", False):
             readers = [name for name in OPTIMIZERS if OPTIMIZERS.fact(name, "momentum", False)]
@@ -196,6 +217,8 @@ class OptimizerConfig:
 
 @dataclass
 class HardwareConfig:
+    """Where to compute: devices and processes of this machine, or jobs on a SLURM cluster."""
+
     device: Annotated[str, OneOf(DEVICES)] = "auto"
     """Kind of device. auto: a GPU where there is one, else the CPU."""
     processes: CountOrNone = 1
@@ -243,6 +266,11 @@ class HardwareConfig:
     """SLURM: any other options of sbatch, like {exclude: n1, mail-type: END}."""
 
     def validate(self) -> None:
+        """Check the values, and how they go together.
+
+        Raises:
+            UserError: One is not allowed.
+        """
         check(self, "hardware.")
         _ = self.minutes, self.megabytes, self.wanted_gpus
         if self.max_restarts and self.nodes > 1:
@@ -255,24 +283,29 @@ class HardwareConfig:
 
     @property
     def minutes(self) -> int:
+        """`time` in minutes."""
         return quantities.minutes(self.time)
 
     @property
     def megabytes(self) -> int | None:
+        """`memory` in MB; None: the cluster's default."""
         return None if self.memory is None else quantities.megabytes(self.memory)
 
     @property
     def wanted_gpus(self) -> Gpus | None:
+        """`gpus`, read; None: all of a node's."""
         return None if self.gpus is None else quantities.gpus(self.gpus)
 
     @property
     def world_size(self) -> int:
-        """Processes over all nodes, as far as it is known before they have been asked for their GPUs."""
+        """Processes over all nodes, as far as this is known before the nodes report their GPUs."""
         return self.nodes * max(1, self.processes or (self.wanted_gpus.count if self.wanted_gpus else 1))
 
 
 @dataclass
 class TrackingConfig:
+    """Who keeps curves, beside metrics.jsonl."""
+
     name: Annotated[str, OneOf(TRACKERS)] = MISSING
     """Where curves are kept beside metrics.jsonl: Weights & Biases, or nowhere."""
     mode: Annotated[str, OneOf(WANDB_MODES)] = "auto"
@@ -289,6 +322,8 @@ class TrackingConfig:
 
 @dataclass
 class TrainConfig:
+    """How long and on how much to train."""
+
     steps: Count = MISSING
     """Updates at the full learning rate. More can be asked for later."""
     finetune_steps: CountOrNone = 0
@@ -315,19 +350,27 @@ class TrainConfig:
 
     @property
     def total_steps(self) -> int:
+        """Updates of both phases."""
         return self.steps + self.finetune_steps
 
     def validate(self) -> None:
+        """Check the values, and how they go together.
+
+        Raises:
+            UserError: One is not allowed.
+        """
         check(self, "train.")
         if self.init_from and self.continue_from:
             raise UserError(
-                f"train.init_from={self.init_from} begins with weights alone and train.continue_from="
-                f"{self.continue_from} goes on with a training; give one of them"
+                f"train.init_from={self.init_from} takes weights alone and train.continue_from="
+                f"{self.continue_from} resumes a training; give one of them"
             )
 
 
 @dataclass
 class ValidationConfig:
+    """How often to score a part of valid."""
+
     every: Count = MISSING
     """Steps between two validations."""
     blocks: Count = MISSING
@@ -336,6 +379,8 @@ class ValidationConfig:
 
 @dataclass
 class CheckpointConfig:
+    """How often to save."""
+
     every: Count = MISSING
     """Steps between two checkpoints. SIGTERM and Ctrl-C save one too."""
     keep: Count = 2
@@ -344,19 +389,23 @@ class CheckpointConfig:
 
 @dataclass
 class LogConfig:
+    """How often to record metrics."""
+
     every: Count = MISSING
     """Steps between two lines of metrics."""
 
 
 @dataclass
 class RunConfig:
+    """Where the run is kept."""
+
     dir: Path | None = None
     """Directory of the run, which the same command resumes. null: runs/<data>-<model>-<hash>."""
 
 
 @dataclass
 class Config:
-    """One training run."""
+    """The configuration of one training run."""
 
     model: ModelConfig = MISSING
     """The network."""
@@ -391,7 +440,11 @@ class Config:
     vary together."""
 
     def validate(self) -> None:
-        """Raise `UserError` at the first value, or combination of values, that can't be honoured."""
+        """Check the values, and how they go together.
+
+        Raises:
+            UserError: One is not allowed.
+        """
         plugins.load(self.plugins)  # their names may be values of other keys
         check(self)
         for part in (self.model, self.data, self.optimizer, self.hardware, self.train):
@@ -404,13 +457,13 @@ class Config:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as it is written down: plain values, without passwords and tokens."""
+        """Return the configuration as plain values, without passwords and tokens, as it is written to disk."""
         return {key: without_secrets(value) for key, value in asdict(self).items()}
 
 
 @dataclass
 class EvaluateConfig:
-    """One scoring of a checkpoint."""
+    """The configuration of one scoring of a checkpoint."""
 
     run: Path | None = None
     """Directory of a run whose best checkpoint to score."""
@@ -433,6 +486,11 @@ class EvaluateConfig:
     """Where to compute: devices and processes."""
 
     def validate(self) -> None:
+        """Check the values, and how they go together.
+
+        Raises:
+            UserError: One is not allowed.
+        """
         if (self.run is None) == (self.checkpoint is None):
             raise UserError("evaluate.py needs one of run=DIR (its best checkpoint is scored) and checkpoint=FILE")
         check(replace(self, data=replace(self.data, name=self.data.name or "files")))

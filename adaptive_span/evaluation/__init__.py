@@ -1,4 +1,5 @@
 """How many bits does a model need for a text?
 
-It may import `reporting` and below.
+`scoring` computes, `report` prints and draws, `evaluate` is the whole of `evaluate.py`. It may import `reporting`,
+`checkpoint` and below, not `training`.
 """

@@ -1,4 +1,4 @@
-"""Score a checkpoint on a text, from what `evaluate.py` was asked."""
+"""Score a checkpoint on a text, as a configuration of `evaluate.py` asks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,14 @@ from adaptive_span.terminal.program import sigterm_as_exit
 
 
 def evaluate(asked: EvaluateConfig) -> None:
-    """What `evaluate.py` does. Called in every process."""
+    """Score a checkpoint; print and write the result. Call it in every process.
+
+    Args:
+        asked: A checked configuration.
+
+    Raises:
+        UserError: The checkpoint, the text or the folder cannot be used.
+    """
     file = Path(asked.checkpoint or Path(asked.run or "") / "checkpoints" / "best.pt")
     directory = Path(asked.output or asked.run or ".")
     if asked.run:
@@ -71,7 +78,7 @@ def evaluate(asked: EvaluateConfig) -> None:
 
 
 def _precision(asked: str, process: Process) -> str:
-    """Return that of the scoring: fp32 unless another one is asked for."""
+    """Return the precision to score in: fp32 unless another one is asked for."""
     name, _ = choose("fp32" if asked == "auto" else asked, None, process.device)
     if process.is_main and is_emulated(name, process.device):
         print_line(EMULATED)
@@ -79,17 +86,17 @@ def _precision(asked: str, process: Process) -> str:
 
 
 def _text(data: DataConfig, corpus: Corpus) -> dict[str, Any]:
-    """Return what tells the text of a score from others."""
+    """Return what distinguishes the text of a score from others."""
     return {"data": described(data), "split": data.split, "level": data.level, "corpus": corpus.fingerprint}
 
 
 def _name(data: DataConfig, asked: EvaluateConfig) -> str:
-    """Return the name of a text, and of the protocol where it is not the exact one."""
+    """Return the name of a score: its text, and its protocol unless that is the exact one."""
     return (data.path or data.file or data.name) + ("" if asked.protocol == "exact" else f", {asked.protocol}")
 
 
 def _data(asked: DataConfig, trained: DataConfig, file: Path) -> DataConfig:
-    """The data named on the command line; or that of the training, but for what was set there."""
+    """Return the data named on the command line, or that of the training with the keys that are set there."""
     if asked.name:
         return asked
     if trained.name == MISSING:
@@ -102,7 +109,7 @@ def _data(asked: DataConfig, trained: DataConfig, file: Path) -> DataConfig:
 
 
 def _check_writable(directory: Path) -> None:
-    """Before any work is done."""
+    """Refuse a folder that cannot be written to, before any work is done."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=directory):

@@ -1,4 +1,4 @@
-"""A scored model, for people (tables, a figure) and for programs (`evaluation.json`)."""
+"""Score both splits, print tables and draw a figure."""
 
 import math
 import time
@@ -28,8 +28,25 @@ def score(
     process: Process,
     graphs: bool = False,
 ) -> dict[str, Any]:
-    """Both splits by one protocol, as `evaluation.json` holds it. Called in every process."""
-    measure = {"exact": scoring.exact, "published": scoring.published}[protocol]
+    """Score both splits by one protocol. Call it in every process.
+
+    Args:
+        model: What to score.
+        corpus: The text.
+        protocol: exact or published.
+        batch_size: Rows over all processes.
+        block_size: Tokens of each row per step.
+        process: The place of this process among all.
+        graphs: Whether steps are recorded as CUDA graphs.
+
+    Returns:
+        What `evaluation.json` holds: protocol, splits (bpc, nats, tokens, ppl of words), spans in tokens,
+        floating-point operations per token, tokens per second.
+
+    Raises:
+        UserError: A score is not finite, or a split is too short.
+    """
+    measure = {"exact": scoring.score_exactly, "published": scoring.score_as_published}[protocol]
     splits, started = {}, time.perf_counter()
     if process.is_main:
         print_line(f"scoring {' and '.join(f'{split} ({len(corpus.tokens(split)):,} tokens)' for split in SPLITS)}")
@@ -61,11 +78,17 @@ def draw(result: dict[str, Any], directory: Path, config: ModelConfig) -> Path:
 
 
 def print_tables(result: dict[str, Any], config: Config, level: str, text: str | None = None) -> None:
-    """Print scores, of another text under its name, else with the published ones beside them where the recipe has
-    some; spans; and what they cost."""
+    """Print scores, spans and what they cost.
+
+    Args:
+        result: As `score` returns it.
+        config: Of the training. Its published scores stand beside those of its own text.
+        level: What a token is: byte or word.
+        text: Name of the text where it is not the training's.
+    """
     unit = "bpc" if level == "byte" else "ppl"
-    found = {split: values[unit] for split, values in result["splits"].items()}
+    scores = {split: values[unit] for split, values in result["splits"].items()}
     title = f"{result['protocol']} evaluation" + (f" of {text}" if text else "")
-    print_table(score_table(title, unit, found, {} if text else config.published))
+    print_table(score_table(title, unit, scores, {} if text else config.published))
     print_table(span_table(result["spans"], config.model.max_span))
     print_table(flops_table(result["flops_per_token"]))

@@ -1,4 +1,4 @@
-"""Scoring: exactly, as published, and the quick look that training takes at the validation split.
+"""Score a text: exactly, as the published numbers were made, and quickly while training.
 
 Nats and tokens are added up in double precision and divided once.
 """
@@ -19,29 +19,38 @@ from adaptive_span.model.transformer import Limits, Transformer
 
 @dataclass(frozen=True)
 class Score:
-    """A sum of negative log-likelihoods, in nats, over so many tokens."""
+    """A sum of negative log-likelihoods over a number of tokens."""
 
     nats: float
     tokens: int
 
     @property
     def bpc(self) -> float:
-        """Bits a token."""
+        """Bits per token."""
         return self.nats / self.tokens / math.log(2)
 
     @property
     def perplexity(self) -> float:
+        """exp(nats per token), cut to what a float holds."""
         return math.exp(min(self.nats / self.tokens, 700.0))  # a number even where the model knows nothing
 
 
 def headline(nats_per_token: float, level: str) -> tuple[str, float]:
-    """The figure that people quote: ('bpc', bits a byte), or ('ppl', perplexity) where a token is a word."""
+    """Return the figure that people quote.
+
+    Args:
+        nats_per_token: Mean negative log-likelihood.
+        level: What a token is: byte or word.
+
+    Returns:
+        ('bpc', bits per byte), or ('ppl', perplexity) where a token is a word.
+    """
     score = Score(nats_per_token, 1)
     return ("bpc", score.bpc) if level == "byte" else ("ppl", score.perplexity)
 
 
 class Reader:
-    """A model that reads a text block by block; by a recording of how it read the block before, where `graphs`."""
+    """Read a text block by block, with a cache; with `graphs` by a CUDA graph of the block before."""
 
     def __init__(self, model: Transformer, limits: Limits, process: Process, graphs: bool):
         self.model, self.limits = model.eval(), limits
@@ -50,7 +59,12 @@ class Reader:
         self._block = torch.zeros(0)  # (2, B, M), of tokens and targets, where a graph looks for it
 
     def read(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """The nats of every target, (B, M), which the next block overwrites; tokens and targets (B, M)."""
+        """Return the nats of every target, (B, M). The next call overwrites them.
+
+        Args:
+            tokens: Ids of the block (B, M).
+            targets: Ids of the tokens that follow each (B, M).
+        """
         if self.graph is None:
             return self._next(tokens, targets)
         block = torch.stack([tokens, targets])
@@ -74,7 +88,11 @@ class Reader:
         return nll
 
     def forget(self, rows: Tensor) -> None:
-        """Forget what these rows have read: (B,), True."""
+        """Clear the cache of some rows.
+
+        Args:
+            rows: Which ones, (B,) bool.
+        """
         kept = ~rows[:, None, None, None, None]
         for past in (group for layer in self.cache for group in layer):
             past.mul_(kept)
@@ -91,19 +109,31 @@ def validate(
     process: Process,
     graphs: bool = False,
 ) -> Score:
-    """The first `blocks` blocks of every row, from an empty cache: always the same tokens, so that values compare.
+    """Score the first blocks of every row, from an empty cache: always the same tokens, so that values compare.
 
-    `rows` (B, length) are those of all processes; each takes its own in `slices` parts, as training does.
+    Args:
+        model: In any mode; it is switched to evaluation.
+        rows: Token ids (B, length) of all processes; each takes its share.
+        block_size: Tokens of each row per step.
+        blocks: How many blocks of each row to score.
+        slices: Parts of a process's rows, one after the other, as in training.
+        limits: Upper bounds of the spans, in tokens.
+        process: The place of this process among all.
+        graphs: Whether steps are recorded as CUDA graphs.
+
+    Returns:
+        Nats and tokens over all processes.
     """
-    own = rows[process.share(len(rows)), : blocks * block_size + 1]
+    process_rows = rows[process.share(len(rows)), : blocks * block_size + 1]
     parts = [
-        _score_rows(part, block_size, Reader(model, limits, process, graphs), process) for part in np.split(own, slices)
+        _score_rows(part, block_size, Reader(model, limits, process, graphs), process)
+        for part in np.split(process_rows, slices)
     ]
     return _total(parts, process)
 
 
 @torch.inference_mode()
-def published(
+def score_as_published(
     model: Transformer,
     tokens: np.ndarray,
     batch_size: int,
@@ -112,14 +142,31 @@ def published(
     split: str,
     graphs: bool = False,
 ) -> Score:
-    """As the published numbers were made: rows started cold, whole blocks only, the rest of the text left out."""
+    """Score a split as the published numbers were made.
+
+    Every row starts with an empty cache, only whole blocks count, and the rest of the text is left out.
+
+    Args:
+        model: In any mode; it is switched to evaluation.
+        tokens: Token ids of the split (n,).
+        batch_size: Rows over all processes.
+        block_size: Tokens of each row per step.
+        process: The place of this process among all.
+        split: Name of the split, for messages.
+        graphs: Whether steps are recorded as CUDA graphs.
+
+    Returns:
+        Nats and tokens over all processes.
+
+    Source: the protocol of arXiv 1905.07799's reported numbers.
+    """
     rows = stream.rows(tokens, batch_size, block_size, split)[process.share(batch_size)]
     reader = Reader(model, model.limits(), process, graphs)
     return _total([_score_rows(rows, block_size, reader, process)], process)
 
 
 @torch.inference_mode()
-def exact(
+def score_exactly(
     model: Transformer,
     tokens: np.ndarray,
     batch_size: int,
@@ -128,11 +175,26 @@ def exact(
     split: str,
     graphs: bool = False,
 ) -> Score:
-    """Every token but the first, each from all the text before it that the model can see.
+    """Score every token but the first, each from all the text before it that the model can see.
 
-    Row r scores an equal part of the split, and starts that far before it that nothing of the missing past can reach
-    a scored token: the sum over the layers of the longest effective span. So neither the batch size, nor the block
-    size, nor the number of processes changes the result.
+    Row r scores an equal part of the split. It starts so far before that part that nothing of the missing past can
+    reach a scored token: by the sum over the layers of the longest effective span. So neither the batch size, nor the
+    block size, nor the number of processes changes the result.
+
+    Args:
+        model: In any mode; it is switched to evaluation.
+        tokens: Token ids of the split (n,).
+        batch_size: Rows over all processes.
+        block_size: Tokens of each row per step.
+        process: The place of this process among all.
+        split: Name of the split, for messages.
+        graphs: Whether steps are recorded as CUDA graphs.
+
+    Returns:
+        Nats and tokens over all processes.
+
+    Raises:
+        UserError: The split holds fewer than two tokens.
     """
     if len(tokens) < 2:
         raise UserError(f"the {split} split holds {len(tokens)} token(s): nothing is left to score after the first one")
@@ -161,7 +223,7 @@ def exact(
 
 
 def _score_rows(rows: np.ndarray, block_size: int, reader: Reader, process: Process) -> Score:
-    """All whole blocks of these rows, by a reader that has read nothing yet."""
+    """Score all whole blocks of these rows, with a reader that has read nothing yet."""
     nats, count = [], 0
     for tokens, targets in stream.passes_once(rows, block_size, process.device):
         nats.append(_exact(reader.read(tokens, targets)).sum())
@@ -170,17 +232,17 @@ def _score_rows(rows: np.ndarray, block_size: int, reader: Reader, process: Proc
 
 
 def _exact(nll: Tensor) -> Tensor:
-    """Return it in double precision: on the host where the device, like a GPU of Apple's, has none."""
+    """Return losses in double precision: on the host where the device, like a GPU of Apple's, has none."""
     return (nll.cpu() if nll.device.type == "mps" else nll).double()
 
 
 def _tensor(array: np.ndarray, process: Process) -> Tensor:
-    """On the device, for which the host does not wait."""
+    """Copy an array to the device; the host does not wait for it."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(process.device, non_blocking=True) if process.device.type == "cuda" else tensor
 
 
 def _total(scores: list[Score], process: Process) -> Score:
-    """Over these parts and over all processes."""
+    """Add up scores over these parts and over all processes."""
     nats, tokens = process.sum([sum(score.nats for score in scores), sum(score.tokens for score in scores)])
     return Score(nats, int(tokens))

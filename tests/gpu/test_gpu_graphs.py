@@ -129,5 +129,5 @@ def test_a_score_by_graphs_is_the_score(rows):
     )
     model, tokens = Transformer(config, 9).cuda(), torch.randint(9, (2000,)).numpy()
     process = Process(0, 1, torch.device("cuda", 0))
-    expected = scoring.exact(model, tokens, rows, 16, process, "test")
-    assert scoring.exact(model, tokens, rows, 16, process, "test", graphs=True) == expected
+    expected = scoring.score_exactly(model, tokens, rows, 16, process, "test")
+    assert scoring.score_exactly(model, tokens, rows, 16, process, "test", graphs=True) == expected

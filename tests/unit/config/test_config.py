@@ -166,7 +166,7 @@ WRONG = {
     "train.span_penalty=nan": "train.span_penalty=nan must be a number that is finite",
     "train.seed=9223372036854775808": "train.seed=9223372036854775808 must be at most 9223372036854775807",
     "optimizer.lr=inf": "optimizer.lr=inf must be a number that is finite",
-    "train.init_from=a train.continue_from=b": "train.init_from=a begins with weights alone and train.continue_from=b",
+    "train.init_from=a train.continue_from=b": "train.init_from=a takes weights alone and train.continue_from=b",
     "data=files": "data=files needs data.path=DIR",
     "data.path=x": "data.path=x goes with data=files; for data=stdlib leave it out",
     "data=files data.path=x data.split=[8,1,1]": "data.split=[8, 1, 1] does not go with data=files",

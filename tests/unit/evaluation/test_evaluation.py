@@ -42,7 +42,7 @@ def in_one_piece(model: Transformer, tokens: np.ndarray) -> float:
 @given(length=st.integers(2, 1500), rows=st.integers(1, 9), block=st.integers(1, 70), seed=st.integers(0, 99))
 def test_an_exact_score_is_that_of_the_text_in_one_piece(model, length, rows, block, seed):
     tokens = np.random.default_rng(seed).integers(11, size=length)
-    score = scoring.exact(model, tokens, rows, block, ALONE, "test")
+    score = scoring.score_exactly(model, tokens, rows, block, ALONE, "test")
     assert score.tokens == length - 1
     assert score.nats == pytest.approx(in_one_piece(model, tokens), rel=1e-9)
 
@@ -50,7 +50,7 @@ def test_an_exact_score_is_that_of_the_text_in_one_piece(model, length, rows, bl
 def test_the_published_protocol_by_hand(model):
     """2 rows of 50 tokens, blocks of 8: ceil(50 / 8) − 1 = 6 of them, cold at the start of each row."""
     tokens = np.random.default_rng(0).integers(11, size=101)
-    score = scoring.published(model, tokens, 2, 8, ALONE, "test")
+    score = scoring.score_as_published(model, tokens, 2, 8, ALONE, "test")
     assert score.tokens == 2 * 6 * 8
     assert score.nats == pytest.approx(sum(in_one_piece(model, tokens[start : start + 49]) for start in (0, 50)))
 

@@ -86,7 +86,7 @@ def test_a_block_in_place_has_the_same_score(rows, monkeypatch):
         "tiny", num_layers=2, hidden_size=16, ffn_size=32, num_heads=2, max_span=20, block_size=4, span_init=0.3
     )
     model, tokens, alone = Transformer(config, 9), torch.randint(9, (200,)).numpy(), Process(0, 1, torch.device("cpu"))
-    expected = scoring.exact(model, tokens, rows, 4, alone, "test")
+    expected = scoring.score_exactly(model, tokens, rows, 4, alone, "test")
     repeated, begin = Repeated(), scoring.Reader.__init__
 
     def as_a_graph(reader, *given):
@@ -94,5 +94,5 @@ def test_a_block_in_place_has_the_same_score(rows, monkeypatch):
         reader.graph = repeated
 
     monkeypatch.setattr(scoring.Reader, "__init__", as_a_graph)
-    assert scoring.exact(model, tokens, rows, 4, alone, "test") == expected
+    assert scoring.score_exactly(model, tokens, rows, 4, alone, "test") == expected
     assert repeated.repeated > 5
