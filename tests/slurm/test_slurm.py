@@ -132,9 +132,10 @@ def edited_cancelled_crashed(slurm: Cluster) -> tuple[str, str, Path]:
     """One run, submitted from a copy of the tree that is broken while the job waits."""
     tree = slurm.directory / "tree"
     tree.mkdir()
-    for name in ("adaptive_span", "conf"):
+    for name in ("adaptive_span", "conf", "sweeps"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
-    shutil.copy(ROOT / "launch.py", tree)
+    for name in ("launch.py", "evaluate.py"):
+        shutil.copy(ROOT / name, tree)
     hold = "hardware.sbatch.hold=true"
     cancelled = job_of(slurm.launch(*LONG, "run.dir=edited", hold, tree=tree))
     trainer = tree / "adaptive_span" / "training" / "trainer.py"

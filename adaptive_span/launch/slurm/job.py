@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import submitit
 
@@ -28,9 +28,6 @@ from adaptive_span.errors import UserError
 from adaptive_span.hardware import machine
 from adaptive_span.launch.slurm import cluster
 from adaptive_span.reporting.run_directory import failure_kept, resumable
-
-if TYPE_CHECKING:
-    from adaptive_span.evaluation.result import Result
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -70,8 +67,7 @@ class Job:
                 raise
 
     def _train(self, nodes: int, rank: int, first: str) -> None:
-        from adaptive_span.evaluation.result import print_result  # torch
-        from adaptive_span.launch import processes
+        from adaptive_span.launch import processes  # torch
 
         hardware = self.config.hardware
         count, cores = processes.processes_of(hardware), int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
@@ -82,16 +78,17 @@ class Job:
         if nodes > 1:
             endpoint = f"{_address(first)}:{12000 + int(job_id) % 8000}"
             node = processes.Node(rank, nodes, endpoint, node.run_id)
-        result = processes.start(hardware, count, node, _work, self.config, self.command)
-        if result:
-            print_result(result, self.config)
+        processes.start(hardware, count, node, _work, self.config, self.command)
 
 
-def _work(config: Config, command: list[str]) -> "Result | None":
-    """In each worker, which imports all that a training needs; the agent need not."""
+def _work(config: Config, command: list[str]) -> None:
+    """Train in each worker, which imports all that a training needs; the agent need not."""
+    from adaptive_span.evaluation.result import print_result
     from adaptive_span.training import trainer
 
-    return trainer.train(config, command)
+    result = trainer.train(config, command)
+    if result:
+        print_result(result, config)
 
 
 class Agent:
