@@ -100,7 +100,7 @@ def build(path: Path) -> None:
 TEXT = Path(random.__file__).read_bytes()[:20000]
 LINE = {"step": 1, "tokens_per_second": 2.0, "span/mean": 3.0, "flops_per_token": 4.0, "valid/bpc": 5.0}
 LINES = "".join(json.dumps(LINE | {"step": step}) + "\n" for step in range(1, 9)).encode()
-JOB = asdict(status.Job("1_0", "runs/a", "runs/a/slurm", 100))
+JOB = asdict(status.SubmittedJob("1_0", "runs/a", "runs/a/slurm", 100))
 CONFIG = yaml.safe_dump(strangers.state()["config"]).encode()
 SCORES = json.dumps({"protocol": "exact", "splits": {"valid": {"bpc": 1.0}}, "others": {"x": {"step": 1}}}).encode()
 # The name of each: the ending of its file, a real one, what is done after it was changed, what reads it.

@@ -30,16 +30,16 @@ USUAL = {"model": "base", "batch_size": 2, "dropout": 0.0, "dtype": "fp32"}
 USUAL_COUNT = {"model": "large", "batch_size": 64, "dropout": 0.4, "dtype": "bf16"}  # of `count`: as it is trained
 
 
-def main(words: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure what is asked for, and print a table of it."""
-    arguments = _arguments(words)
+    arguments = _arguments(argv)
 
     from adaptive_span.benchmark import measure  # torch, which --help need not wait for
 
     measure.measure(arguments)
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "adaptive-span benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,7 +58,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="leave out the column that needs a process of its own")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--figure", type=Path, help="of `growth`: draw it there")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     usual = USUAL_COUNT if arguments.what == "count" else USUAL
     for flag, value in usual.items():
         if getattr(arguments, flag) is None:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from adaptive_span.launch import composition
 
 
-def main(words: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Print the estimates. Raises `UserError` for a GPU of which nothing is known, or a wrong configuration."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("adaptive-span estimate", description=__doc__, formatter_class=raw)
     parser.add_argument("words", nargs="*", metavar="key=value", help="gpu=NAME, and settings of the training")
-    given = parser.parse_intermixed_args(words).words
+    given = parser.parse_intermixed_args(argv).words
 
     from adaptive_span.benchmark import estimate  # torch, which --help need not wait for
 

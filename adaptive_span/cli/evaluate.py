@@ -1,4 +1,4 @@
-"""Score a checkpoint: bpc on each split, spans, figures."""
+"""Score a checkpoint: bpc of each split, spans, figures."""
 
 import sys
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from adaptive_span.terminal.program import exit_codes
 
 def evaluate(composed: DictConfig) -> None:
     """Score what a composed configuration asks for."""
-    with exit_codes(), command_line.explained(EvaluateConfig):
+    with exit_codes(), command_line.explain_hydra_errors(EvaluateConfig):
         config = command_line.typed(composed, EvaluateConfig)
         config.validate()
         capacity.check_processes(config.hardware)
@@ -25,7 +25,7 @@ def evaluate(composed: DictConfig) -> None:
         processes.launch(config.hardware, evaluate.evaluate, config)
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Score what the words of a command say; those that this process was started with where none are given."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Score what the arguments of a command describe; those of this process where none are given."""
     with exit_codes():
-        composition.run(sys.argv[1:] if words is None else words, evaluate, "evaluate", EvaluateConfig)
+        composition.run(sys.argv[1:] if argv is None else argv, evaluate, "evaluate", EvaluateConfig)

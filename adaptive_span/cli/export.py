@@ -8,12 +8,12 @@ from adaptive_span.errors import UserError
 from adaptive_span.terminal.printing import print_line
 
 
-def main(words: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Write the folder. Raises `UserError` where the checkpoint cannot be read, or the extra `export` is missing."""
     parser = argparse.ArgumentParser("adaptive-span export", description=__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("directory", type=Path, metavar="DIR")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     if arguments.directory.is_file():
         raise UserError(f"{arguments.directory} is a file; give a folder")
 

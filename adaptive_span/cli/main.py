@@ -1,4 +1,4 @@
-"""The command `adaptive-span`: find the command that is asked for, and leave the other words to it."""
+"""The command `adaptive-span`: find the command that is asked for, and pass the other arguments to it."""
 
 import sys
 from importlib import import_module
@@ -21,15 +21,15 @@ HELP = ("-h", "--help")
 
 
 def main() -> None:
-    """Run the command that the first word names. Raises `SystemExit` with the code that says how it ended."""
+    """Run the command that the first argument names. Raises `SystemExit` with the code that says how it ended."""
     with exit_codes():
-        name, *words = sys.argv[1:] or ["--help"]
+        name, *argv = sys.argv[1:] or ["--help"]
         if name in HELP:
             print(usage())
         elif name == "--version":
             print(adaptive_span.__version__)
         elif name in COMMANDS:
-            import_module(f"adaptive_span.cli.{name}").main(words)
+            import_module(f"adaptive_span.cli.{name}").main(argv)
         else:
             alike = did_you_mean(name, list(COMMANDS))
             raise UserError(f"there is no command '{name}'{alike}; adaptive-span --help lists them")

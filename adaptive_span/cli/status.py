@@ -9,11 +9,11 @@ from adaptive_span.launch.slurm import status
 from adaptive_span.terminal.printing import print_line, print_table
 
 
-def main(words: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Print a table of the jobs that were submitted from a folder. Raises `UserError` where there are none."""
     parser = argparse.ArgumentParser("adaptive-span status", description=__doc__)
     parser.add_argument("directory", metavar="DIR", type=Path, help="of the run, or of the sweep")
-    directory = parser.parse_args(words).directory.absolute()
+    directory = parser.parse_args(argv).directory.absolute()
     jobs = status.read(directory)
     if not jobs:
         raise UserError(f"nothing has been submitted from {directory}: it holds no slurm/jobs.json")

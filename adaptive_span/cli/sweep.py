@@ -10,9 +10,9 @@ from pathlib import Path
 from adaptive_span.reporting.sweep_table import runs_below, summarize
 
 
-def main(words: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Print the table of the runs below a folder. Raises `UserError` where none has begun."""
     parser = argparse.ArgumentParser("adaptive-span sweep", description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="the folder that holds the runs")
-    directory = parser.parse_args(words).directory
+    directory = parser.parse_args(argv).directory
     summarize(runs_below(directory), directory)

@@ -15,17 +15,17 @@ from adaptive_span.terminal.program import exit_codes
 
 @dataclass(frozen=True)
 class Train:
-    """What Hydra calls with each composed configuration; it knows the command that asked for them."""
+    """Train each configuration that Hydra composes; remember the command that asked for them."""
 
     command: list[str]
 
     def __call__(self, composed: DictConfig) -> None:
-        with exit_codes(), command_line.explained(Config):
+        with exit_codes(), command_line.explain_hydra_errors(Config):
             config = command_line.typed(composed, Config)
             running.train(config, self.command, among_others=HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Train what the words of a command say; those that this process was started with where none are given."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what the arguments of a command describe; those of this process where none are given."""
     with exit_codes():
-        composition.run(sys.argv[1:] if words is None else words, Train(list(sys.argv)), "launch", Config)
+        composition.run(sys.argv[1:] if argv is None else argv, Train(list(sys.argv)), "launch", Config)

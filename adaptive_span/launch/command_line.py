@@ -1,4 +1,4 @@
-"""Between Hydra and the typed configuration: what people type, and what they are told when it is wrong."""
+"""Connect Hydra with the typed configuration: register types, read what people type, explain what is wrong with it."""
 
 import os
 import re
@@ -36,10 +36,17 @@ OPEN = ("published.", "sweep.", "hardware.sbatch.")  # whose keys are no field's
 
 
 def register(name: str, schema: type, launcher: ModuleType, sweeper: ModuleType, other: ModuleType) -> None:
-    """Put the types behind `conf/<name>.yaml`, the function that its `hydra.mode` calls (a sweep is a multirun), and
-    the plugins: the first launcher and the sweeper take the place of Hydra's own."""
+    """Register the types behind `conf/<name>.yaml`, the resolver of its `hydra.mode`, and Hydra's plugins.
+
+    Args:
+        name: Of the configuration: launch or evaluate.
+        schema: Its dataclass.
+        launcher: The module whose launcher takes the place of Hydra's own.
+        sweeper: The module whose sweeper does.
+        other: The module of one more launcher.
+    """
     _read_numbers_as_people_do()
-    for plugin in (launcher.Launcher, sweeper.Sweeper, other.Launcher):
+    for plugin in (launcher.LocalLauncher, sweeper.Sweeper, other.JobLauncher):
         # Hydra takes plugins from its own namespace alone. A package there would have to be installed, beside this one,
         # before a checkout could be used; so a module there stands for it.
         sys.modules[plugin.__module__] = next(m for m in (launcher, sweeper, other) if plugin in vars(m).values())
@@ -48,7 +55,7 @@ def register(name: str, schema: type, launcher: ModuleType, sweeper: ModuleType,
     node = OmegaConf.structured(schema)
     OmegaConf.set_struct(node.hardware.sbatch, False)  # its keys are sbatch's, of which Hydra knows none
     store.store(name=f"{name}_schema", node=node)
-    store.store(group="hydra/launcher", name="basic", node={"_target_": _target(launcher.Launcher)})
+    store.store(group="hydra/launcher", name="basic", node={"_target_": _target(launcher.LocalLauncher)})
     basic = {"_target_": _target(sweeper.Sweeper), "max_batch_size": None, "params": None}
     store.store(group="hydra/sweeper", name="basic", node=basic)
     OmegaConf.register_new_resolver("mode", lambda sweep: RunMode.MULTIRUN if sweep else None, replace=True)
@@ -59,15 +66,22 @@ def _target(plugin: type) -> str:
 
 
 def _read_numbers_as_people_do() -> None:
-    """Read 2:00:00 and 0123 in a YAML file as text. YAML 1.1, which PyYAML reads, takes them for 7200 (base 60) and 83
-    (base 8); YAML 1.2 has neither. OmegaConf's loader inherits what stands here, and has no setting of its own."""
+    """Read 2:00:00 and 0123 in a YAML file as text.
+
+    YAML 1.1, which PyYAML reads, takes them for 7200 (base 60) and 83 (base 8); YAML 1.2 has neither. OmegaConf's
+    loader inherits what stands here, and has no setting for it.
+    """
     known = yaml.resolver.Resolver.yaml_implicit_resolvers
     text = ("tag:yaml.org,2002:str", re.compile(r"[-+]?(?:0[0-9_]+|[0-9][0-9_]*(?::[0-9]+)+(?:\.[0-9_]*)?)$"))
     yaml.SafeLoader.yaml_implicit_resolvers = known | {first: [text, *known[first]] for first in "-+0123456789"}
 
 
 def typed(composed: DictConfig, schema: type[T]) -> T:
-    """The composed configuration as plain dataclasses, with every interpolation resolved."""
+    """Return a composed configuration as plain dataclasses, with every interpolation resolved.
+
+    Raises:
+        UserError: A key is unknown, or has no value.
+    """
     known = keys(schema)
     for key in flatten(OmegaConf.to_container(composed)):  # type: ignore[arg-type]
         if key not in known and not key.startswith(OPEN):  # +key=value passes Hydra's own check
@@ -84,8 +98,8 @@ def typed(composed: DictConfig, schema: type[T]) -> T:
 
 
 @contextmanager
-def explained(schema: type) -> Iterator[None]:
-    """Raise what Hydra and OmegaConf find wrong with a command as a `UserError`; leave everything else as it is."""
+def explain_hydra_errors(schema: type) -> Iterator[None]:
+    """Raise what Hydra and OmegaConf find wrong with a command as a `UserError`; leave other errors as they are."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # without it Hydra ends the process itself, with a summary of its own
     try:
         yield
@@ -97,7 +111,7 @@ def explained(schema: type) -> Iterator[None]:
 
 
 def _sentence(error: Exception, schema: type) -> str | None:
-    """Return what somebody has typed wrong, or None where nobody has."""
+    """Return what somebody has typed wrong, as a sentence, or None where nobody has."""
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain(error, schema)
     if isinstance(error, yaml.YAMLError):  # in a file of conf/
@@ -164,5 +178,5 @@ def _unknown(key: str, schema: type) -> str:
 
 
 def _inside(group: str, schema: type) -> str:
-    """The keys of a group, for people."""
+    """Return the keys of a group, for people."""
     return ", ".join(key.removeprefix(f"{group}.") for key in keys(schema) if key.startswith(f"{group}."))

@@ -1,4 +1,4 @@
-"""From the words of a command, or of a notebook, to what `conf/` makes of them."""
+"""Compose a configuration from `conf/` and the arguments of a command, or of a notebook."""
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -29,37 +29,54 @@ NOT_TAKEN = {
 }
 
 
-def run(words: Sequence[str], task: Callable[[DictConfig], None], name: str, schema: type) -> None:
-    """Have Hydra call `task` with what `conf/NAME.yaml` and the words of a command make; flags may stand anywhere."""
-    with command_line.explained(schema):
+def run(arguments: Sequence[str], task: Callable[[DictConfig], None], name: str, schema: type) -> None:
+    """Have Hydra call a function with a composed configuration, once per run.
+
+    Args:
+        arguments: Of the command; flags may stand anywhere.
+        task: The function.
+        name: Of the configuration: launch or evaluate.
+        schema: Its dataclass.
+
+    Raises:
+        UserError: The arguments are wrong.
+    """
+    with command_line.explain_hydra_errors(schema):
         parser = get_args_parser()
         if schema is Config:
             parser.add_argument("--config", metavar="FILE", help="Repeat a run from its own config.yaml")
-        arguments = parser.parse_intermixed_args(words)
-        _refuse(arguments)
+        parsed = parser.parse_intermixed_args(arguments)
+        _refuse(parsed)
         _register(name, schema)
-        sweeping = arguments.multirun or overrides.is_sweep(arguments.overrides)
-        settings = overrides.complete(arguments.overrides, schema, sweeping)
-        if (file := getattr(arguments, "config", None)) is not None:
-            settings = _again(Path(file).expanduser(), settings, arguments.multirun)
-        arguments.overrides = settings
-        _run_hydra(arguments, parser, task, config_path=str(CONF), config_name=name)
+        sweeping = parsed.multirun or overrides.is_sweep(parsed.overrides)
+        settings = overrides.complete(parsed.overrides, schema, sweeping)
+        if (file := getattr(parsed, "config", None)) is not None:
+            settings = _again(Path(file).expanduser(), settings, parsed.multirun)
+        parsed.overrides = settings
+        _run_hydra(parsed, parser, task, config_path=str(CONF), config_name=name)
 
 
-def compose(words: Sequence[str] = ()) -> Config:
-    """Return the configuration, checked, that `python launch.py WORDS` trains with."""
-    with command_line.explained(Config):
-        config = _composed(overrides.complete(words, Config, sweeping=False))
+def compose(arguments: Sequence[str] = ()) -> Config:
+    """Return the configuration, checked, that `python launch.py ARGUMENTS` trains with.
+
+    Args:
+        arguments: Like ["model=small", "train.steps=100"].
+
+    Raises:
+        UserError: An argument is wrong, or asks for several runs.
+    """
+    with command_line.explain_hydra_errors(Config):
+        config = _composed(overrides.complete(arguments, Config, sweeping=False))
         config.validate()
     if config.sweep:
         raise UserError("sweep=NAME is for launch.py; compose a configuration for each of the runs")
     return config
 
 
-def _composed(words: Sequence[str]) -> Config:
+def _composed(arguments: Sequence[str]) -> Config:
     _register("launch", Config)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return command_line.typed(hydra.compose("launch", overrides=list(words)), Config)
+        return command_line.typed(hydra.compose("launch", overrides=list(arguments)), Config)
 
 
 def _register(name: str, schema: type) -> None:
@@ -69,18 +86,20 @@ def _register(name: str, schema: type) -> None:
     help.register(schema)
 
 
-def _refuse(arguments: Namespace) -> None:
+def _refuse(parsed: Namespace) -> None:
     """Raise `UserError` for a flag of Hydra's that means nothing here."""
     for flag, instead in NOT_TAKEN.items():
-        if getattr(arguments, flag) is not None:
-            raise UserError(f"--{flag.replace('_', '-')} {getattr(arguments, flag)} is not taken: {instead}")
+        if getattr(parsed, flag) is not None:
+            raise UserError(f"--{flag.replace('_', '-')} {getattr(parsed, flag)} is not taken: {instead}")
 
 
-def _again(file: Path, words: list[str], sweeping: bool) -> list[str]:
-    """Return words that put the values of a run's own file in place of the groups that `words` do not choose. A run
-    that is the same one resumes in the directory that holds the file."""
+def _again(file: Path, given: list[str], sweeping: bool) -> list[str]:
+    """Return arguments that put the values of a run's own file in place of the groups that are not given.
+
+    Where they describe that very run, it resumes in the directory that holds the file.
+    """
     values = _read(file)
-    chosen = {word.partition("=")[0] for word in words}
+    chosen = {argument.partition("=")[0] for argument in given}
     if (modules := values.pop("plugins", None)) and "plugins" not in chosen:
         raise UserError(
             f"--config {file} has plugins={shown(modules)}, whose code would run; give plugins=[…] too if you trust it"
@@ -90,11 +109,11 @@ def _again(file: Path, words: list[str], sweeping: bool) -> list[str]:
     ConfigStore.instance().store(group="again", name="file", node=values, package="_global_")
     has_local = any((folder / "local").is_dir() for folder in search_path.folders())
     left_out = ["recipe=none", *(["local@_global_=none"] if has_local else [])]
-    own = ["again=file", *left_out, *(f"~{group}" for group in GROUPS if group not in chosen), *words]
+    arguments = ["again=file", *left_out, *(f"~{group}" for group in GROUPS if group not in chosen), *given]
     is_run = (file.parent / CHECKPOINTS).is_dir() and "run.dir" not in chosen and not sweeping
-    if is_run and not changes(values, _composed(own)):
-        own.append(overrides.setting("run.dir", str(file.parent)))
-    return own
+    if is_run and not changes(values, _composed(arguments)):
+        arguments.append(overrides.setting("run.dir", str(file.parent)))
+    return arguments
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Hydra's launcher for the runs of a sweep on this machine, and what it has in common with that for SLURM."""
+"""Run the runs of a sweep on this machine, and choose their directories: Hydra's launcher."""
 
 import hashlib
 import json
@@ -22,13 +22,16 @@ from adaptive_span.reporting.run_directory import has_begun
 from adaptive_span.terminal.program import STOPPED
 
 
-class Launcher(BasicLauncher):
-    """As Hydra's own, one run after the other, but all are checked before the first begins, and one that fails leaves
-    the others alone."""
+class LocalLauncher(BasicLauncher):
+    """Launch one run after the other, as Hydra's own launcher does.
+
+    But all are checked before the first starts, and one that fails leaves the others alone.
+    """
 
     __module__ = "hydra_plugins.adaptive_span_local"  # where Hydra looks for `_target_`
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Check all runs, train them, and print their table."""
         assert self.config is not None
         if self.config.hydra.job.config_name != "launch":
             return _end(self._run_each(job_overrides))
@@ -37,20 +40,23 @@ class Launcher(BasicLauncher):
         configs = compose(self.config, self.hydra_context, job_overrides)
         for config in configs:
             capacity.check_here(config)
-        home = give_directories(configs, self.config)
-        own = [
+        sweep_directory = give_directories(configs, self.config)
+        with_directories = [
             [*overrides, f"run.dir={quoted(str(config.run.dir))}"]
             for overrides, config in zip(job_overrides, configs, strict=True)
         ]
-        code = self._run_each(own)
+        code = self._run_each(with_directories)
         begun = [run for config in configs if has_begun(run := Path(str(config.run.dir)))]
         if begun and len(configs) > 1:
-            sweep_table.summarize(begun, home)
+            sweep_table.summarize(begun, sweep_directory)
         return _end(code)
 
     def _run_each(self, job_overrides: Sequence[Sequence[str]]) -> int:
-        """Run one after the other, and return an exit code: 1 if one of them met a bug, 2 if one of them a user's
-        mistake, or that of a lost process. Each has been reported. A signal that stops a run ends the sweep."""
+        """Run one after the other, and return an exit code.
+
+        Each failure has been printed. 1: one of them met a bug. 2: one met a user's mistake, or lost a process. A
+        signal that stops a run ends the sweep.
+        """
         codes: set[int] = set()
         for number, overrides in enumerate(job_overrides):
             try:
@@ -70,7 +76,11 @@ def _end(code: int) -> Sequence[JobReturn]:
 
 
 def compose(config: DictConfig, hydra: HydraContext | None, job_overrides: Sequence[Sequence[str]]) -> list[Config]:
-    """The configuration of each run, checked."""
+    """Return the configuration of each run, checked.
+
+    Raises:
+        UserError: One of them is not allowed.
+    """
     assert hydra is not None
     if config.hydra.sweeper.max_batch_size is not None:
         raise UserError(
@@ -90,21 +100,24 @@ def compose(config: DictConfig, hydra: HydraContext | None, job_overrides: Seque
 
 
 def give_directories(configs: list[Config], config: DictConfig) -> Path:
-    """Fixed here, once, for all attempts of a run: one run has `run.dir`, each of several its number below it. Without
-    it, a directory that is the same for the same sweep."""
+    """Set `run.dir` of each run, once for all of its attempts, and return the directory of all.
+
+    One run has `run.dir`, each of several its number below it. Where it is not given, the directory is the same for the
+    same sweep.
+    """
     asked = {config.run.dir for config in configs}
     if len(asked) > 1:
         raise UserError("run.dir cannot be swept: each run of a sweep has a directory of its own below it")
     names = [default_run_dir(config) for config in configs]
-    [home] = asked
+    [directory] = asked
     if len(configs) == 1:
-        configs[0].run.dir = home or names[0]
+        configs[0].run.dir = directory or names[0]
         return Path(configs[0].run.dir)
     values = [flatten(each.as_dict()) for each in configs]
-    told = {key: [each.get(key) for each in values] for key in sorted(set().union(*values))}
-    varied = {key: of_each for key, of_each in told.items() if any(value != of_each[0] for value in of_each)}
+    values_of_key = {key: [each.get(key) for each in values] for key in sorted(set().union(*values))}
+    varied = {key: of_runs for key, of_runs in values_of_key.items() if any(value != of_runs[0] for value in of_runs)}
     digest = hashlib.sha256(json.dumps([names, varied]).encode()).hexdigest()[:8]
-    home = home or f"runs/{config.hydra.runtime.choices.get('sweep') or 'sweep'}-{digest}"
+    directory = directory or f"runs/{config.hydra.runtime.choices.get('sweep') or 'sweep'}-{digest}"
     for number, each in enumerate(configs):
-        each.run.dir = str(Path(home, str(number)))
-    return Path(home)
+        each.run.dir = str(Path(directory, str(number)))
+    return Path(directory)

@@ -29,8 +29,8 @@ GRACE = 5  # seconds in which one that has lost its peers leaves it to the peer 
 
 
 @dataclass(frozen=True)
-class Node:
-    """One of the machines that work on a run."""
+class Rendezvous:
+    """Where the machines of a run meet, and which of them this is."""
 
     rank: int = 0
     count: int = 1
@@ -68,7 +68,7 @@ def launch(hardware: HardwareConfig, function: Callable[..., T], *arguments: Any
     processes = processes_of(hardware)
     if processes == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
         return function(*arguments)
-    return start(hardware, processes, Node(), function, *arguments)
+    return start(hardware, processes, Rendezvous(), function, *arguments)
 
 
 def processes_of(hardware: HardwareConfig) -> int:
@@ -78,7 +78,9 @@ def processes_of(hardware: HardwareConfig) -> int:
     return hardware.processes or max(1, torch.cuda.device_count())
 
 
-def start(hardware: HardwareConfig, processes: int, node: Node, function: Callable[..., T], *arguments: Any) -> T:
+def start(
+    hardware: HardwareConfig, processes: int, rendezvous: Rendezvous, function: Callable[..., T], *arguments: Any
+) -> T:
     """Run `function(*arguments)` in so many processes of their own on each node. Call it once on each node.
 
     What a process failed of is raised. Before that all are started again up to `hardware.max_restarts` times, unless a
@@ -89,7 +91,7 @@ def start(hardware: HardwareConfig, processes: int, node: Node, function: Callab
     """
     for left in reversed(range(hardware.max_restarts + 1)):
         try:
-            return _start_once(processes, node, function, *arguments)
+            return _start_once(processes, rendezvous, function, *arguments)
         except (ProcessLost, RuntimeError) as failure:
             if not left:
                 raise
@@ -97,7 +99,7 @@ def start(hardware: HardwareConfig, processes: int, node: Node, function: Callab
     raise AssertionError("the last failure was raised")
 
 
-def _start_once(processes: int, node: Node, function: Callable[..., T], *arguments: Any) -> T:
+def _start_once(processes: int, rendezvous: Rendezvous, function: Callable[..., T], *arguments: Any) -> T:
     agent = "torch.distributed.elastic"
     for name in (agent, f"{agent}.agent.server.api", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is told below
@@ -106,7 +108,8 @@ def _start_once(processes: int, node: Node, function: Callable[..., T], *argumen
     _shield_resource_tracker()
     try:
         with TemporaryDirectory() as logs:
-            results: dict[int, T] = elastic_launch(node.launch_config(processes, logs), _work)(function, *arguments)
+            run_workers = elastic_launch(rendezvous.launch_config(processes, logs), _work)
+            results: dict[int, T] = run_workers(function, *arguments)
     except SignalException as stop:
         raise SystemExit(128 + stop.sigval) from None
     except ChildFailedError as failures:

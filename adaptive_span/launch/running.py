@@ -19,7 +19,7 @@ def train(config: Config, command: Sequence[str] = (), among_others: bool = Fals
 
     Args:
         config: What to train, as `compose` returns it.
-        command: The words that asked for it, for the run's record.
+        command: The arguments that asked for it, for the run's record.
         among_others: Whether it is one of several runs, whose table shows what became of each.
 
     Returns:

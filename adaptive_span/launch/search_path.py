@@ -1,4 +1,4 @@
-"""Where Hydra looks for files of a group: the user's own `./conf` first, then the project's."""
+"""Tell Hydra where to look for files of a group: the user's own `./conf` first, then the project's."""
 
 from pathlib import Path
 
@@ -13,14 +13,15 @@ from adaptive_span.config.places import CONF, SWEEPS
 
 def folders() -> list[Path]:
     """Return the folders that hold groups, the one that counts first at the front."""
-    own = Path("conf").absolute()
-    return [own, CONF] if own.is_dir() and not own.samefile(CONF) else [CONF]
+    user_conf = Path("conf").absolute()
+    return [user_conf, CONF] if user_conf.is_dir() and not user_conf.samefile(CONF) else [CONF]
 
 
 class OwnConf(SearchPathPlugin):
     """Put `./conf` in front of the project's files."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Prepend the user's folder."""
         for folder in folders()[:-1]:
             search_path.prepend(provider="own", path=f"file://{folder}")
 

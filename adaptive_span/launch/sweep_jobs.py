@@ -1,4 +1,4 @@
-"""Hydra's sweeper: which runs a sweep has."""
+"""Decide which runs a sweep has: Hydra's sweeper."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from adaptive_span.errors import UserError
 
 
 class Sweeper(plugins.Sweeper):
-    """Every combination of values, as with Hydra's own; but those of `pairs` vary together, and no file is left."""
+    """Run every combination of values, as Hydra's own does; but those of `pairs` vary together, and no file is left."""
 
     __module__ = "hydra_plugins.adaptive_span_sweeper"  # where Hydra looks for `_target_`
 
@@ -28,17 +28,19 @@ class Sweeper(plugins.Sweeper):
         self.params = values
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Make the parser and the launcher."""
         self.parser = OverridesParser.create(config_loader=hydra_context.config_loader)
         self.launcher: Any = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
+        """Launch the runs."""
         given = [f"{key}={values}" for key, values in self.params.items()]
         return self.launcher.launch(self._jobs(self.parser.parse_overrides([*given, *arguments])), initial_job_idx=0)
 
     def _jobs(self, overrides: list[Override]) -> list[list[str]]:
-        """Return the words of each run: every combination of the other values, with each of the pairs."""
+        """Return the arguments of each run: every combination of the other values, with each of the pairs."""
         pairs = _checked(self.pairs)
         others = [override for override in overrides if override.key_or_group not in pairs]
         for key, override in {each.key_or_group: each for each in overrides if each.key_or_group in pairs}.items():
@@ -49,8 +51,8 @@ class Sweeper(plugins.Sweeper):
                 others.append(override)
         counts = {key: len(values) for key, values in pairs.items()}
         if len(set(counts.values())) > 1:
-            told = ", ".join(f"{key} has {count}" for key, count in counts.items())
-            raise UserError(f"the pairs of a sweep need as many values each, but {told}; give each key as many")
+            lengths = ", ".join(f"{key} has {count}" for key, count in counts.items())
+            raise UserError(f"the pairs of a sweep need as many values each, but {lengths}; give each key as many")
         paired = zip(*([f"{key}={value}" for value in values] for key, values in pairs.items()), strict=True)
         [jobs] = BasicSweeper.split_arguments(others, None)
         return [end_with_steps([*job, *pair]) for job, pair in itertools.product(jobs, list(paired) or [()])]

@@ -1,4 +1,5 @@
 """How do people and programs see how a run goes, and how it went?
 
-It may import `checkpoint` and below.
+`tracking` writes metrics, `console` prints, `figures` draws, `scores` and `run_directory` keep what a run leaves,
+`sweep_table` compares runs. It may import `checkpoint` and below.
 """

@@ -1,4 +1,5 @@
 """How are files written whole or not at all, and read as data and never as code?
 
-It may import `config` and below.
+`writing` is for all files, `strict_json`, `stored` (YAML, JSON) and `tensor_file` are for one kind each. It may import
+`config` and below.
 """

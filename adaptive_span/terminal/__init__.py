@@ -1,4 +1,5 @@
 """How does a program talk to the person in front of it?
 
-It may import `errors`.
+`printing` and `plain_text` make text safe to print, `output` survives a reader that is gone, `program` ends with the
+right exit code. It may import `errors`.
 """

@@ -273,7 +273,7 @@ def test_what_the_cluster_cannot_give_is_told(settings, told, slurm, monkeypatch
     monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
     hardware = composed(*HARDWARE, *(f"hardware.{word}" for word in settings.split()), "train.batch_size=12").hardware
     with pytest.raises(UserError, match=f"^{re.escape(told)}"):
-        resources.refuse_unknown_accounts(resources.fitted(hardware, resources.nodes()))
+        resources.refuse_unknown_accounts(resources.resolve_resources(hardware, resources.nodes()))
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_a_controller_that_is_away_is_waited_for(stories, slurm, monkeypatch):
     says("watched", "stop    scancel")
     with slurm.away():
         running |= {name: start(name) for name in ("queued", "status")}
-        says("watched", "waiting for SLURM's controller, which does not answer; the jobs go on")
+        says("watched", "waiting for SLURM's controller, which does not answer; the jobs keep running")
         for name in ("queued", "status"):
             says(name, "waiting up to 60 seconds for SLURM's controller, which does not answer")
         for key, value in slurm.environment.items():

@@ -1,4 +1,4 @@
-"""What a job runs on each of its nodes: an agent that starts the workers there and passes on what SLURM tells it.
+"""What a job runs on each of its nodes: an agent that starts the workers there and passes on SLURM's signals.
 
 SIGUSR2 (the time limit is near, or the site's way to preempt) goes to the workers, which save at the same step and say
 so; only then does submitit's own handler queue the job again. SIGTERM (cancelled, requeued by hand or by preemption)
@@ -33,15 +33,15 @@ Handler = Callable[[int, FrameType | None], Any]
 
 
 @dataclass
-class Job:
-    """One training, as it is pickled for the nodes: by reference, so that they import it from the snapshot."""
+class TrainingJob:
+    """One training, pickled for the nodes by reference, so that they import it from the snapshot."""
 
     config: Config
     command: list[str]  # that submitted it, word by word
     signal_delay: float  # seconds between SIGUSR2 and the end of the job
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Asked by submitit before it queues the job again."""
+        """Return what submitit queues again; it calls this before it does."""
         return submitit.helpers.DelayedSubmission(self)
 
     def __call__(self) -> None:
@@ -74,11 +74,11 @@ class Job:
         os.environ[machine.CORES] = str(cores)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
         job_id, attempt = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
-        node = processes.Node(run_id=f"{job_id}-{attempt}")
+        rendezvous = processes.Rendezvous(run_id=f"{job_id}-{attempt}")
         if nodes > 1:
             endpoint = f"{_address(first)}:{12000 + int(job_id) % 8000}"
-            node = processes.Node(rank, nodes, endpoint, node.run_id)
-        processes.start(hardware, count, node, _work, self.config, self.command)
+            rendezvous = processes.Rendezvous(rank, nodes, endpoint, rendezvous.run_id)
+        processes.start(hardware, count, rendezvous, _work, self.config, self.command)
 
 
 def _work(config: Config, command: list[str]) -> None:
@@ -92,7 +92,7 @@ def _work(config: Config, command: list[str]) -> None:
 
 
 class Agent:
-    """Between SLURM, which signals this process and, depending on the site, its children, and the workers."""
+    """Stands between SLURM, which signals this process and, depending on the site, its children, and the workers."""
 
     def __init__(self, saved: Path, signal_delay: float, is_main: bool):
         from adaptive_span.training.interruption import SAVED
@@ -113,21 +113,21 @@ class Agent:
         threading.Thread(target=_let_in, args=(signal.SIGUSR2,), daemon=True).start()
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        told_at = time.monotonic()
+        signalled_at = time.monotonic()
         workers = multiprocessing.active_children()
         for worker in workers:
             if worker.pid:
                 os.kill(worker.pid, number)
         if self.is_main:  # the one whose worker writes
-            until = told_at + 0.8 * self.signal_delay
+            until = signalled_at + 0.8 * self.signal_delay
             while not self.saved.exists() and time.monotonic() < until and any(w.is_alive() for w in workers):
                 time.sleep(0.05)
         try:
-            self._requeue(number, frame, told_at + 0.9 * self.signal_delay)
+            self._requeue(number, frame, signalled_at + 0.9 * self.signal_delay)
         except submitit.core.utils.UncompletedJobError as refusal:
             self.refusal = UserError(
                 f"the job has reached its time limit once more than it may ({refusal}); what it has trained is saved, "
-                f"and the same command goes on with it; hardware.requeues says how often a job may"
+                f"and the same command resumes it; hardware.requeues says how often a job may"
             )
         except subprocess.SubprocessError as error:
             self.refusal = UserError(
@@ -140,7 +140,7 @@ class Agent:
             worker.terminate()
 
     def _requeue(self, number: int, frame: FrameType | None, until: float) -> None:
-        """Have the job queued again; a controller that is away is asked until the time is over."""
+        """Have the job queued again; ask a controller that is away until time is up."""
         while True:
             try:
                 self.requeue(number, frame)
@@ -153,13 +153,13 @@ class Agent:
 
 @contextmanager
 def _detached_wandb() -> Iterator[None]:
-    """Keep wandb's own process from the SIGTERM of a job, so that it can still write what it has been told.
+    """Keep wandb's own process from the SIGTERM of a job, so that it can still write what it was sent.
 
     Where no cgroups confine a job, everything that descends from it gets that signal; a detached process does not.
     """
-    words = [sys.executable, "-m", "wandb", "beta", "core"]
+    command = [sys.executable, "-m", "wandb", "beta", "core"]
     os.environ.pop("WANDB_SERVICE", None)  # of the shell that the job was submitted from
-    started = subprocess.run([*words, "start", "--idle-timeout=2h"], capture_output=True, text=True)
+    started = subprocess.run([*command, "start", "--idle-timeout=2h"], capture_output=True, text=True)
     if started.returncode:  # a version that can't: wandb starts its process as ever
         yield
         return
@@ -167,7 +167,7 @@ def _detached_wandb() -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run([*words, "stop"], capture_output=True)
+        subprocess.run([*command, "stop"], capture_output=True)
 
 
 def _let_in(number: int) -> None:
@@ -180,6 +180,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _address(node: str) -> str:
-    """Where a node is reached; its name alone need not be known to the others."""
-    told = cluster.ask("scontrol", "-o", "show", "node", node)
-    return next(word.removeprefix("NodeAddr=") for word in told.split() if word.startswith("NodeAddr="))
+    """Return the address of a node, whose name alone need not be known to the others."""
+    description = cluster.ask("scontrol", "-o", "show", "node", node)
+    return next(field.removeprefix("NodeAddr=") for field in description.split() if field.startswith("NodeAddr="))

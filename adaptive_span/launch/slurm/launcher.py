@@ -1,4 +1,4 @@
-"""Hydra's launcher for SLURM: the jobs of one command become one job, or one array, and the prompt comes back."""
+"""Submit the runs of a command to SLURM, as one job or one array, and give the prompt back: Hydra's launcher."""
 
 import io
 import os
@@ -26,15 +26,16 @@ INSTEAD = {"timeout_min": "time", "mem_gb": "memory", "cpus_per_task": "cpus", "
 OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem", "tasks_per_node": "ntasks_per_node", "name": "job_name"}
 
 
-class Launcher(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
-    """As the plugin's, but it pickles a typed configuration and not Hydra, and waits only where it is asked to.
+class JobLauncher(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
+    """Submit as the submitit plugin does, but pickle a typed configuration, and wait only where that is asked for.
 
-    The command then ends with 0 once all jobs have completed, with 1 if one of them has not, for whatever reason.
+    A command that waits ends with 0 if all jobs have completed, else with 1.
     """
 
     __module__ = "hydra_plugins.adaptive_span_slurm"  # where Hydra looks for `_target_`
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Check and submit the runs that are not finished; watch them if asked to."""
         assert self.config is not None
         if self.config.hydra.job.config_name != "launch":
             raise UserError("hardware=slurm is for launch.py; evaluate on a machine of the cluster with hardware=node")
@@ -44,63 +45,67 @@ class Launcher(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         cluster.forget_allocation()
         cluster.ask("sbatch", "--version")
         configs = compose(self.config, self.hydra_context, job_overrides)
-        hardware = _one(configs)
-        home = self._give_directories(configs)
-        left = _unfinished(configs, home)
+        hardware = _common_hardware(configs)
+        directory = self._give_directories(configs)
+        left = _unfinished(configs, directory)
         if left:
-            self._submit(left, hardware, home)
-        completed = status.watch(home) if left and hardware.wait else True
+            self._submit(left, hardware, directory)
+        completed = status.watch(directory) if left and hardware.wait else True
         if len(configs) > 1 and hardware.wait:
-            sweep_table.summarize([Path(str(config.run.dir)) for config in configs], home)
+            sweep_table.summarize([Path(str(config.run.dir)) for config in configs], directory)
         if not completed:
             raise SystemExit(1)
         return []
 
-    def _submit(self, configs: list[Config], hardware: HardwareConfig, home: Path) -> None:
-        """Queue these runs, once all that can be known has been checked."""
+    def _submit(self, configs: list[Config], hardware: HardwareConfig, directory: Path) -> None:
+        """Check all that can be known about these runs, then queue them."""
         sbatch = options.checked(hardware.sbatch)
-        fitted = resources.fitted(hardware, resources.nodes())
+        resolved = resources.resolve_resources(hardware, resources.nodes())
         resources.refuse_unknown_accounts(hardware)
         for config in configs:
-            config.hardware = fitted
+            config.hardware = resolved
             config.validate()  # the batch, now that the number of processes is known
-        if 60 * fitted.minutes <= self.params["signal_delay_s"]:
+        if 60 * resolved.minutes <= self.params["signal_delay_s"]:
             raise UserError(
-                f"hardware.time={fitted.time} leaves nothing to train in, as a job is told "
+                f"hardware.time={resolved.time} leaves nothing to train in, as a job is told "
                 f"hydra.launcher.signal_delay_s={self.params['signal_delay_s']} seconds before its end; give more"
             )
-        status.refuse_second(home)
-        with _nothing_left(home):
-            jobs = self._queue(configs, home, sbatch)
-        status.write(home, jobs)
-        status.announce(home, jobs, fitted)
+        status.refuse_second(directory)
+        with _nothing_left(directory):
+            jobs = self._queue(configs, directory, sbatch)
+        status.write(directory, jobs)
+        status.announce(directory, jobs, resolved)
 
     def _give_directories(self, configs: list[Config]) -> Path:
-        """Absolute ones, that a job's script can name."""
-        home = Path(os.path.abspath(give_directories(configs, self.config)))
-        if set(str(home)) & {":", "%"}:
-            raise UserError(f"run.dir={home} holds a : or a %, which mean something in a job; give another run.dir")
+        """Set absolute directories, which a job's script can name."""
+        directory = Path(os.path.abspath(give_directories(configs, self.config)))
+        if set(str(directory)) & {":", "%"}:
+            raise UserError(
+                f"run.dir={directory} holds a : or a %, which mean something in a job; give another run.dir"
+            )
         for config in configs:
             config.run.dir = os.path.abspath(str(config.run.dir))
-        return home
+        return directory
 
-    def _queue(self, configs: list[Config], home: Path, sbatch: dict[str, Any]) -> list[status.Job]:
+    def _queue(self, configs: list[Config], directory: Path, sbatch: dict[str, Any]) -> list[status.SubmittedJob]:
         import submitit
 
-        from adaptive_span.launch.slurm.job import Job
+        from adaptive_span.launch.slurm.job import TrainingJob
 
-        hardware, folder = configs[0].hardware, home / "slurm"
+        hardware, folder = configs[0].hardware, directory / "slurm"
         try:
-            refuse_links(home)
+            refuse_links(directory)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"run.dir={home} cannot be written to ({error.strerror}); give another run.dir") from None
-        cluster.refuse_unseen(home, hardware)
-        code = snapshot.take(home, sorted({name for config in configs for name in config.plugins}))
+            raise UserError(
+                f"run.dir={directory} cannot be written to ({error.strerror}); give another run.dir"
+            ) from None
+        cluster.refuse_unseen(directory, hardware)
+        code = snapshot.take(directory, sorted({name for config in configs for name in config.plugins}))
         settings: dict[str, Any] = {OTHER_NAMES.get(key, key): value for key, value in self.params.items()}
         del settings["submitit_folder"], settings["max_num_timeout"]
         settings |= {
-            "job_name": home.name,
+            "job_name": directory.name,
             "ntasks_per_node": 1,  # an agent, which starts the processes
             "time": hardware.minutes,
             "mem": None if hardware.megabytes is None else f"{hardware.megabytes}M",
@@ -119,64 +124,71 @@ class Launcher(SlurmLauncher):  # type: ignore[misc]  # the plugin has no types
         executor.update_parameters(**{key: value for key, value in settings.items() if value is not None})
         for config in configs:
             forget_failure(Path(str(config.run.dir)))
-        trainings = [Job(config, self.task_function.command, self.params["signal_delay_s"]) for config in configs]
+        command, delay = self.task_function.command, self.params["signal_delay_s"]
+        trainings = [TrainingJob(config, command, delay) for config in configs]
 
         def submit() -> Sequence[submitit.Job[None]]:
             try:
                 with redirect_stderr(io.StringIO()):  # where sbatch's words would be shown twice
                     return executor.submit_array(trainings)
             except submitit.core.utils.FailedJobError as error:
-                told, given = " ".join(str(error).split()), f"; see hardware.sbatch={sbatch}" if sbatch else ""
-                if "timed out" in told:  # to try again might queue it twice
+                message, given = " ".join(str(error).split()), f"; see hardware.sbatch={sbatch}" if sbatch else ""
+                if "timed out" in message:  # to try again might queue it twice
                     raise cluster.Unsure(
-                        f"sbatch had no answer in time ({told}), and the job may be in the queue all the same; look "
+                        f"sbatch had no answer in time ({message}), and the job may be in the queue all the same; look "
                         f"with squeue --name={shlex.quote(settings['job_name'])} before giving the command again"
                     ) from None
-                if any(sign in told for sign in cluster.AWAY):
-                    raise cluster.Away(told) from None
-                raise UserError(f"SLURM has refused the job: {told}{given}") from None
+                if any(sign in message for sign in cluster.AWAY):
+                    raise cluster.Away(message) from None
+                raise UserError(f"SLURM has refused the job: {message}{given}") from None
 
         submitted = cluster.patiently(submit)
         return [
-            status.Job(job.job_id, str(config.run.dir), str(folder), config.train.total_steps)
+            status.SubmittedJob(job.job_id, str(config.run.dir), str(folder), config.train.total_steps)
             for job, config in zip(submitted, configs, strict=True)
         ]
 
 
-def _unfinished(configs: list[Config], home: Path) -> list[Config]:
-    """Return the runs that have something left to do; say which have not."""
+def _unfinished(configs: list[Config], directory: Path) -> list[Config]:
+    """Return the runs that have something left to do; print which have not."""
     left = [config for config in configs if not is_done(config)]
     if len(configs) == 1 and not left:
-        report_finished(home, last_step(home))
+        report_finished(directory, last_step(directory))
     elif len(left) < len(configs):
         done = [Path(str(config.run.dir)).name for config in configs if config not in left]
-        print_line(f"{len(done)} of {len(configs)} runs in {home} are finished and not queued again: {', '.join(done)}")
+        print_line(
+            f"{len(done)} of {len(configs)} runs in {directory} are finished and not queued again: {', '.join(done)}"
+        )
     return left
 
 
 def _or_fail(line: str) -> str:
-    """Return shell that runs a line of `hardware.setup` and ends the job, with a word, if it fails."""
-    told = shlex.quote(f"error: hardware.setup failed at: {' '.join(line.split())}")
-    return f"{{ {line}\n}} || {{ echo {told}; exit 1; }}"
+    """Return shell that runs a line of `hardware.setup`, and ends the job with a message if it fails."""
+    message = shlex.quote(f"error: hardware.setup failed at: {' '.join(line.split())}")
+    return f"{{ {line}\n}} || {{ echo {message}; exit 1; }}"
 
 
 @contextmanager
-def _nothing_left(home: Path) -> Iterator[None]:
-    """Take away again what was made for a submission that came to nothing, unless a run was there before."""
-    made = [each for each in (home, *home.parents) if not each.exists()]
+def _nothing_left(directory: Path) -> Iterator[None]:
+    """Remove what was made for a submission that failed, unless a run was there before."""
+    made = [each for each in (directory, *directory.parents) if not each.exists()]
     try:
         yield
     except UserError as error:
         if made and not isinstance(error, cluster.Unsure):
-            shutil.rmtree(home, ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)
             for parent in made[1:]:
                 with suppress(OSError):  # another submission is there
                     parent.rmdir()
         raise
 
 
-def _one(configs: list[Config]) -> HardwareConfig:
-    """What all jobs of an array ask for."""
+def _common_hardware(configs: list[Config]) -> HardwareConfig:
+    """Return what all jobs of an array ask for.
+
+    Raises:
+        UserError: They differ.
+    """
     first = configs[0].hardware
     for config in configs:
         for key, value in vars(first).items():

@@ -6,7 +6,7 @@ from typing import Any
 from adaptive_span.errors import UserError
 
 # Those that a job has already, and what sets them instead. SLURM also takes the beginning of a name for the name.
-OWN = {
+TAKEN = {
     "account": "hardware.account",
     "array": "hardware.parallel_jobs and a sweep",
     "clusters": "the machines of the cluster itself",
@@ -36,14 +36,18 @@ OWN = {
 
 
 def checked(options: dict[str, Any]) -> dict[str, Any]:
-    """Return them as a job's script holds them: true is an option alone, false and null leave it out."""
+    """Return the options as a job's script holds them: true is an option alone, false and null leave it out.
+
+    Raises:
+        UserError: One is misspelt, or set by another key.
+    """
     script = {}
     for name, value in options.items():
         given = f"hardware.sbatch={{{name}: {value}}}"
         if not re.fullmatch("[a-z][a-z-]*[a-z]", name):
             raise UserError(f"{given} must spell the option out as sbatch's manual does, like mail-user")
-        if own := next((OWN[own] for own in OWN if own.startswith(name)), None):
-            raise UserError(f"{given} is an option that the job has already: {own} sets it; give that instead")
+        if taken := next((TAKEN[taken] for taken in TAKEN if taken.startswith(name)), None):
+            raise UserError(f"{given} is an option that the job has already: {taken} sets it; give that instead")
         if isinstance(value, list):
             value = ",".join(map(str, value))
         if isinstance(value, dict) or not str(value).isprintable():

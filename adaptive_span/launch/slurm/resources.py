@@ -1,4 +1,4 @@
-"""What a job asks the cluster for, checked against what the cluster has before anything is queued."""
+"""Check what a job asks the cluster for against what the cluster has, before anything is queued."""
 
 import getpass
 import math
@@ -14,7 +14,9 @@ from adaptive_span.launch.slurm import cluster
 
 
 @dataclass(frozen=True)
-class Node:
+class ClusterNode:
+    """One machine of the cluster, in one of its partitions."""
+
     name: str
     partition: str
     is_default: bool  # its partition is the one that jobs go to which name none
@@ -29,23 +31,31 @@ class Node:
         return sum(gpus.count for gpus in self.gpus if type in (None, gpus.type))
 
 
-def nodes() -> list[Node]:
+def nodes() -> list[ClusterNode]:
     """Return every node, once for each partition that it is in."""
-    found = []
+    parsed = []
     for line in cluster.ask("sinfo", "--noheader", "--Node", "--format=%N|%P|%c|%m|%G|%f|%l").splitlines():
         name, partition, cpus, memory, gres, features, limit = line.split("|")
         gpus = [Gpus(int(n), type or None) for type, n in re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)", gres)]
-        found.append(
-            Node(
+        parsed.append(
+            ClusterNode(
                 name, partition.rstrip("*"), partition.endswith("*"), int(cpus), int(memory), tuple(gpus),
                 frozenset(features.split(",")), minutes(limit) if limit[0].isdigit() else math.inf,
             )
         )  # fmt: skip
-    return found
+    return parsed
 
 
-def fitted(hardware: HardwareConfig, nodes: Iterable[Node]) -> HardwareConfig:
-    """Fill in the GPUs and cores that were left to the cluster; raise where it can't give what is asked."""
+def resolve_resources(hardware: HardwareConfig, nodes: Iterable[ClusterNode]) -> HardwareConfig:
+    """Fill in the GPUs and cores that the user left open.
+
+    Args:
+        hardware: What is asked for.
+        nodes: What the cluster has.
+
+    Raises:
+        UserError: The cluster cannot provide it.
+    """
     nodes = _of_partition(hardware, list(nodes))
     where = f"partition {hardware.partition or nodes[0].partition}"
     longest = max(node.minutes for node in nodes)
@@ -69,31 +79,34 @@ def fitted(hardware: HardwareConfig, nodes: Iterable[Node]) -> HardwareConfig:
 
 
 def refuse_unknown_accounts(hardware: HardwareConfig) -> None:
-    """Raise for an account that is not the user's, or a quality of service that there is not, where SLURM knows them.
+    """Refuse an account that is not the user's, or an unknown quality of service, where SLURM knows them.
 
-    Many clusters would take either in silence.
+    Many clusters would take either without a word.
+
+    Raises:
+        UserError: One is not known.
     """
     lists = {
         "account": ("associations", f"user={getpass.getuser()}", "format=account"),
         "qos": ("qos", "format=name"),
     }
-    for key, words in lists.items():
+    for key, arguments in lists.items():
         if wanted := getattr(hardware, key):
-            told = subprocess.run(
-                ["sacctmgr", "--noheader", "--parsable2", "show", *words], capture_output=True, text=True
+            result = subprocess.run(
+                ["sacctmgr", "--noheader", "--parsable2", "show", *arguments], capture_output=True, text=True
             )
-            known = sorted(set(told.stdout.split())) if told.returncode == 0 else []  # it fails where none are kept
+            known = sorted(set(result.stdout.split())) if result.returncode == 0 else []  # it fails where none are kept
             if known and wanted.lower() not in known:
                 raise UserError(
                     f"hardware.{key}={wanted} must be one of {', '.join(known)}{did_you_mean(wanted, known)}"
                 )
 
 
-def _of_partition(hardware: HardwareConfig, nodes: list[Node]) -> list[Node]:
+def _of_partition(hardware: HardwareConfig, nodes: list[ClusterNode]) -> list[ClusterNode]:
     names, wanted = sorted({node.partition for node in nodes}), hardware.partition
     if wanted is None:
-        if found := [node for node in nodes if node.is_default]:
-            return found
+        if defaults := [node for node in nodes if node.is_default]:
+            return defaults
         raise UserError(f"this cluster has no default partition; give hardware.partition, one of {', '.join(names)}")
     if unknown := [name for name in wanted.split(",") if name not in names]:
         raise UserError(
@@ -102,18 +115,18 @@ def _of_partition(hardware: HardwareConfig, nodes: list[Node]) -> list[Node]:
     return [node for node in nodes if node.partition in wanted.split(",")]
 
 
-def _with_feature(hardware: HardwareConfig, nodes: list[Node], where: str) -> list[Node]:
+def _with_feature(hardware: HardwareConfig, nodes: list[ClusterNode], where: str) -> list[ClusterNode]:
     wanted = hardware.constraint
     if not wanted or not re.fullmatch(r"[\w.-]+", wanted):  # an expression is SLURM's to read
         return nodes
-    if found := [node for node in nodes if wanted in node.features]:
-        return found
+    if matching := [node for node in nodes if wanted in node.features]:
+        return matching
     known = sorted(frozenset.union(*(node.features for node in nodes)) - {"(null)"})
     advice = f"it must be one of {', '.join(known)}" if known else "they have none: leave it out"
     raise UserError(f"hardware.constraint={wanted} is no feature of a node of {where}; {advice}")
 
 
-def _gpus(hardware: HardwareConfig, nodes: list[Node], where: str) -> Gpus:
+def _gpus(hardware: HardwareConfig, nodes: list[ClusterNode], where: str) -> Gpus:
     """Return the GPUs of each node: those that are asked for, or the most that enough nodes have."""
     wanted = hardware.wanted_gpus
     if wanted is None and hardware.device == "cpu":
@@ -138,12 +151,12 @@ def _gpus(hardware: HardwareConfig, nodes: list[Node], where: str) -> Gpus:
     return gpus
 
 
-def _share(node: Node, gpus: Gpus) -> int:
+def _share(node: ClusterNode, gpus: Gpus) -> int:
     """Return the cores of a node that go with so many of its GPUs."""
     return max(1, node.cpus * gpus.count // node.count(None)) if gpus.count else node.cpus
 
 
-def _most(hardware: HardwareConfig, nodes: list[Node], amount: Callable[[Node], int]) -> int:
+def _most(hardware: HardwareConfig, nodes: list[ClusterNode], amount: Callable[[ClusterNode], int]) -> int:
     """Return the most of something that enough nodes have; 0 where there are too few nodes."""
     return sorted([0] * hardware.nodes + [amount(node) for node in nodes])[-hardware.nodes]
 

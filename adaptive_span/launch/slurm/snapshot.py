@@ -45,5 +45,5 @@ def take(directory: Path, modules: Sequence[str] = ()) -> Path:
 
 
 def setup(code: Path) -> list[str]:
-    """The lines of a job's script after which Python imports that code, whatever lies in the current directory."""
+    """Return the lines of a job's script that make Python import that code, whatever the current directory holds."""
     return [f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"]

@@ -1,4 +1,5 @@
-"""How submitted jobs are doing: what was written down at submission, what SLURM says, and what the runs have logged."""
+"""Print how submitted jobs are doing, from what was written at submission, what SLURM reports, and what runs have
+logged."""
 
 import os
 import shlex
@@ -26,8 +27,8 @@ ENDED = (*cluster.ENDED, "UNKNOWN")
 
 
 @dataclass(frozen=True)
-class Job:
-    """One training in the queue, or once in it."""
+class SubmittedJob:
+    """One training that is, or was, in the queue."""
 
     id: str
     directory: str
@@ -36,11 +37,11 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What all of its nodes and attempts have said."""
+        """The output of all of its nodes and attempts."""
         return Path(self.folder, f"{self.id}_0_log.out")
 
     def outcome(self, state: str | None) -> str:
-        """Return how the run is doing: what SLURM says, but what its directory shows once SLURM has done with it."""
+        """Return how the run is doing: SLURM's state, or once SLURM is done with it what its directory shows."""
         directory = Path(self.directory)
         if state and state not in ENDED:
             return state
@@ -49,39 +50,44 @@ class Job:
         return state or ("FAILED" if failure(directory) else "UNKNOWN")
 
     def last_line(self) -> dict[str, float]:
-        """Of the run's metrics."""
+        """Return the last line of the run's metrics."""
         path = Path(self.directory, METRICS)
         lines = logged(path) if path.exists() else []
         return lines[-1] if lines else {}
 
 
-def write(home: Path, jobs: list[Job]) -> None:
+def write(directory: Path, jobs: list[SubmittedJob]) -> None:
     """Keep these jobs, each in the place of an earlier one of the same directory."""
-    jobs = list({job.directory: job for job in (*read(home), *jobs)}.values())
-    strict_json.write([asdict(job) for job in jobs], home / "slurm" / "jobs.json")
+    jobs = list({job.directory: job for job in (*read(directory), *jobs)}.values())
+    strict_json.write([asdict(job) for job in jobs], directory / "slurm" / "jobs.json")
 
 
-def read(home: Path) -> list[Job]:
+def read(directory: Path) -> list[SubmittedJob]:
     """Return the last job of a run, or of each run of a sweep; one run of a sweep can be asked for alone."""
-    for place in (home, home.parent):
+    for place in (directory, directory.parent):
         path = place / "slurm" / "jobs.json"
         if path.is_file():
             jobs = [_job(job, path) for job in read_json(path, list)]
-            return jobs if place == home else [job for job in jobs if Path(job.directory) == home]
+            return jobs if place == directory else [job for job in jobs if Path(job.directory) == directory]
     return []
 
 
-def _job(values: Any, path: Path) -> Job:
-    """Return one of the jobs that were written down, perhaps by an older version, which knew more of them."""
+def _job(values: Any, path: Path) -> SubmittedJob:
+    """Return one of the jobs that were written, perhaps by an older version, which knew more of them."""
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged: it lists something that is no job; submit again")
-    hints = get_type_hints(Job)
-    return Job(**{field.name: lookup(values, field.name, hints[field.name], path) for field in fields(Job)})
+    hints = get_type_hints(SubmittedJob)
+    names = [field.name for field in fields(SubmittedJob)]
+    return SubmittedJob(**{name: lookup(values, name, hints[name], path) for name in names})
 
 
-def refuse_second(home: Path) -> None:
-    """Two jobs can't train in one directory."""
-    jobs = read(home)
+def refuse_second(directory: Path) -> None:
+    """Refuse a second job for a directory.
+
+    Raises:
+        UserError: One is in the queue already.
+    """
+    jobs = read(directory)
     states = states_of(jobs) if jobs else {}
     for job in jobs:
         if states[job.id] not in ENDED:
@@ -91,8 +97,8 @@ def refuse_second(home: Path) -> None:
             )
 
 
-def announce(home: Path, jobs: list[Job], hardware: HardwareConfig) -> None:
-    """All that somebody needs who is given the prompt back."""
+def announce(directory: Path, jobs: list[SubmittedJob], hardware: HardwareConfig) -> None:
+    """Print what was submitted, where it is, and the commands to follow and stop it."""
     what = f"job {jobs[0].id}" if len(jobs) == 1 else f"jobs {jobs[0].id} … {jobs[-1].id}"
     each = f"{hardware.nodes} node(s), each with {hardware.gpus} GPU(s) and {hardware.cpus} core(s)"
     print_line(f"submitted {what}: {each}, for {hardware.minutes} minutes at a time")
@@ -100,45 +106,46 @@ def announce(home: Path, jobs: list[Job], hardware: HardwareConfig) -> None:
         print_places({"job": job.id, "run": job.directory, "log": job.log})
     print_places(
         {
-            "code": home / "code",
+            "code": directory / "code",
             "follow": shlex.join(["tail", "-F", str(jobs[0].log)]),
-            "status": shlex.join(["adaptive-span", "status", str(home)]),
-            "table": shlex.join(["adaptive-span", "sweep", str(home)]) if len(jobs) > 1 else None,
+            "status": shlex.join(["adaptive-span", "status", str(directory)]),
+            "table": shlex.join(["adaptive-span", "sweep", str(directory)]) if len(jobs) > 1 else None,
             "stop": f"scancel {jobs[0].id.split('_')[0]}",
         }
     )
 
 
-def states_of(jobs: list[Job], patience: float = cluster.PATIENCE) -> dict[str, str]:
+def states_of(jobs: list[SubmittedJob], patience: float = cluster.PATIENCE) -> dict[str, str]:
     """Return the state of each job, also of one that SLURM has forgotten."""
     known = cluster.states((job.id for job in jobs), patience)
     return {job.id: job.outcome(known.get(job.id)) for job in jobs}
 
 
-def table(jobs: list[Job], states: dict[str, str]) -> Table:
-    shown = Table(box=None, pad_edge=False)
-    shown.add_column("job")
-    shown.add_column("state")
-    shown.add_column("step", justify="right")
+def table(jobs: list[SubmittedJob], states: dict[str, str]) -> Table:
+    """Return a table of the jobs, their states, steps and scores."""
+    jobs_table = Table(box=None, pad_edge=False)
+    jobs_table.add_column("job")
+    jobs_table.add_column("state")
+    jobs_table.add_column("step", justify="right")
     lines = [job.last_line() for job in jobs]
     unit = next((unit for unit in UNITS for line in lines if unit in line), UNITS[0])
-    shown.add_column(unit.removeprefix("train/"), justify="right")
+    jobs_table.add_column(unit.removeprefix("train/"), justify="right")
     whole = None if console.is_terminal else max(len(job.directory) for job in jobs)  # a line that one can grep
-    shown.add_column("run", overflow="fold", min_width=whole)
+    jobs_table.add_column("run", overflow="fold", min_width=whole)
     for job, line in zip(jobs, lines, strict=True):
         score = readable(line[unit], 3) if unit in line else ""
-        shown.add_row(job.id, states[job.id], f"{line.get('step', 0):.0f}/{job.total_steps}", score, job.directory)
-    return shown
+        jobs_table.add_row(job.id, states[job.id], f"{line.get('step', 0):.0f}/{job.total_steps}", score, job.directory)
+    return jobs_table
 
 
-def reasons(jobs: list[Job], states: dict[str, str]) -> list[str]:
-    """Return a line for each job that has ended without finishing its run: the run's own word, or its log's last."""
+def reasons(jobs: list[SubmittedJob], states: dict[str, str]) -> list[str]:
+    """Return a line per job that ended without finishing its run: the run's own reason, or its log's last line."""
     ended = [(job, states[job.id]) for job in jobs if states[job.id] in ENDED and states[job.id] != "COMPLETED"]
     return [f"job {job.id} {state}: {reason(Path(job.directory)) or _last_line(job.log)}" for job, state in ended]
 
 
 def _last_line(log: Path) -> str:
-    """Return the last words of a log, which may be long: nothing where there is none."""
+    """Return the last line of a log, which may be long; nothing where there is none."""
     if not log.is_file():
         return ""
     with open(log, "rb") as file:
@@ -147,9 +154,9 @@ def _last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def watch(home: Path, seconds: float = 2) -> bool:
-    """Show a live table until all jobs have ended, then what made those that failed do so; whether none did."""
-    jobs = read(home)
+def watch(directory: Path, seconds: float = 2) -> bool:
+    """Show a live table until all jobs have ended, and why some failed. Return whether none did."""
+    jobs = read(directory)
     states, is_away = states_of(jobs), False
     try:
         with Live(table(jobs, states), console=console, auto_refresh=False, transient=True) as live:
@@ -159,12 +166,12 @@ def watch(home: Path, seconds: float = 2) -> bool:
                     states, is_away = states_of(jobs, patience=0), False
                 except cluster.Away:  # for as long as it may be: the jobs run on without it
                     if not is_away:
-                        print_line("waiting for SLURM's controller, which does not answer; the jobs go on")
+                        print_line("waiting for SLURM's controller, which does not answer; the jobs keep running")
                     is_away = True
                 live.update(table(jobs, states), refresh=True)
     except KeyboardInterrupt:
-        shown = shlex.join(["adaptive-span", "status", str(home)])
-        print_line(f"the jobs go on without being watched; {shown} shows them again")
+        command = shlex.join(["adaptive-span", "status", str(directory)])
+        print_line(f"the jobs keep running; {command} shows them again")
         raise SystemExit(130) from None
     console.print()
     console.print(table(jobs, states))

@@ -10,7 +10,7 @@ from adaptive_span.config.schema import Config, HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.launch import command_line, local, sweep_jobs
 from adaptive_span.launch.slurm import launcher as slurm_launcher
-from adaptive_span.launch.slurm.options import OWN, checked
+from adaptive_span.launch.slurm.options import TAKEN, checked
 from adaptive_span.storage.stored import from_dict
 from tests.conftest import ROOT
 from tests.unit.config.test_config import composed
@@ -70,7 +70,7 @@ def test_options_of_sbatch():
 
 @pytest.mark.parametrize(
     ("name", "value", "told"),
-    [(name, 1, f"the job has already: {instead} sets it") for name, instead in OWN.items()]
+    [(name, 1, f"the job has already: {instead} sets it") for name, instead in TAKEN.items()]
     + [("part", "main", "hardware.partition sets it"), ("ntasks", 2, "hardware.processes sets it")]
     + [(name, 1, "like mail-user") for name in ("mail_user", "w", "--exclude", "a b", "Exclude", "")]
     + [("comment", value, "one line of text") for value in ("a\nb", {"a": 1}, ["a\nb"])],

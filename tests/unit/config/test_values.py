@@ -134,7 +134,7 @@ def settings_of(draw, program):
 def read(program, words):
     schema = PROGRAMS[program]
     command_line.register(program, schema, local, sweep_jobs, slurm_launcher)
-    with command_line.explained(schema):
+    with command_line.explain_hydra_errors(schema):
         words = overrides.complete(words, schema, sweeping=False)
         config = command_line.typed(compose(program, overrides=words), schema)
         config.validate()
