@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULES = {
     "AdaptiveSpan": "attention.span",
     "AdaptiveSpanAttention": "model.transformer",
     "Config": "config.schema",
@@ -31,6 +31,6 @@ __all__ = ["AdaptiveSpan", "AdaptiveSpanAttention", "Config", "ModelConfig", "Tr
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'adaptive_span' has no attribute '{name}'")
-    return getattr(import_module(f"adaptive_span.{_HOME[name]}"), name)
+    return getattr(import_module(f"adaptive_span.{_MODULES[name]}"), name)

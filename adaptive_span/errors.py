@@ -35,8 +35,10 @@ def shown(value: object, most: int = 100) -> str:
 
 
 class ProcessLost(UserError):
-    """One of a run's processes was killed or hangs. That is neither a user's mistake nor a bug: the same command
-    resumes."""
+    """One of a run's processes was killed or hangs.
+
+    That is neither a user's mistake nor a bug: the same command resumes.
+    """
 
     def __init__(self, sentence: str, exit_code: int = 1):
         super().__init__(sentence)

@@ -218,6 +218,8 @@ def convert_file(file: Path, out: Path, ramp: int) -> files.State:
     """Write a checkpoint of the original project as one of this project's, and return what was written.
 
     Args:
+        file: To read.
+        out: To write.
         ramp: Tokens over which the soft mask falls; the file does not say.
 
     Raises:

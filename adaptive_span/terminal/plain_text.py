@@ -12,7 +12,7 @@ SETTING = re.compile(r"(\b[A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSW)[A-Z0-9_]*=)[^\s'\
 
 
 def printable(text: str) -> str:
-    """Return text in which characters that could steer a terminal are written out, like \\x1b; line ends stay."""
+    """Return text in which characters that could steer a terminal are written out; line ends stay."""
     return "".join(
         character.encode("unicode_escape").decode()
         if unicodedata.category(character) in STEERING and character not in "\n\t"

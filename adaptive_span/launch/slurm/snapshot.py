@@ -18,6 +18,7 @@ def take(directory: Path, modules: Sequence[str] = ()) -> Path:
     """Copy the package, programs and configuration to DIRECTORY/code, with the commit and what differs from it.
 
     Args:
+        directory: Of the run, or of the sweep.
         modules: Plugins, of which those in the working directory are copied too.
     """
     code = directory / "code"

@@ -1,5 +1,4 @@
-"""Print how submitted jobs are doing, from what was written at submission, what SLURM reports, and what runs have
-logged."""
+"""Print how submitted jobs are doing, from their submission, SLURM's answers and the runs' own logs."""
 
 import os
 import shlex
