@@ -218,8 +218,8 @@ class Layer:
         """Fill the group's part of `output` and `lse`."""
         block, batch, heads, _ = group.query.shape
         self.launch(
-            kernels.forward_kernel, "QUERIES", block, (heads, batch), near=self.near(group), output=output, lse=lse,
-            **self.memory, **self.context(group),
+            kernels.forward_kernel, "QUERIES", block, (heads, batch), position_scores=self.near(group), output=output,
+            lse=lse, **self.memory, **self.context(group),
         )  # fmt: skip
 
     @property
@@ -278,11 +278,11 @@ class Backward:
         near, shared = layer.near(group), {**self.given, **layer.context(group)}
         grad_query, grad_key_value = torch.empty_like(group.query), torch.empty_like(group.key_value)
         layer.launch(
-            kernels.key_value_kernel, "KEYS", block + group.span, (heads, batch), near=near,
+            kernels.key_value_kernel, "KEYS", block + group.span, (heads, batch), position_scores=near,
             grad_key_value=grad_key_value, **shared,
         )  # fmt: skip
         layer.launch(  # after it: this one writes the gradient of `near` over `near`
-            kernels.query_kernel, "QUERIES", block, (heads, batch), near=near, grad_query=grad_query,
+            kernels.query_kernel, "QUERIES", block, (heads, batch), position_scores=near, grad_query=grad_query,
             grad_spans=self.felt, **layer.memory, **shared,
         )  # fmt: skip
         if layer.memory_size:
