@@ -119,7 +119,7 @@ def table(settings: Settings, split: int, card: Card) -> dict[str, Row]:
     config.train.steps, config.train.warmup_steps, config.train.span_penalty = 1, 0, 5e-7
     config.train.batch_size, config.train.batch_split = settings.batch_size, split
     step = count(config, profiles.spans(settings.profile, model, settings.scale), profiles.VOCAB_SIZE)
-    times = cost_model.seconds(step.parts, step.visited, model.hidden_size // model.num_heads, settings.precision, card)
+    times = cost_model.seconds(step.parts, step.visited, model.head_size, settings.precision, card)
     rows = {
         part: _row(asked, step.kept.get(part, 0), times[part], card)
         for part, asked in sorted(step.parts.items(), key=lambda part: -times[part[0]])
@@ -160,7 +160,7 @@ def count(config: Config, spans: Tensor, vocab_size: int) -> Step:
         tracer.start(training.model.parameters())
         training.update()
     seen, heads, rows = effective.sum().item(), effective.numel(), train.batch_size
-    product = 2 * model.hidden_size // model.num_heads * cost_model.visited(model, seen, heads, rows, edges=0)
+    product = 2 * model.head_size * cost_model.visited(model, seen, heads, rows, edges=0)
     visited = cost_model.visited(model, seen, heads, rows)
     return Step(tracer.priced(product), dict(tracer.kept), tracer.peak, tracer.parameters, visited)
 

@@ -61,8 +61,7 @@ def estimate(config: Config, card: Card, spans: torch.Tensor) -> Estimate:
     processes = hardware.world_size
     per_process = replace(config, train=replace(train, batch_size=train.batch_size // processes))
     step = counting.count(per_process, spans, vocabulary(config.data))
-    head_size = model.hidden_size // model.num_heads
-    kernels = sum(cost_model.seconds(step.parts, step.visited, head_size, hardware.precision, card).values())
+    kernels = sum(cost_model.seconds(step.parts, step.visited, model.head_size, hardware.precision, card).values())
     one_graph = hardware.graphs == "auto" and not model.cutoffs  # an adaptive softmax waits for the host
     launching = cost_model.host(step.whole.launches, one_graph)
     seconds = max(kernels, launching) + cost_model.exchange(step.parameters, processes, card)

@@ -76,7 +76,7 @@ def _measure(arguments: argparse.Namespace, settings: Settings) -> dict[str, Row
 
 def _all_that_run(settings: Settings) -> list[str]:
     config = profiles.sizes(settings.model)
-    why_not = why_not_fused(settings.device, config.hidden_size // config.num_heads, settings.dtype)
+    why_not = why_not_fused(settings.device, config.head_size, settings.dtype)
     return ["dense", "banded"] if why_not else ["dense", "banded", "fused"]
 
 

@@ -180,7 +180,7 @@ def _operations(what: str, settings: Settings) -> float:
     tokens = settings.batch_size * config.block_size
     if what == "attention":
         chosen = [spans[layer] for layer in settings.layers(config.num_layers)]
-        scores = 6 * config.hidden_size // config.num_heads * sum(map(sum, chosen))
+        scores = 6 * config.head_size * sum(map(sum, chosen))
         return flops.TRAINING * (scores + 6 * config.hidden_size**2 * len(chosen)) * tokens
     forward = sum(flops.forward(config, VOCAB_SIZE, spans).values()) * tokens
     return forward * BLOCKS if what == "evaluate" else flops.TRAINING * forward

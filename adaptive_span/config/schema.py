@@ -125,6 +125,11 @@ class ModelConfig:
             )
 
     @property
+    def head_size(self) -> int:
+        """Return D, the size of a head's queries, keys and values."""
+        return self.hidden_size // self.num_heads
+
+    @property
     def reads_by_frequency(self) -> bool:
         """Whether the vocabulary must be numbered by falling frequency."""
         return bool(self.cutoffs)

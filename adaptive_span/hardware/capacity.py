@@ -108,7 +108,7 @@ def _weights(model: ModelConfig, vocab_size: int) -> dict[str, int]:
         f"model.hidden_size={size}": attention * (4 * size * size + 2 * size + model.num_heads * model.adaptive_span),
         f"model.memory_size={model.memory_size}": attention * 2 * size * model.memory_size,
         f"model.ffn_size={model.ffn_size}": feed_forward * (2 * size * model.ffn_size + model.ffn_size + 3 * size),
-        f"model.max_span={model.max_span}": size // model.num_heads * model.max_span,
+        f"model.max_span={model.max_span}": model.head_size * model.max_span,
         f"a vocabulary of {vocab_size:,}": _input_and_output(model, vocab_size),
     }
 

@@ -17,7 +17,7 @@ def forward(config: ModelConfig, vocab_size: int, spans: Spans) -> dict[str, flo
 
     Of an adaptive softmax the head counts, which every token passes through; not the tails, for rare words alone.
     """
-    size, head_size, layers = config.hidden_size, config.hidden_size // config.num_heads, config.num_layers
+    size, head_size, layers = config.hidden_size, config.head_size, config.num_layers
     seen = sum(sum(heads) for heads in spans)  # over all heads, tokens
     memory = layers * config.num_heads * config.memory_size
     bounds = [0, *config.cutoffs, vocab_size]

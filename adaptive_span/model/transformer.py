@@ -56,9 +56,7 @@ class AdaptiveSpanAttention(nn.Module):
             else None
         )
         self.memory = (
-            PersistentMemory(config.num_heads, size // config.num_heads, config.memory_size)
-            if config.memory_size
-            else None
+            PersistentMemory(config.num_heads, config.head_size, config.memory_size) if config.memory_size else None
         )
 
     def forward(self, hidden: Tensor, states: Tensor, positions: Tensor, limits: Sequence[int]) -> Tensor:
@@ -147,7 +145,7 @@ class Transformer(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.embedding, self.output = _input_and_output(config, vocab_size)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
-        self.positions = nn.Parameter(torch.randn(config.hidden_size // config.num_heads, config.max_span))
+        self.positions = nn.Parameter(torch.randn(config.head_size, config.max_span))
         self.order = config.block_order()
         self.attention_blocks = nn.ModuleList(AttentionBlock(config) for _ in range(self.order.count("a")))
         self.feed_forward_blocks = nn.ModuleList(FeedForwardBlock(config) for _ in range(self.order.count("f")))

@@ -33,8 +33,7 @@ def explained(config: Config, process: Process, parameters: int, limits: Callabl
         asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
         if not isinstance(error, torch.OutOfMemoryError) and not re.search(OTHERS, str(error)):
             raise
-        size = config.model.hidden_size // config.model.num_heads
-        name, _ = chosen(config.model.attention, process.device, size)
+        name, _ = chosen(config.model.attention, process.device, config.model.head_size)
         if name == "banded" and tiles.run_on(process.device, torch.float32):
             name = "compiled"  # which keeps no weights
         config = replace(config, model=replace(config.model, attention=name))
@@ -64,7 +63,7 @@ def step_bytes(config: Config, processes: int, parameters: int, limits: Limits) 
             heads = [max(heads)] * len(heads)
         weights, at_once = _scores(model, heads)
         lengths = [limit + block for limit in heads]
-        keys_values = 2 * model.hidden_size // model.num_heads * sum(lengths)
+        keys_values = 2 * model.head_size * sum(lengths)
         in_hidden, in_ffn = KEPT_FUSED if model.attention == "fused" else KEPT
         kept.append(weights + keys_values + block * (in_hidden * model.hidden_size + in_ffn * model.ffn_size))
         widest = max(widest, at_once)

@@ -59,5 +59,5 @@ def _graphs(config: Config, device: torch.device) -> str:
 
 def _attention(config: Config, device: torch.device, name: str) -> str:
     model, dtype = config.model, torch.bfloat16 if name == "bf16" else torch.float32
-    attention, reason = chosen(model.attention, device, model.hidden_size // model.num_heads, dtype)
+    attention, reason = chosen(model.attention, device, model.head_size, dtype)
     return f"attention: {attention} ({reason})"
