@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from adaptive_span.config.schema import ModelConfig as ModelConfig
     from adaptive_span.launch.composition import compose as compose
     from adaptive_span.launch.running import train as train
-    from adaptive_span.model.transformer import AdaptiveSpanAttention as AdaptiveSpanAttention
+    from adaptive_span.model.blocks import AdaptiveSpanAttention as AdaptiveSpanAttention
     from adaptive_span.model.transformer import Transformer as Transformer
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "AdaptiveSpan": "attention.span",
-    "AdaptiveSpanAttention": "model.transformer",
+    "AdaptiveSpanAttention": "model.blocks",
     "Config": "config.schema",
     "ModelConfig": "config.schema",
     "Transformer": "model.transformer",

@@ -20,8 +20,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from adaptive_span.attention import HiddenStates, fused, join
+from adaptive_span.attention import SpanGeometry, fused
 from adaptive_span.attention import fused_kernels as kernels
+from adaptive_span.attention.context import HiddenStates, join
 
 KERNELS = [getattr(kernels, name) for name in fused.TILES["fp32", 64]]
 
@@ -53,20 +54,22 @@ def compile_for(capability: int) -> None:
     JITFunction.run = warm_up
 
 
-def step(dtype: torch.dtype, head_size: int, parts: tuple[bool, ...], limits: list[int], batch: int = 1) -> None:
+def step(dtype: torch.dtype, head_size: int, parts: tuple[bool, ...], bounds: list[int], batch: int = 1) -> None:
     """Forward and backward, with or without adaptive spans, dropout, persistent memory."""
     adaptive, dropout, memory = parts
-    heads, block = len(limits), 16
+    heads, block = len(bounds), 16
     size = heads * head_size
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=dtype, requires_grad=True)
 
     weights, hidden = (normal(size, size), normal(size, size), normal(size, size)), normal(batch, block, size)
-    context = HiddenStates(join(normal(batch, 64, size), hidden, max(limits)), hidden, weights, num_heads=heads)
+    context = HiddenStates(join(normal(batch, 64, size), hidden, max(bounds)), hidden, weights, num_heads=heads)
     spans = torch.zeros(heads, requires_grad=True) if adaptive else None
-    kept = (normal(heads, head_size, 16), normal(heads, 16, head_size)) if memory else None
-    fused.attend(context, normal(head_size, 1024), spans, 32, limits, 0.3 if dropout else 0.0, kept).sum().backward()
+    memory_kv = (normal(heads, head_size, 16), normal(heads, 16, head_size)) if memory else None
+    geometry = SpanGeometry(spans, 32, bounds)
+    attended = fused.attend(context, normal(head_size, 1024), geometry, 0.3 if dropout else 0.0, memory_kv)
+    attended.output.sum().backward()
 
 
 def compiled() -> list[tuple[str, Any]]:
@@ -101,8 +104,8 @@ def main() -> None:
     for size, combination in itertools.product(arguments.size, combinations):
         step(dtype, size, combination, [64, 64])
     before = len(compiled())
-    for size, limits in itertools.product(arguments.size, ([64, 1024], [1024, 256], [128, 448, 1024], [64] * 5)):
-        step(dtype, size, combinations[0], limits, batch=2)
+    for size, bounds in itertools.product(arguments.size, ([64, 1024], [1024, 256], [128, 448, 1024], [64] * 5)):
+        step(dtype, size, combinations[0], bounds, batch=2)
     for name, kernel in compiled():
         registers, stack = resources(kernel.asm["cubin"])
         line = {"kernel": name, "shared": kernel.metadata.shared, "registers": registers, "stack": stack}

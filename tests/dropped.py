@@ -4,11 +4,10 @@ from unittest import mock
 
 import torch
 
-from adaptive_span import attention as attentions
-from adaptive_span.attention import banded, tiles
+from adaptive_span.attention import Projected, SpanGeometry, banded, dispatch, tiles
 
 RAMP, SPAN, BLOCK, MEMORY, HEAD_SIZE = 8, 72, 16, 20, 128  # values as unit vectors show SPAN + BLOCK + MEMORY weights
-SPANS, LIMITS = (0.5, 40.3, 64.0), (32, 64, 72)  # of three heads, not in the order of their groups
+SPANS, BOUNDS = (0.5, 40.3, 64.0), (32, 64, 72)  # of three heads, not in the order of their groups
 LENGTH = SPAN + BLOCK
 
 
@@ -16,7 +15,7 @@ IN_TORCH = "banded in torch"  # as on a machine without a compiler
 
 
 def choose(name):
-    return _banded_in_torch if name == IN_TORCH else attentions.choose(name)
+    return _banded_in_torch if name == IN_TORCH else dispatch.choose(name)
 
 
 def _banded_in_torch(*inputs):
@@ -33,7 +32,8 @@ class Given:
     def project(self, groups):
         block = self.query.size(1)
         return [
-            (self.query[:, :, list(heads)], self.keys_values[:, -span - block :, list(heads)]) for heads, span in groups
+            Projected(self.query[:, :, list(heads)], self.keys_values[:, -span - block :, list(heads)])
+            for heads, span in groups
         ]
 
 
@@ -59,7 +59,8 @@ def attend(attention, x, dropout, low):
     context = Given(x["query"].to(dtype), x["keys_values"].to(dtype))
     torch.manual_seed(0)
     with torch.autocast(x["query"].device.type, torch.bfloat16, enabled=low):
-        return choose(attention)(context, x["positions"], x["spans"], RAMP, LIMITS, dropout, memory)
+        geometry = SpanGeometry(x["spans"], RAMP, BOUNDS)
+        return choose(attention)(context, x["positions"], geometry, dropout, memory).output
 
 
 def kept(attention, x, dropout, low):

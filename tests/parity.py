@@ -16,7 +16,8 @@ from torch import Tensor
 from adaptive_span.attention.span import AdaptiveSpan
 from adaptive_span.checkpoint.original import rename
 from adaptive_span.config.schema import ATTENTIONS, ModelConfig, OptimizerConfig, TrainConfig
-from adaptive_span.model.transformer import Cache, Transformer
+from adaptive_span.model.cache import HiddenStateCache
+from adaptive_span.model.transformer import Transformer
 from adaptive_span.training import optimizer as optimizers
 from adaptive_span.training.schedule import learning_rate
 
@@ -54,7 +55,9 @@ def block(c: dict[str, Any], tokens: Tensor, index: int) -> tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def evaluate(model: Transformer, c: dict[str, Any], vectors: dict[str, Any]) -> tuple[dict[str, float], Cache]:
+def evaluate(
+    model: Transformer, c: dict[str, Any], vectors: dict[str, Any]
+) -> tuple[dict[str, float], HiddenStateCache]:
     cache, errors = model.empty_cache(c["batch"]), []
     for index, expected in enumerate(vectors["eval_nll"]):
         nll, cache = model(*block(c, vectors["tokens"], index), cache)
@@ -62,7 +65,9 @@ def evaluate(model: Transformer, c: dict[str, Any], vectors: dict[str, Any]) -> 
     return {"nll": largest(errors)}, cache
 
 
-def gradients(model: Transformer, c: dict[str, Any], vectors: dict[str, Any], cache: Cache) -> dict[str, float]:
+def gradients(
+    model: Transformer, c: dict[str, Any], vectors: dict[str, Any], cache: HiddenStateCache
+) -> dict[str, float]:
     """Compare the two terms of a loss, the text's and the spans', and its gradients."""
     nll, _ = backward(model, c, block(c, vectors["tokens"], c["eval_blocks"]), cache)
     losses = torch.tensor([nll, c["span_loss"] * model.span_penalty().item()])
@@ -98,17 +103,21 @@ def train(model: Transformer, c: dict[str, Any], vectors: dict[str, Any]) -> dic
     return {"train nll": largest(nll_errors), "train span": largest(span_errors), "trained": largest(trained_errors)}
 
 
-def backward(model: Transformer, c: dict[str, Any], batch: tuple[Tensor, Tensor], cache: Cache) -> tuple[float, Cache]:
+def backward(
+    model: Transformer, c: dict[str, Any], batch: tuple[Tensor, Tensor], cache: HiddenStateCache
+) -> tuple[float, HiddenStateCache]:
     """Gradients of one step, in `batch_split` slices; the mean negative log-likelihood and the next cache."""
     model.zero_grad()
     split, total, caches = c["batch_split"], 0.0, []
-    slices = zip(*(x.chunk(split) for x in batch), zip(*(x.chunk(split) for x in cache), strict=True), strict=True)
+    layers = zip(*(x.chunk(split) for x in cache.layers), strict=True)  # of each slice
+    slices = zip(*(x.chunk(split) for x in batch), layers, strict=True)
     for tokens, targets, past in slices:
-        nll, new = model(tokens, targets, list(past))
+        nll, new = model(tokens, targets, HiddenStateCache(list(past)))
         ((nll.mean() + c["span_loss"] * model.span_penalty()) / split).backward()
         total += nll.mean().item() / split
         caches.append(new)
-    return total, [torch.cat(parts) for parts in zip(*caches, strict=True)]
+    layers = zip(*(cache.layers for cache in caches), strict=True)
+    return total, HiddenStateCache([torch.cat(parts) for parts in layers])
 
 
 def largest(errors: list[Tensor]) -> float:

@@ -1,103 +1,126 @@
-"""Attention over the positions before each query, as far as each head's learned span: one signature, chosen by name.
+"""What does a head see, and how is that computed at the cost of its span?
 
-`attend(context, positions, spans, ramp, limits, dropout, memory)` returns the heads' outputs, (B, M, H, D):
+It may import `hardware` and below. This file is the contract: what an implementation is given (a `Context`, the learned
+position embedding, the `SpanGeometry` of the layer) and what it returns (`Attended`). An implementation never sees
+hidden states, and the model never sees bands or tiles. `dense` is the definition, `banded` and `fused` compute the same
+at the cost of each head's own span, and `dispatch` chooses.
 
-- context: queries, keys and values, projected as they are asked for (see `context.py`).
-- positions (D, L): one learned vector a distance, oldest first (column −1 is the position just before the query).
-- spans (H,): z of each head in tokens, exact, on the device; None where every head looks at all L positions.
-- ramp: tokens over which the soft mask falls from 1 to 0.
-- limits: for each head a whole number of tokens, known to the host, that its effective span does not exceed.
-- dropout: probability with which an attention weight is dropped; 0 outside training.
-- memory: persistent keys (H, D, N) and values (H, N, D), or None.
+A query attends to the L positions before it, at distances d = 1 … L, and never to itself:
 
-A head attends to distances d = 1 … L with the score (q·k + q·p_d) / sqrt(D) and to its memory with the score
-q·k / sqrt(D); its weights are the softmax of score + log m(d) over both together, where m = 1 for the memory.
+    s(d) = (q · k(t−d) + q · p_d) / √D              score
+    m(d) = clamp((R + 1 + z − d) / R, 0, 1)         soft mask of a head's span z, with ramp R
+    a(d) = m(d) exp s(d) / Σ m(d′) exp s(d′)        weight, computed as softmax(s + log m)
+    y    = Σ a(d) v(t−d)                            output
+
+This is section 2 of arXiv 1905.07799, whose mask m_z(x) has x = d − 1. Persistent memory (arXiv 1907.01470, section 4)
+adds N keys and values that every query of a head sees, under the same softmax, with the score q · k / √D and m = 1.
+
+The letters of all shapes here:
+
+    B  rows of the batch            D  head size                 L  maximum span, tokens
+    H  heads of a layer             C  hidden size, H · D        S  span of a group's longest head, tokens
+    h  heads of a group             N  persistent vectors        T  positions, S + M: the block is the last M
+    M  block: queries of a row      K  keys                      R  ramp, tokens
 """
 
-import functools
-import importlib.util
-import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from adaptive_span.attention import banded, dense
-from adaptive_span.attention.context import Context, HiddenStates, KeysValues, join
-from adaptive_span.errors import UserError
-from adaptive_span.hardware.compilers import why_triton_cannot_build
+from adaptive_span.attention.head_groups import HeadGroup
+from adaptive_span.attention.span import log_soft_mask
 
-Attend = Callable[..., Tensor]
-
-LARGEST_HEAD = 128  # a tile of queries, one of keys and one of values share a multiprocessor's memory
-LEAST_CAPABILITY = (8, 0)  # bfloat16, and loads that do not pass through registers
+MemoryKeysValues = tuple[Tensor, Tensor]  # persistent keys (H, D, N) and values (H, N, D)
 
 
-def choose(name: str) -> Attend:
-    """The implementation of that name. Where it depends on the machine it is chosen at each call, by what is given, so
-    that a model may be moved to another device."""
-    if name in ("dense", "banded"):
-        return {"dense": dense.attend, "banded": banded.attend}[name]
+@dataclass(frozen=True)
+class SpanGeometry:
+    """Describe how far each head of a layer looks.
 
-    return functools.partial(_attend, name)
+    The device knows the spans exactly: they decide what is computed. The host knows bounds on them: they decide the
+    sizes of tensors. So nothing waits for the device.
 
+    Args:
+        spans: z of each head in tokens, without the ramp, (H,); None where every head sees all L positions.
+        ramp: R, the tokens over which the soft mask falls from 1 to 0.
+        bounds: for each head a whole number of tokens, at least 1, that its effective span does not exceed.
+    """
 
-@torch.compiler.disable
-def _attend(name: str, context: Context, positions: Tensor, *others: Any, **named: Any) -> Tensor:
-    name, _ = chosen(name, positions.device, positions.size(0), context.dtype)
-    return _implementation(name)(context, positions, *others, **named)
+    spans: Tensor | None
+    ramp: int
+    bounds: Sequence[int]
 
+    @property
+    def longest(self) -> int:
+        """Return the largest bound, in tokens."""
+        return max(self.bounds)
 
-def chosen(name: str, device: torch.device, head_size: int, dtype: torch.dtype = torch.float32) -> tuple[str, str]:
-    """The implementation that `name` means there, and why, for people: `auto` is fused where that runs, else banded."""
-    why_not = why_not_fused(device, head_size, dtype)
-    if name == "auto":
-        if why_not is None and _interpreted():  # which is for tests
-            why_not = "Triton only interprets its kernels here"
-        return ("banded", why_not) if why_not else ("fused", f"on {torch.cuda.get_device_name(device)}")
-    if name == "fused" and why_not:
-        raise UserError(
-            f"model.attention=fused cannot run here: {why_not}; take model.attention=banded, or auto, which is fused "
-            f"wherever that runs"
-        )
-    return name, "as asked for"
+    def log_mask(self) -> Tensor | None:
+        """Return log m(d) of each head as far as the largest bound, oldest first, (H, S); None without spans."""
+        return None if self.spans is None else log_soft_mask(self.spans, self.ramp, self.longest)
 
 
-@functools.cache
-def why_not_fused(device: torch.device, head_size: int, dtype: torch.dtype = torch.float32) -> str | None:
-    """What keeps the fused kernels from running there, as part of a sentence; None where they run."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if head_size > LARGEST_HEAD:
-        return f"heads of {head_size} are larger than {LARGEST_HEAD}"
-    if _interpreted():
-        return (
-            None if dtype in (torch.float32, torch.float16) else "Triton's interpreter computes in fp32 and fp16 alone"
-        )
-    if device.type != "cuda":
-        return "no GPU that Triton supports"
-    if torch.version.hip is not None:
-        return "the kernels are untested on ROCm"
-    if dtype not in (torch.float32, torch.bfloat16):
-        return f"{dtype} is neither float32 nor bfloat16"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < LEAST_CAPABILITY:
-        name, least = torch.cuda.get_device_name(device), ".".join(map(str, LEAST_CAPABILITY))
-        return f"{name} has compute capability {capability[0]}.{capability[1]}, below {least}"
-    return why_triton_cannot_build()
+class Projected(NamedTuple):
+    """Queries, keys and values of a group of heads. Positions run from the oldest to the newest."""
+
+    query: Tensor  # (B, M, h, D), times 1 / √D
+    keys_values: Tensor  # (B, T, h, 2, D)
 
 
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
+class Context(Protocol):
+    """Offer what a layer knows of the past and the present as queries, keys and values."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the type of queries, keys and values."""
+        ...
+
+    def project(self, groups: Sequence[HeadGroup]) -> list[Projected]:
+        """Return queries of the present block, and keys and values there and on the `span` positions before it.
+
+        Args:
+            groups: heads, each in one group, and how far back each group looks.
+
+        Returns:
+            For each group its `Projected`. What is before the first known position has zeros for its key and value.
+        """
+        ...
 
 
-def _implementation(name: str) -> Attend:
-    if name != "fused":
-        return choose(name)
-    from adaptive_span.attention import fused  # triton, which a machine without a GPU need not have
+class Attended(NamedTuple):
+    """What attention returns."""
 
-    return fused.attend
+    output: Tensor  # (B, M, H, D), with heads in their own order
+    keys_values: list[Tensor]  # what the context gave for each group, (B, T, h, 2, D): a KV cache keeps their ends
 
 
-__all__ = ["Attend", "Context", "HiddenStates", "KeysValues", "choose", "chosen", "join", "why_not_fused"]
+class Attend(Protocol):
+    """Compute the attention of one layer, as the definition above has it."""
+
+    def __call__(
+        self,
+        context: Context,
+        position_embedding: Tensor,
+        geometry: SpanGeometry,
+        dropout: float = 0.0,
+        memory: MemoryKeysValues | None = None,
+    ) -> Attended:
+        """Return the outputs of all heads.
+
+        Args:
+            context: gives queries, keys and values for the heads and positions that it is asked for.
+            position_embedding: p, one learned vector per distance, oldest first, (D, L): the last column is d = 1.
+            geometry: how far each head looks.
+            dropout: probability with which an attention weight is dropped; 0 outside training.
+            memory: persistent keys (H, D, N) and values (H, N, D), or None.
+
+        Returns:
+            The outputs (B, M, H, D), and the keys and values of each group that the context was asked for.
+        """
+        ...
+
+
+__all__ = ["Attend", "Attended", "Context", "HeadGroup", "MemoryKeysValues", "Projected", "SpanGeometry"]

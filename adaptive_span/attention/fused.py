@@ -5,8 +5,8 @@ memory for the time of one group are the products of queries and position vector
 make and take the gradients of; what is kept for the backward pass are queries, keys, values, outputs and one number a
 query. No sum is made by atomic additions, so that the same step gives the same bits.
 
-B batch, H heads, h heads of a group, M block, D head size, S span of the group's longest head, T = S + M positions,
-N persistent vectors.
+Shapes are in the letters of `adaptive_span.attention`. In here positions come before rows, (M, B, …), as they lie on a
+GPU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,34 +17,36 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from adaptive_span.attention import Attended, Context, MemoryKeysValues, SpanGeometry
 from adaptive_span.attention import fused_kernels as kernels
-from adaptive_span.attention.banded import group_heads
-from adaptive_span.attention.context import Context, order_on
-from adaptive_span.attention.own_types import OwnTypes
+from adaptive_span.attention.head_groups import group_heads, order_of, order_on
+from adaptive_span.attention.own_types import OwnTypes, uncompiled
 
 
-@torch.compiler.disable  # nothing in it could be fused, and its sizes change with the spans
+@uncompiled
 def attend(
     context: Context,
-    positions: Tensor,
-    spans: Tensor | None,
-    ramp: int,
-    limits: Sequence[int],
+    position_embedding: Tensor,
+    geometry: SpanGeometry,
     dropout: float = 0.0,
-    memory: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """See `adaptive_span.attention`."""
-    groups = group_heads(limits)
-    projected = [tensor for group in context.project(groups) for tensor in group]
-    positions = positions[:, -max(limits) :].to(context.dtype)
-    kept = (None, None) if memory is None else tuple(x.to(context.dtype) for x in memory)
-    words = random_words(projected[0], len(limits)) if dropout else None
-    order = order_on(positions.device, tuple(head for heads, _ in groups for head in heads))
-    return FusedAttention.apply(ramp, dropout, words, order, positions, spans, *kept, *projected)
+    memory: MemoryKeysValues | None = None,
+) -> Attended:
+    """Compute attention in Triton. See `adaptive_span.attention.Attend`."""
+    groups = group_heads(geometry.bounds)
+    projected = context.project(groups)
+    position_embedding = position_embedding[:, -geometry.longest :].to(context.dtype)  # (D, S)
+    memory_kv = (None, None) if memory is None else tuple(x.to(context.dtype) for x in memory)
+    words = random_words(projected[0].query, len(geometry.bounds)) if dropout else None
+    order = order_on(position_embedding.device, order_of(groups))
+    tensors = [tensor for pair in projected for tensor in pair]
+    output = FusedAttentionFunction.apply(
+        geometry.ramp, dropout, words, order, position_embedding, geometry.spans, *memory_kv, *tensors
+    )
+    return Attended(output, [each.keys_values for each in projected])
 
 
 def random_words(query: Tensor, heads: int) -> Tensor:
-    """Return two random words a query, (2, B, H, M), of torch's generator on the device.
+    """Draw two random words per query, (2, B, H, M), from torch's generator on the device.
 
     Dropout's mask is a function of them, so that it comes again in the backward pass, and again where activation
     checkpointing restores the generator.
@@ -118,7 +120,7 @@ def constants(kernel: str, size: int, dtype: torch.dtype) -> dict[str, Any]:
     return shape | {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
-class FusedAttention(OwnTypes):
+class FusedAttentionFunction(OwnTypes):
     """Compute all groups of a layer, with the gradients written out."""
 
     @staticmethod
@@ -128,17 +130,18 @@ class FusedAttention(OwnTypes):
         dropout: float,
         words: Tensor | None,  # (2, B, H, M), of dropout
         order: Tensor,  # (H,) numbers of the heads, group by group
-        positions: Tensor,  # (D, S) of the longest group
+        position_embedding: Tensor,  # (D, S) of the longest group
         spans: Tensor | None,  # (H,)
         memory_key: Tensor | None,  # (H, D, N)
         memory_value: Tensor | None,  # (H, N, D)
         *projected: Tensor,  # of each group queries (B, M, h, D), scaled, and keys and values (B, T, h, 2, D)
     ) -> Tensor:
+        """Return the output, (B, M, H, D), with heads in their own order."""
         spans = None if spans is None else spans.float()
         if memory_key is not None and memory_value is not None:
             memory_key, memory_value = memory_key.contiguous(), memory_value.contiguous()
-        layer = Layer(ramp, dropout, words, order, positions, spans, memory_key, memory_value)
-        groups = list(parts(projected))
+        layer = FusedLayer(ramp, dropout, words, order, position_embedding, spans, memory_key, memory_value)
+        groups = list(fused_groups(projected))
         block, batch, _, size = groups[0].query.shape
         output = projected[0].new_empty(block, batch, len(order), size)
         lse = output.new_empty(batch, len(order), block, dtype=torch.float32)
@@ -146,22 +149,23 @@ class FusedAttention(OwnTypes):
             layer.forward(group, output, lse)
         ctx.constants = (ramp, dropout)
         saved = [tensor.transpose(0, 1) for group in groups for tensor in (group.query, group.key_value)]
-        ctx.save_for_backward(words, order, positions, spans, memory_key, memory_value, output, lse, *saved)
+        ctx.save_for_backward(words, order, position_embedding, spans, memory_key, memory_value, output, lse, *saved)
         return output.transpose(0, 1)  # (B, M, H, D)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of all inputs, of that of the output, (B, M, H, D)."""
         *inputs, output, lse = (saved := ctx.saved_tensors)[:8]
-        groups = list(parts(saved[8:]))
-        back = Backward(Layer(*ctx.constants, *inputs), grad.transpose(0, 1).contiguous(), output, lse)
-        grad_projected = [found.transpose(0, 1) for group in groups for found in back.group(group)]
+        groups = list(fused_groups(saved[8:]))
+        back = FusedBackward(FusedLayer(*ctx.constants, *inputs), grad.transpose(0, 1).contiguous(), output, lse)
+        grad_projected = [part.transpose(0, 1) for group in groups for part in back.group(group)]
         return (
             None,
             None,
             None,
             None,
-            back.grad_positions,
+            back.grad_position_embedding,
             back.span_gradient(),
             *back.memory_gradients(),
             *grad_projected,
@@ -169,8 +173,8 @@ class FusedAttention(OwnTypes):
 
 
 @dataclass
-class Group:
-    """Heads that share a launch; its tensors are contiguous."""
+class FusedGroup:
+    """Hold what heads that share a launch attend with; the tensors are contiguous."""
 
     first: int  # place of its first head in the layer's order
     query: Tensor  # (M, B, h, D)
@@ -178,58 +182,62 @@ class Group:
 
     @property
     def span(self) -> int:
+        """Return S, in tokens."""
         return len(self.key_value) - len(self.query)
 
     @property
     def rows(self) -> Tensor:
-        """Queries one behind another, (M·B·h, D)."""
+        """Return the queries one behind another, (M·B·h, D)."""
         return self.query.flatten(0, 2)
 
 
-def parts(projected: Sequence[Tensor]) -> Iterator[Group]:
+def fused_groups(projected: Sequence[Tensor]) -> Iterator[FusedGroup]:
     """Yield each group of a layer, with the positions before the rows of the batch, as they are in training."""
     first = 0
     for query, key_value in zip(projected[::2], projected[1::2], strict=True):
-        yield Group(first, query.transpose(0, 1).contiguous(), key_value.transpose(0, 1).contiguous())
+        yield FusedGroup(first, query.transpose(0, 1).contiguous(), key_value.transpose(0, 1).contiguous())
         first += query.size(2)
 
 
 @dataclass
-class Layer:
-    """What all groups of a layer share, and how a kernel is launched on it."""
+class FusedLayer:
+    """Hold what all groups of a layer share, and launch kernels on it."""
 
     ramp: int
     dropout: float
-    words: Tensor | None
-    order: Tensor
-    positions: Tensor
-    spans: Tensor | None
-    memory_key: Tensor | None
-    memory_value: Tensor | None
+    words: Tensor | None  # (2, B, H, M), of dropout
+    order: Tensor  # (H,)
+    position_embedding: Tensor  # (D, S) of the longest group
+    spans: Tensor | None  # (H,)
+    memory_key: Tensor | None  # (H, D, N)
+    memory_value: Tensor | None  # (H, N, D)
 
     def __post_init__(self) -> None:
         self.memory_size = 0 if self.memory_key is None else self.memory_key.size(2)
 
-    def near(self, group: Group) -> Tensor:
-        """(M, B, h, S)"""
-        return torch.mm(group.rows, self.positions[:, -group.span :]).unflatten(0, group.query.shape[:3])
+    def position_scores(self, group: FusedGroup) -> Tensor:
+        """Return q·p_d of all queries of a group, (M, B, h, S)."""
+        rows = torch.mm(group.rows, self.position_embedding[:, -group.span :])  # (M·B·h, S)
+        scores: Tensor = rows.unflatten(0, group.query.shape[:3])
+        return scores
 
-    def forward(self, group: Group, output: Tensor, lse: Tensor) -> None:
-        """Fill the group's part of `output` and `lse`."""
+    def forward(self, group: FusedGroup, output: Tensor, lse: Tensor) -> None:
+        """Fill the group's part of `output`, (M, B, H, D), and `lse`, (B, H, M)."""
         block, batch, heads, _ = group.query.shape
         self.launch(
-            kernels.forward_kernel, "QUERIES", block, (heads, batch), position_scores=self.near(group), output=output,
-            lse=lse, **self.memory, **self.context(group),
+            kernels.forward_kernel, "QUERIES", block, (heads, batch), position_scores=self.position_scores(group),
+            output=output, lse=lse, **self.memory, **self.context(group),
         )  # fmt: skip
 
     @property
     def memory(self) -> dict[str, Any]:
+        """Return the arguments of the kernels that look at persistent memory."""
         return {
             "memory_key": self.memory_key, "memory_value": self.memory_value, "memory_size": self.memory_size
         }  # fmt: skip
 
-    def shared(self, group: Group) -> dict[str, Any]:
-        """Arguments of the kernels that compute weights."""
+    def shared(self, group: FusedGroup) -> dict[str, Any]:
+        """Return the arguments of the kernels that compute weights."""
         block, batch, _, _ = group.query.shape
         heads = len(self.order)
         return {
@@ -240,24 +248,25 @@ class Layer:
             "scale": 1 / (1 - self.dropout),
         }  # fmt: skip
 
-    def context(self, group: Group) -> dict[str, Any]:
-        """And of those that look at a group's keys and values."""
+    def context(self, group: FusedGroup) -> dict[str, Any]:
+        """Return these and the arguments of the kernels that look at a group's keys and values."""
         return {
             "key_value": group.key_value, "span": group.span, "ramp": self.ramp, "spans": self.spans,
             **self.shared(group),
         }  # fmt: skip
 
     def launch(self, kernel: Any, kind: str, length: int, others: tuple[int, ...], **arguments: Any) -> None:
-        """One program for each tile of `length` QUERIES or KEYS, times `others`."""
-        compiled_with = constants(kernel.__name__, self.positions.size(0), self.positions.dtype)
-        with torch.cuda.device_of(self.positions):
+        """Launch one program for each tile of `length` QUERIES or KEYS, times `others`."""
+        size, dtype = self.position_embedding.size(0), self.position_embedding.dtype
+        compiled_with = constants(kernel.__name__, size, dtype)
+        with torch.cuda.device_of(self.position_embedding):
             kernel[(-(-length // compiled_with[kind]), *others)](**compiled_with, **arguments)
 
 
-class Backward:
-    """The gradients of a layer, group by group."""
+class FusedBackward:
+    """Compute the gradients of a layer, group by group. `fused_kernels` derives them."""
 
-    def __init__(self, layer: Layer, grad: Tensor, output: Tensor, lse: Tensor):
+    def __init__(self, layer: FusedLayer, grad: Tensor, output: Tensor, lse: Tensor):
         self.layer = layer
         delta = torch.empty_like(lse)  # (B, H, M)
         layer.launch(
@@ -265,43 +274,47 @@ class Backward:
             batch=lse.size(0), heads=lse.size(1), block=lse.size(2), total=lse.numel(),
         )  # fmt: skip
         self.given = {"grad": grad, "lse": lse, "delta": delta}
-        self.grad_positions = torch.zeros_like(layer.positions)
-        self.felt = None if layer.spans is None else torch.empty_like(lse)  # what each query says of its head's span
+        self.grad_position_embedding = torch.zeros_like(layer.position_embedding)  # (D, S)
+        self.grad_spans = None if layer.spans is None else torch.empty_like(lse)  # each query's part, (B, H, M)
         batch, heads, _ = lse.shape
-        apart, size = min(ROWS_APART, batch), layer.positions.size(0)
-        self.of_memory = lse.new_empty(2, apart, heads, layer.memory_size, size)  # of keys and of values
+        apart, size = min(ROWS_APART, batch), layer.position_embedding.size(0)
+        self.grad_memory = lse.new_empty(2, apart, heads, layer.memory_size, size)  # of keys and of values
 
-    def group(self, group: Group) -> tuple[Tensor, Tensor]:
-        """Return the gradients of a group's queries, and of its keys and values; add to that of position vectors."""
+    def group(self, group: FusedGroup) -> tuple[Tensor, Tensor]:
+        """Return the gradients of a group's queries, (M, B, h, D), and of its keys and values, (T, B, h, 2, D).
+
+        The group's part of the gradient of the position embedding is added to what is there.
+        """
         layer = self.layer
         block, batch, heads, _ = group.query.shape
-        near, shared = layer.near(group), {**self.given, **layer.context(group)}
+        position_scores, shared = layer.position_scores(group), {**self.given, **layer.context(group)}
         grad_query, grad_key_value = torch.empty_like(group.query), torch.empty_like(group.key_value)
         layer.launch(
-            kernels.key_value_kernel, "KEYS", block + group.span, (heads, batch), position_scores=near,
+            kernels.key_value_kernel, "KEYS", block + group.span, (heads, batch), position_scores=position_scores,
             grad_key_value=grad_key_value, **shared,
         )  # fmt: skip
-        layer.launch(  # after it: this one writes the gradient of `near` over `near`
-            kernels.query_kernel, "QUERIES", block, (heads, batch), position_scores=near, grad_query=grad_query,
-            grad_spans=self.felt, **layer.memory, **shared,
+        layer.launch(  # after it: this one writes the gradient of the scores over the scores
+            kernels.query_kernel, "QUERIES", block, (heads, batch), position_scores=position_scores,
+            grad_query=grad_query, grad_spans=self.grad_spans, **layer.memory, **shared,
         )  # fmt: skip
         if layer.memory_size:
             layer.launch(
-                kernels.memory_kernel, "KEYS", layer.memory_size, (heads, self.of_memory.size(1)), batch=batch,
-                grad_memory_key=self.of_memory[0], grad_memory_value=self.of_memory[1],
+                kernels.memory_kernel, "KEYS", layer.memory_size, (heads, self.grad_memory.size(1)), batch=batch,
+                grad_memory_key=self.grad_memory[0], grad_memory_value=self.grad_memory[1],
                 **self.given, **layer.memory, **layer.shared(group),
             )  # fmt: skip
-        grad_near = near.flatten(0, 2)  # (M·B·h, S)
-        grad_query.flatten(0, 2).addmm_(grad_near, layer.positions[:, -group.span :].t())
-        self.grad_positions[:, -group.span :].addmm_(group.rows.t(), grad_near)
+        grad_position_scores = position_scores.flatten(0, 2)  # (M·B·h, S)
+        grad_query.flatten(0, 2).addmm_(grad_position_scores, layer.position_embedding[:, -group.span :].t())
+        self.grad_position_embedding[:, -group.span :].addmm_(group.rows.t(), grad_position_scores)
         return grad_query, grad_key_value
 
     def span_gradient(self) -> Tensor | None:
-        return None if self.felt is None else self.felt.sum((0, 2))
+        """Return the gradient of the spans, (H,)."""
+        return None if self.grad_spans is None else self.grad_spans.sum((0, 2))
 
     def memory_gradients(self) -> tuple[Tensor | None, Tensor | None]:
-        """(H, D, N), (H, N, D)"""
+        """Return the gradients of persistent keys, (H, D, N), and values, (H, N, D)."""
         if not self.layer.memory_size:
             return None, None
-        key, value = self.of_memory.sum(1).to(self.layer.positions.dtype)
+        key, value = self.grad_memory.sum(1).to(self.layer.position_embedding.dtype)
         return key.transpose(1, 2), value

@@ -1,19 +1,33 @@
-"""Autograd functions that choose their types themselves."""
+"""Autograd functions that choose their types themselves, and functions that torch.compile leaves alone."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+
+
+def uncompiled(function: AnyFunction) -> AnyFunction:
+    """Keep `torch.compile` out of a function: nothing in it could be fused, and its sizes change with the spans."""
+    left_alone: AnyFunction = torch.compiler.disable(function)
+    return left_alone
+
 
 class OwnTypes(torch.autograd.Function):
-    """A base whose `forward` and `backward` run without autocast, whatever surrounds them.
+    """Run `forward` and `backward` of a subclass without autocast, whatever surrounds them.
 
     Autocast picks other types on each kind of device. Inside a function with a backward pass of its own, a type that
     changes between two operations is a mistake. `torch.amp.custom_fwd` would do the same for one kind of device only.
     """
+
+    if TYPE_CHECKING:  # torch's own has no types
+
+        @classmethod
+        def apply(cls, *inputs: Any) -> Any:
+            """Run `forward`, and `backward` when a gradient is asked for."""
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)

@@ -12,16 +12,16 @@ CLOSE = 2  # tokens: spans in published trainings grow by less than one in an up
 ROOM = (8, 1 / 32)  # tokens, or that share of the span where it is more
 WASTE = 1.05  # times the work that fresh bounds would be
 
-Bounds = Sequence[Sequence[int]]  # tokens, for each layer and head
+SpanBounds = Sequence[Sequence[int]]  # tokens that no effective span exceeds, of each layer and head, (N, H)
 Spans = Sequence[Sequence[float]]  # effective spans in tokens, likewise
 
 
-def fresh(spans: Spans, max_span: int) -> Bounds:
+def fresh(spans: Spans, max_span: int) -> SpanBounds:
     """Return bounds with room for every span to grow."""
     return [[_above(span, max_span) for span in heads] for heads in spans]
 
 
-def renewed(bounds: Bounds, spans: Spans, max_span: int, block_size: int) -> Bounds:
+def renewed(bounds: SpanBounds, spans: Spans, max_span: int, block_size: int) -> SpanBounds:
     """Return `bounds` as long as they serve, else fresh ones; those of a training that begins are empty."""
     better = fresh(spans, max_span)
     if not bounds or work(bounds, block_size) > WASTE * work(better, block_size):
@@ -36,7 +36,7 @@ def _above(span: float, max_span: int) -> int:
     return min(max_span, -int(-needed // STEP) * STEP)
 
 
-def work(bounds: Bounds, block_size: int) -> int:
+def work(bounds: SpanBounds, block_size: int) -> int:
     """Return what attention costs within these bounds, for comparison.
 
     A head's keys and values at its bound and the block cost about as much as the weights of a block's queries.

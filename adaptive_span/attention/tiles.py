@@ -3,8 +3,7 @@
 PyTorch's operations pass over a layer's weights once each, and what they keep for the backward pass is large. Here
 a tile's weights are computed again from the logarithm of their sum. A head's own span counts, not its group's longest.
 
-B batch, M block, H heads, h heads of a group, D head size, L longest span of a layer, T positions of a group, N
-persistent vectors, P parts of the batch.
+Besides the letters of `adaptive_span.attention`: L is the layer's longest span, P the number of parts of the batch.
 """
 
 import ctypes
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adaptive_span.attention.context import Projected
+from adaptive_span.attention import MemoryKeysValues, Projected
 from adaptive_span.attention.own_types import OwnTypes
 from adaptive_span.hardware.compilers import cpp_compiler
 
@@ -36,7 +35,7 @@ MOST_PARTS = 8  # of a batch, which have gradients of their own that add up in o
 
 
 class Head(ctypes.Structure):
-    """See `tiles.cpp`."""
+    """Describe a head to `tiles.cpp`, which explains the fields."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("query", "keys_values", "grad_query", "grad_keys_values")),
@@ -46,7 +45,7 @@ class Head(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """See `tiles.cpp`."""
+    """Describe a layer to `tiles.cpp`, which explains the fields."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("heads", "position", "position_along")),
@@ -61,12 +60,12 @@ class Layer(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, built where they are not yet; None, having said why, where they cannot be."""
+    """Return the compiled kernels, built where they are not yet; print why and return None where they cannot be."""
     try:
         return ctypes.CDLL(str(_build()))
     except (OSError, subprocess.CalledProcessError) as error:
-        told = (error.stderr if isinstance(error, subprocess.CalledProcessError) else "") or str(error)
-        reason = told.splitlines()[0]
+        message = (error.stderr if isinstance(error, subprocess.CalledProcessError) else "") or str(error)
+        reason = message.splitlines()[0]
         print(
             f"warning: attention is not compiled for this CPU ({reason}); PyTorch's operations compute it",
             file=sys.stderr,
@@ -75,7 +74,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _build() -> Path:
-    """Return the path of the kernels for this processor and this release of torch, which bring its BLAS and threads."""
+    """Build the kernels for this processor and this release of torch, whose BLAS and threads they use."""
     compiler = cpp_compiler()
     if not shutil.which(compiler):
         raise FileNotFoundError(f"there is no C++ compiler {compiler}")
@@ -106,50 +105,51 @@ def _processor() -> str:
     return "\n".join([platform.machine(), *sorted({line for line in lines if line.startswith(("flags", "Features"))})])
 
 
-class Mask(NamedTuple):
-    """What dropout keeps of a group's weights, as `banded` draws it."""
+class DropoutMask(NamedTuple):
+    """Hold which of a group's weights dropout keeps, as `banded` draws them."""
 
-    kept: Tensor  # (B, h, tiles, rows, columns), where a row's first weight is one column further than the row before's
-    span: int  # that the first of them is at
+    keep: Tensor  # (B, h, tiles, rows, columns), where a row's first weight is one column further than the row before's
+    span: int  # tokens: the distance of a row's first weight
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What the host knows of a layer."""
+class LayerShape:
+    """Hold what the host knows of a layer."""
 
     groups: Sequence[Sequence[int]]  # heads
-    spans: Sequence[int]  # of each head
+    spans: Sequence[int]  # of each head, in tokens
     mask_spans: Sequence[int]  # of each group's mask
     scale: float  # of the weights that dropout keeps
 
     def heads(
         self, projected: Sequence[Tensor], masks: Sequence[Tensor], grads: Sequence[Tensor] = ()
     ) -> ctypes.Array[Head]:
-        """Return a description of each head, the longest span first."""
-        found = []
+        """Return the description of each head, the longest span first."""
+        described = []
         for number, heads in enumerate(self.groups):
             pair = slice(2 * number, 2 * number + 2)  # queries (B, M, h, D), keys and values (B, T, h, 2, D)
             for place, index in enumerate(heads):
-                here, grad = ([x.select(2, place).data_ptr() for x in tensors[pair]] for tensors in (projected, grads))
-                head = Head(*here, *grad, index=index, span=self.spans[index])
+                given, grad = ([x.select(2, place).data_ptr() for x in tensors[pair]] for tensors in (projected, grads))
+                head = Head(*given, *grad, index=index, span=self.spans[index])
                 head.group, head.positions = len(heads), projected[2 * number + 1].size(1)
                 if masks:
                     head.keep = masks[number].select(1, place).data_ptr() + self.mask_spans[number] - head.span
                     head.keep_rows, head.keep_columns = masks[number].shape[3:]
-                found.append(head)
-        return (Head * len(found))(*sorted(found, key=lambda head: -head.span))
+                described.append(head)
+        return (Head * len(described))(*sorted(described, key=lambda head: -head.span))
 
     def layer(
         self, heads: ctypes.Array[Head], block: int, log_sum: Tensor, constants: Sequence[Tensor | None]
     ) -> Layer:
-        """Return a description of the layer, but for what a pass writes or gets besides."""
-        positions, log_mask, memory_key, memory_value = constants
-        assert positions is not None
+        """Return the description of the layer, but for what a pass writes or gets besides."""
+        position_embedding, log_mask, memory_key, memory_value = constants
+        assert position_embedding is not None
         return Layer(
-            heads=ctypes.addressof(heads), position=positions.data_ptr(), log_mask=_address(log_mask),
+            heads=ctypes.addressof(heads), position=position_embedding.data_ptr(), log_mask=_address(log_mask),
             memory_key=_address(memory_key), memory_value=_address(memory_value), log_sum=log_sum.data_ptr(),
-            batch=len(log_sum), block=block, num_heads=len(heads), size=positions.size(0), longest=positions.size(1),
-            memory=0 if memory_key is None else memory_key.size(2), position_stride=positions.stride(0),
+            batch=len(log_sum), block=block, num_heads=len(heads), size=position_embedding.size(0),
+            longest=position_embedding.size(1), position_stride=position_embedding.stride(0),
+            memory=0 if memory_key is None else memory_key.size(2),
             scale=self.scale,
         )  # fmt: skip
 
@@ -159,55 +159,74 @@ def run_on(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype in TYPES and library() is not None
 
 
-def own_spans(limits: Sequence[int], log_mask: Tensor | None) -> list[int]:
-    """Return how far each head sees: what `limits` bound is at hand on a CPU."""
+def exact_spans(bounds: Sequence[int], log_mask: Tensor | None) -> list[int]:
+    """Return how far each head sees, in tokens: on a CPU the spans that `bounds` bound can be read."""
     if log_mask is None:
-        return list(limits)
+        return list(bounds)
     seen = (log_mask > float("-inf")).sum(1).tolist()
-    return [max(1, min(pair)) for pair in zip(limits, seen, strict=True)]  # a span that is not a number sees nothing
+    return [max(1, min(pair)) for pair in zip(bounds, seen, strict=True)]  # a span that is not a number sees nothing
 
 
 def attend(
     groups: Sequence[Sequence[int]],
     spans: Sequence[int],
     projected: Sequence[Projected],
-    positions: Tensor,
+    position_embedding: Tensor,
     log_mask: Tensor | None,
     dropout: float,
-    memory: tuple[Tensor, Tensor] | None,
-    masks: Sequence[Mask],
+    memory: MemoryKeysValues | None,
+    masks: Sequence[DropoutMask],
 ) -> Tensor:
-    """Return the output, (B, M, H, D), with heads in their own order. `groups` are those of `projected`."""
+    """Compute attention tile by tile.
+
+    Args:
+        groups: the heads of each group of `projected`.
+        spans: tokens that each head sees.
+        projected: of each group queries, keys and values.
+        position_embedding: (D, L).
+        log_mask: log m(d) of each head, (H, L), or None.
+        dropout: the rate.
+        memory: persistent keys (H, D, N) and values (H, N, D), or None.
+        masks: of each group which weights dropout keeps; empty without dropout.
+
+    Returns:
+        (B, M, H, D), with heads in their own order.
+    """
     if memory is not None:
-        memory = memory[0].to(positions.dtype), memory[1].to(positions.dtype)
+        memory = memory[0].to(position_embedding.dtype), memory[1].to(position_embedding.dtype)
     tensors = [tensor for pair in projected for tensor in pair]
-    shape = Shape(groups, spans, [mask.span for mask in masks], 1 / (1 - dropout))
-    return Tiles.apply(shape, [mask.kept for mask in masks], positions, log_mask, *(memory or (None, None)), *tensors)
+    shape = LayerShape(groups, spans, [mask.span for mask in masks], 1 / (1 - dropout))
+    output: Tensor = TiledAttentionFunction.apply(
+        shape, [mask.keep for mask in masks], position_embedding, log_mask, *(memory or (None, None)), *tensors
+    )
+    return output
 
 
-class Tiles(OwnTypes):
-    """All heads of a layer."""
+class TiledAttentionFunction(OwnTypes):
+    """Compute all heads of a layer in C++, forward and backward."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        shape: Shape,
+        shape: LayerShape,
         masks: Sequence[Tensor],  # of each group what dropout keeps, or none
-        positions: Tensor,  # (D, L), whose rows may lie apart
+        position_embedding: Tensor,  # (D, L), whose rows may lie apart
         log_mask: Tensor | None,  # (H, L)
         memory_key: Tensor | None,  # (H, D, N)
         memory_value: Tensor | None,  # (H, N, D)
         *projected: Tensor,  # of each group queries (B, M, h, D), scaled, and keys and values (B, T, h, 2, D)
     ) -> Tensor:
+        """Return the output, (B, M, H, D)."""
         projected = tuple(tensor.contiguous() for tensor in projected)
-        constants = [positions, *(None if x is None else x.contiguous() for x in (log_mask, memory_key, memory_value))]
+        others = [None if x is None else x.contiguous() for x in (log_mask, memory_key, memory_value)]
+        constants = [position_embedding, *others]
         batch, block, _, size = projected[0].shape
-        output = positions.new_empty(batch, block, len(shape.spans), size)
-        log_sum = positions.new_empty(batch, len(shape.spans), block)
+        output = position_embedding.new_empty(batch, block, len(shape.spans), size)
+        log_sum = position_embedding.new_empty(batch, len(shape.spans), block)
         heads = shape.heads(projected, masks)
         layer = shape.layer(heads, block, log_sum, constants)
         layer.output, layer.parts = output.data_ptr(), batch
-        _call("forward", positions.dtype, layer)
+        _call("forward", position_embedding.dtype, layer)
         ctx.shape = shape
         ctx.save_for_backward(log_sum, *constants, *projected, *masks)
         return output
@@ -215,27 +234,30 @@ class Tiles(OwnTypes):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        shape: Shape = ctx.shape
+        """Return the gradients of all inputs, of that of the output, (B, M, H, D)."""
+        shape: LayerShape = ctx.shape
         log_sum, *rest = ctx.saved_tensors
         pairs = 2 * len(shape.groups)
         constants, projected, masks = rest[:4], rest[4 : 4 + pairs], rest[4 + pairs :]
-        positions, *others = constants
+        position_embedding, *others = constants
         grad, parts = grad.contiguous(), min(len(grad), MOST_PARTS)
-        grad_positions = positions.new_zeros(positions.shape)
-        each_positions = positions.new_empty(parts * positions.size(0) * sum(shape.spans))
+        grad_position_embedding = position_embedding.new_zeros(position_embedding.shape)
+        size = position_embedding.size(0)
+        each_position = position_embedding.new_empty(parts * size * sum(shape.spans))
         each_other = [None if x is None else x.new_zeros(parts, *x.shape) for x in others]
         grad_projected = [torch.empty_like(tensor) for tensor in projected]
-        heads, start = shape.heads(projected, masks, grad_projected), each_positions.data_ptr()
+        heads, start = shape.heads(projected, masks, grad_projected), each_position.data_ptr()
         for head in heads:
             head.grad_position = start
-            start += parts * positions.size(0) * head.span * positions.itemsize
+            start += parts * size * head.span * position_embedding.itemsize
         layer = shape.layer(heads, grad.size(1), log_sum, constants)
-        position_along = positions.t().contiguous()
+        position_along = position_embedding.t().contiguous()
         layer.position_along = position_along.data_ptr()
-        layer.grad, layer.parts, layer.grad_position = grad.data_ptr(), parts, grad_positions.data_ptr()
+        layer.grad, layer.parts, layer.grad_position = grad.data_ptr(), parts, grad_position_embedding.data_ptr()
         layer.grad_log_mask, layer.grad_memory_key, layer.grad_memory_value = map(_address, each_other)
-        _call("backward", positions.dtype, layer)
-        return None, None, grad_positions, *(None if x is None else x.sum(0) for x in each_other), *grad_projected
+        _call("backward", position_embedding.dtype, layer)
+        grad_others = (None if x is None else x.sum(0) for x in each_other)
+        return None, None, grad_position_embedding, *grad_others, *grad_projected
 
 
 def _call(which: str, dtype: torch.dtype, layer: Layer) -> None:

@@ -26,14 +26,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from adaptive_span import attention
-from adaptive_span.attention import layout, span_bounds
+from adaptive_span.attention import dispatch, layout, span_bounds
 from adaptive_span.benchmark import cost_model, profiles
 from adaptive_span.benchmark.cost_model import Card, Demand
 from adaptive_span.benchmark.workloads import Row, Settings
 from adaptive_span.config.schema import Config, OptimizerConfig
 from adaptive_span.distributed import Process
 from adaptive_span.model import elementwise
+from adaptive_span.model.cache import HiddenStateCache
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.training import optimizer
 from adaptive_span.training.state import TrainState
@@ -170,9 +170,9 @@ def _fill(training: TrainState) -> None:
     rows = training.config.train.batch_size // training.config.train.batch_split
     kind = torch.bfloat16 if training.config.hardware.precision == "bf16" else torch.float32
     shapes = [
-        (rows, training.model.cache_length(heads), training.config.model.hidden_size) for heads in training.limits
+        (rows, training.model.cache_length(heads), training.config.model.hidden_size) for heads in training.span_bounds
     ]
-    training.caches = [[torch.empty(shape, dtype=kind) for shape in shapes] for _ in training.caches]
+    training.caches = [HiddenStateCache([torch.empty(shape, dtype=kind) for shape in shapes]) for _ in training.caches]
 
 
 @contextmanager
@@ -213,7 +213,7 @@ class _Recording:
         return in_place()
 
 
-def _bounds(training: TrainState) -> span_bounds.Bounds:
+def _bounds(training: TrainState) -> span_bounds.SpanBounds:
     return span_bounds.fresh(training.spans, training.config.model.max_span)
 
 
@@ -331,11 +331,11 @@ def _as_on_a_gpu() -> Iterator[_Tracer]:
 
     with (
         torch.autograd.graph.saved_tensors_hooks(tracer.save, lambda tensor: tensor),
-        patch.object(attention, "why_not_fused", lambda *_: None),
+        patch.object(dispatch, "why_not_fused", lambda *_: None),
         patch.object(elementwise, "in_triton", lambda _: True),
         patch.object(layout, "puts_positions_first", lambda _: True),
         patch.object(JITFunction, "run", launch),
-        patch.object(TrainState, "_next_limits", _bounds),
+        patch.object(TrainState, "_next_span_bounds", _bounds),
         patch.object(TrainState, "_step_graph", lambda training: _Recording()),
         patch.object(adagrad, "update", update),
         patch.object(nn.Dropout, "forward", drop),

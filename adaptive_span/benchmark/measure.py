@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import torch
 
-from adaptive_span.attention import why_not_fused
+from adaptive_span.attention.dispatch import why_not_fused
 from adaptive_span.benchmark import profiles, workloads
 from adaptive_span.benchmark.cost_model import CARDS
 from adaptive_span.benchmark.names import PROJECT

@@ -7,6 +7,7 @@ from torch import Tensor
 from adaptive_span.attention.span import SLACK, AdaptiveSpan
 from adaptive_span.config.places import CONF
 from adaptive_span.config.schema import ModelConfig
+from adaptive_span.model.cache import HiddenStateCache
 from adaptive_span.model.transformer import Transformer
 
 VOCAB_SIZE = 205  # of enwik8
@@ -65,13 +66,14 @@ def build(config: ModelConfig, z: Tensor, device: torch.device) -> Transformer:
     return model
 
 
-def limits_in_training(model: Transformer) -> list[list[int]]:
+def bounds_in_training(model: Transformer) -> list[list[int]]:
     """Return the bounds of each head's span, in tokens, as a training step uses them."""
-    return [list(heads) for heads in model.limits(slack=SLACK)]
+    return [list(heads) for heads in model.span_bounds(slack=SLACK)]
 
 
-def full_cache(model: Transformer, batch_size: int) -> list[Tensor]:
+def full_cache(model: Transformer, batch_size: int, dtype: torch.dtype) -> HiddenStateCache:
     """Make the hidden states that training finds: per layer (B, L, C), random numbers."""
-    device = model.positions.device
-    lengths = [model.cache_length(heads) for heads in limits_in_training(model)]
-    return [torch.randn(batch_size, length, model.config.hidden_size, device=device) for length in lengths]
+    device = model.position_embedding.device
+    lengths = [model.cache_length(heads) for heads in bounds_in_training(model)]
+    size = model.config.hidden_size
+    return HiddenStateCache([torch.randn(batch_size, each, size, device=device).to(dtype) for each in lengths])

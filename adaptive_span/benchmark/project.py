@@ -49,7 +49,7 @@ def loop(settings: Settings, repeats: int) -> dict[str, Row]:
             training = run.state
             block, _ = training.stream.next()
             for _ in range(STEPS):
-                nll, _ = training.model(block[:, :-1], block[:, 1:], training.caches[0], training.limits)
+                nll, _ = training.model(block[:, :-1], block[:, 1:], training.caches[0], training.span_bounds)
                 (nll.mean() + 2e-6 * training.model.span_penalty()).backward()
                 training.optimizer.step()
                 training.optimizer.zero_grad()

@@ -4,14 +4,18 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from adaptive_span.attention import HiddenStates, choose, join
+from adaptive_span.attention import SpanGeometry
+from adaptive_span.attention.context import HiddenStates, join
+from adaptive_span.attention.dispatch import choose
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.profiles import VOCAB_SIZE
 from adaptive_span.benchmark.timing import Workload, matrix_peak, peak_memory, time_interleaved
 from adaptive_span.config.schema import OptimizerConfig
 from adaptive_span.model import flops
+from adaptive_span.model.blocks import AdaptiveSpanAttention
+from adaptive_span.model.cache import Cache, HiddenStateCache
 from adaptive_span.model.low_precision import low_precision
-from adaptive_span.model.transformer import AdaptiveSpanAttention, Transformer
+from adaptive_span.model.transformer import Transformer
 from adaptive_span.training import optimizer
 
 Row = dict[str, float | None]
@@ -36,9 +40,9 @@ class Settings:
         config = replace(profiles.sizes(self.model), attention=attention, dropout=self.dropout)
         return profiles.build(config, profiles.spans(self.profile, config, self.scale), self.device)
 
-    def cache(self, model: Transformer) -> list[torch.Tensor]:
+    def cache(self, model: Transformer) -> HiddenStateCache:
         """Make a full cache, as training finds it: per layer (B, L, C)."""
-        return [past.to(self.dtype) for past in profiles.full_cache(model, self.batch_size)]
+        return profiles.full_cache(model, self.batch_size, self.dtype)
 
     def autocast(self) -> torch.autocast:
         """Make the context in which matrix products are in `precision`."""
@@ -58,7 +62,7 @@ def attention(settings: Settings, name: str) -> Workload:
     """Make a workload: attention with its projections, forward and backward, layer by layer."""
     model = settings.build(name)
     config, attend = model.config, choose(name)
-    limits, cache = profiles.limits_in_training(model), settings.cache(model)
+    bounds, cache = profiles.bounds_in_training(model), settings.cache(model)
     shape = (settings.batch_size, config.block_size, config.hidden_size)
     hidden = torch.randn(shape, device=settings.device, dtype=settings.dtype, requires_grad=True)
 
@@ -69,11 +73,12 @@ def attention(settings: Settings, name: str) -> Workload:
             assert module.span is not None
             with settings.autocast():
                 weights = module.query.weight, module.key.weight, module.value.weight
-                states = join(cache[layer], hidden, max(limits[layer]))
+                geometry = SpanGeometry(module.span.tokens(), config.ramp, bounds[layer])
+                states = join(cache.layers[layer], hidden, geometry.longest)
                 output = attend(
-                    HiddenStates(states, hidden, weights, config.num_heads), model.positions, module.span.tokens(),
-                    config.ramp, limits[layer], config.dropout,
-                )  # fmt: skip
+                    HiddenStates(states, hidden, weights, config.num_heads), model.position_embedding, geometry,
+                    config.dropout,
+                ).output  # fmt: skip
             output.sum().backward()
 
     return workload
@@ -96,12 +101,12 @@ def step(settings: Settings, name: str) -> Workload:
     update = optimizer.build(OptimizerConfig("adagrad", 0.0, 0.03), model.parameters())
     shape = (settings.batch_size, model.config.block_size + 1)
     text = torch.randint(VOCAB_SIZE, shape, device=settings.device)
-    limits, cache = profiles.limits_in_training(model), settings.cache(model)
+    bounds, cache = profiles.bounds_in_training(model), settings.cache(model)
 
     def workload() -> None:
         with low_precision(model, settings.precision):
             with settings.autocast():
-                nll, _ = model(text[:, :-1], text[:, 1:], cache, limits)
+                nll, _ = model(text[:, :-1], text[:, 1:], cache, bounds)
             nll.mean().backward()
         update.step()
         update.zero_grad()
@@ -121,18 +126,19 @@ def evaluate(settings: Settings, name: str) -> Workload:
     """
     model = settings.build(name.split()[0]).eval()
     text = torch.randint(VOCAB_SIZE, (settings.batch_size, model.config.block_size), device=settings.device)
-    limits, cache = model.limits(), settings.cache(model)
+    bounds, full = model.span_bounds(), settings.cache(model)
+    cache: Cache = full
     if not name.endswith("training"):
-        full, cache = max(past.size(1) for past in cache), model.empty_inference_cache()
+        longest, cache = max(past.size(1) for past in full.layers), model.empty_inference_cache()
         with torch.inference_mode(), settings.autocast(), low_precision(model, settings.precision):
-            for _ in range(0, full, text.size(1)):
-                _, cache = model(text, text, cache, limits)
+            for _ in range(0, longest, text.size(1)):
+                _, cache = model(text, text, cache, bounds)
 
     def workload() -> None:
         past = cache
         with torch.inference_mode(), settings.autocast(), low_precision(model, settings.precision):
             for _ in range(BLOCKS):
-                _, past = model(text, text, past, limits)
+                _, past = model(text, text, past, bounds)
 
     return workload
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adaptive_span.attention.span_bounds import SpanBounds
 from adaptive_span.data import stream
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.hardware.step_graph import StepGraph
-from adaptive_span.model.transformer import Limits, Transformer
+from adaptive_span.model.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def headline(nats_per_token: float, level: str) -> tuple[str, float]:
 class Reader:
     """Read a text block by block, with a cache; with `graphs` by a CUDA graph of the block before."""
 
-    def __init__(self, model: Transformer, limits: Limits, process: Process, graphs: bool):
-        self.model, self.limits = model.eval(), limits
+    def __init__(self, model: Transformer, span_bounds: SpanBounds, process: Process, graphs: bool):
+        self.model, self.span_bounds = model.eval(), span_bounds
         self.cache = model.empty_inference_cache()
         self.graph = StepGraph() if graphs else None
         self._block = torch.zeros(0)  # (2, B, M), of tokens and targets, where a graph looks for it
@@ -74,17 +75,15 @@ class Reader:
 
         def in_place() -> Tensor:
             nll: Tensor
-            nll, cache = self.model(*self._block, self.cache, self.limits)
-            for present, following in zip(self.cache, cache, strict=True):
-                torch._foreach_copy_(present, following)
+            nll, cache = self.model(*self._block, self.cache, self.span_bounds)
+            self.cache.copy_(cache)
             return nll
 
-        sizes = [tuple(group.shape) for layer in self.cache for group in layer]
-        return self.graph.run((sizes, block.shape), lambda: self._next(tokens, targets), in_place)
+        return self.graph.run((self.cache.sizes(), block.shape), lambda: self._next(tokens, targets), in_place)
 
     def _next(self, tokens: Tensor, targets: Tensor) -> Tensor:
         nll: Tensor
-        nll, self.cache = self.model(tokens, targets, self.cache, self.limits)
+        nll, self.cache = self.model(tokens, targets, self.cache, self.span_bounds)
         return nll
 
     def forget(self, rows: Tensor) -> None:
@@ -94,7 +93,7 @@ class Reader:
             rows: Which ones, (B,) bool.
         """
         kept = ~rows[:, None, None, None, None]
-        for past in (group for layer in self.cache for group in layer):
+        for past in self.cache.tensors():
             past.mul_(kept)
 
 
@@ -105,7 +104,7 @@ def validate(
     block_size: int,
     blocks: int,
     slices: int,
-    limits: Limits,
+    span_bounds: SpanBounds,
     process: Process,
     graphs: bool = False,
 ) -> Score:
@@ -117,7 +116,7 @@ def validate(
         block_size: Tokens of each row per step.
         blocks: How many blocks of each row to score.
         slices: Parts of a process's rows, one after the other, as in training.
-        limits: Upper bounds of the spans, in tokens.
+        span_bounds: Upper bounds of the spans, in tokens.
         process: The place of this process among all.
         graphs: Whether steps are recorded as CUDA graphs.
 
@@ -126,7 +125,7 @@ def validate(
     """
     process_rows = rows[process.share(len(rows)), : blocks * block_size + 1]
     parts = [
-        _score_rows(part, block_size, Reader(model, limits, process, graphs), process)
+        _score_rows(part, block_size, Reader(model, span_bounds, process, graphs), process)
         for part in np.split(process_rows, slices)
     ]
     return _total(parts, process)
@@ -161,7 +160,7 @@ def score_as_published(
     Source: the protocol of arXiv 1905.07799's reported numbers.
     """
     rows = stream.rows(tokens, batch_size, block_size, split)[process.share(batch_size)]
-    reader = Reader(model, model.limits(), process, graphs)
+    reader = Reader(model, model.span_bounds(), process, graphs)
     return _total([_score_rows(rows, block_size, reader, process)], process)
 
 
@@ -198,15 +197,15 @@ def score_exactly(
     """
     if len(tokens) < 2:
         raise UserError(f"the {split} split holds {len(tokens)} token(s): nothing is left to score after the first one")
-    limits = model.limits()
-    reach = sum(max(heads) for heads in limits)
+    span_bounds = model.span_bounds()
+    reach = sum(max(heads) for heads in span_bounds)
     targets = len(tokens) - 1
     # Parts and warm-ups are whole blocks, so that a row that begins with the text begins with a block too.
     blocks = -(-targets // (batch_size * block_size))
     warm_up = -(-reach // block_size)
     part = np.arange(batch_size)[process.share(batch_size)] * blocks * block_size  # (b,) the first token of each part
 
-    reader, nats, count = Reader(model, limits, process, graphs), [], 0
+    reader, nats, count = Reader(model, span_bounds, process, graphs), [], 0
     for block in range(-warm_up, blocks):
         start = part + block * block_size
         index = start[:, None] + np.arange(block_size)  # (b, M)

@@ -18,7 +18,8 @@ class Embedding(nn.Embedding):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, M) → (B, M, C)"""
         if self.weight.is_cuda and self.num_embeddings <= LARGEST:
-            return Lookup.apply(tokens, self.weight)
+            vectors: Tensor = Lookup.apply(tokens, self.weight)
+            return vectors
         return super().forward(tokens)
 
 

@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import torch
 
-from adaptive_span.attention import chosen, tiles
-from adaptive_span.attention.banded import group_heads, tile_size
+from adaptive_span.attention import tiles
+from adaptive_span.attention.dispatch import chosen
+from adaptive_span.attention.head_groups import group_heads, tile_size
+from adaptive_span.attention.span_bounds import SpanBounds
 from adaptive_span.config.identity import flatten
 from adaptive_span.config.schema import Config, ModelConfig
 from adaptive_span.distributed import Process, available_memory
 from adaptive_span.errors import UserError
 from adaptive_span.hardware.capacity import optimizer_state
-from adaptive_span.model.transformer import Limits, cache_length
+from adaptive_span.model.cache import cache_length
 
 GIB = 2**30
 # What a layer keeps of a token beside weights, keys and values: so many hidden and feed-forward vectors. Fused kernels
@@ -24,7 +26,9 @@ OTHERS = "can't allocate memory|MPS backend out of memory"  # where it is no err
 
 
 @contextmanager
-def explained(config: Config, process: Process, parameters: int, limits: Callable[[], Limits]) -> Iterator[None]:
+def explained(
+    config: Config, process: Process, parameters: int, span_bounds: Callable[[], SpanBounds]
+) -> Iterator[None]:
     """Turn running out of memory into one sentence with a way out."""
     available = available_memory(process)
     try:
@@ -37,16 +41,16 @@ def explained(config: Config, process: Process, parameters: int, limits: Callabl
         if name == "banded" and tiles.run_on(process.device, torch.float32):
             name = "compiled"  # which keeps no weights
         config = replace(config, model=replace(config.model, attention=name))
-        need = step_bytes(config, process.world_size, parameters, limits())
+        need = step_bytes(config, process.world_size, parameters, span_bounds())
         there = "an unknown amount" if available is None else f"{available / GIB:.1f} GiB"
         raise UserError(
             f"out of memory: a step asked for {asked[1] if asked else 'more'} at once and needs about "
             f"{need / GIB:.1f} GiB per process, of {there}; "
-            f"{_advice(config, process.world_size, parameters, limits(), available or need)}"
+            f"{_advice(config, process.world_size, parameters, span_bounds(), available or need)}"
         ) from error
 
 
-def step_bytes(config: Config, processes: int, parameters: int, limits: Limits) -> float:
+def step_bytes(config: Config, processes: int, parameters: int, span_bounds: SpanBounds) -> float:
     """Return a rough count of the bytes that one process holds at the height of a step.
 
     Parameters, gradients and optimizer state; the caches before and after it; what each layer keeps for the backward
@@ -56,20 +60,20 @@ def step_bytes(config: Config, processes: int, parameters: int, limits: Limits) 
     rows, block = train.batch_size // processes // train.batch_split, model.block_size
     width = 2 if config.hardware.precision == "bf16" else 4
     state = parameters * (4 * (2 + optimizer_state(config.optimizer)) + (2 if width == 2 else 0))
-    caches = 2 * train.batch_split * model.hidden_size * sum(cache_length(model, heads) for heads in limits)
+    caches = 2 * train.batch_split * model.hidden_size * sum(cache_length(model, heads) for heads in span_bounds)
     kept, widest = [], 0.0
-    for heads in limits:
+    for heads in span_bounds:
         if model.attention == "dense":  # every head as far as the longest one
             heads = [max(heads)] * len(heads)
         weights, at_once = _scores(model, heads)
-        lengths = [limit + block for limit in heads]
+        lengths = [bound + block for bound in heads]
         keys_values = 2 * model.head_size * sum(lengths)
         in_hidden, in_ffn = KEPT_FUSED if model.attention == "fused" else KEPT
         kept.append(weights + keys_values + block * (in_hidden * model.hidden_size + in_ffn * model.ffn_size))
         widest = max(widest, at_once)
     if config.hardware.activation_checkpointing:
         widest += max(kept)
-        kept = [6.0 * block * model.hidden_size for _ in limits]
+        kept = [6.0 * block * model.hidden_size for _ in span_bounds]
     return state + float(width * rows * (caches + sum(kept) + widest))
 
 
@@ -78,18 +82,18 @@ def _scores(model: ModelConfig, heads: Sequence[int]) -> tuple[float, float]:
     block, copies = model.block_size, 2 if model.dropout else 1
     memory = block * model.memory_size * model.num_heads
     if model.attention == "fused":  # a group's products with the position vectors
-        return 0.0, block * max(len(group) * limit for group, limit in group_heads(heads))
+        return 0.0, block * max(len(group) * bound for group, bound in group_heads(heads))
     if model.attention == "dense":  # weights by distance and by position
-        scores = block * sum(limit + block for limit in heads) + memory
+        scores = block * sum(bound + block for bound in heads) + memory
         return 1.5 * copies * scores, 3.0 * scores
-    scores = block * sum(limit + tile_size(limit) for limit in heads) + memory
+    scores = block * sum(bound + tile_size(bound) for bound in heads) + memory
     if model.attention == "compiled":  # a byte a weight for what dropout leaves, drawn in four
         return (0.25 * scores, 1.0 * scores) if model.dropout else (0.0, 0.0)
-    widest = block * max(len(group) * (limit + tile_size(limit)) for group, limit in group_heads(heads))
+    widest = block * max(len(group) * (bound + tile_size(bound)) for group, bound in group_heads(heads))
     return float(copies * scores), 3.0 * widest
 
 
-def _advice(config: Config, processes: int, parameters: int, limits: Limits, available: float) -> str:
+def _advice(config: Config, processes: int, parameters: int, span_bounds: SpanBounds, available: float) -> str:
     """Return the mildest of the settings that would fit: more slices, then recomputing, then shorter blocks."""
     rows = config.train.batch_size // processes
     splits = [split for split in range(config.train.batch_split, rows + 1) if rows % split == 0]
@@ -104,7 +108,7 @@ def _advice(config: Config, processes: int, parameters: int, limits: Limits, ava
             hardware=replace(config.hardware, activation_checkpointing=recompute),
             model=replace(config.model, block_size=block),
         )
-        need = step_bytes(tried, processes, parameters, limits)
+        need = step_bytes(tried, processes, parameters, span_bounds)
         if need < 0.8 * available:
             before, after = flatten(config.as_dict()), flatten(tried.as_dict())
             settings = [f"{key}={str(after[key]).lower()}" for key in after if after[key] != before[key]]

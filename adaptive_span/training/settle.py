@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from adaptive_span.attention import chosen
+from adaptive_span.attention.dispatch import chosen
 from adaptive_span.checkpoint.files import State
 from adaptive_span.config.schema import Config
 from adaptive_span.distributed import Process

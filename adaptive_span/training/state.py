@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from adaptive_span.attention import span_bounds
 from adaptive_span.attention.span import SLACK
+from adaptive_span.attention.span_bounds import SpanBounds
 from adaptive_span.checkpoint import files
 from adaptive_span.config.schema import Config
 from adaptive_span.data import stream
@@ -22,8 +23,9 @@ from adaptive_span.distributed import Process, autocast
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import step_graph
 from adaptive_span.hardware.step_graph import StepGraph
+from adaptive_span.model.cache import HiddenStateCache
 from adaptive_span.model.low_precision import low_precision
-from adaptive_span.model.transformer import Cache, Limits, Transformer
+from adaptive_span.model.transformer import Transformer
 from adaptive_span.training import optimizer, random_state
 from adaptive_span.training.flat_gradients import FlatGradients
 from adaptive_span.training.schedule import learning_rate
@@ -77,7 +79,7 @@ class TrainState:
         wanted, _ = step_graph.choose(self.config.hardware.graphs, self.process.device)
         return StepGraph() if wanted else None
 
-    def _empty_caches(self) -> list[Cache]:
+    def _empty_caches(self) -> list[HiddenStateCache]:
         train = self.config.train
         size = train.batch_size // self.process.world_size // train.batch_split
         return [self.model.empty_cache(size) for _ in range(train.batch_split)]
@@ -93,7 +95,7 @@ class TrainState:
         block, jumped = self.stream.next()
         if jumped:  # to where nothing is known of the text before
             for cache in self.caches:
-                torch._foreach_zero_(cache)
+                cache.zero_()
         rate = learning_rate(self.step + 1, self.config.optimizer.lr, self.config.train)
         optimizer.set_rate(self.optimizer, rate)
         if self.graph is None:
@@ -102,7 +104,7 @@ class TrainState:
             nats, grad_norms = self._compute_as_graph(self.graph, block)
         self.step += 1
         self.collect()
-        self._bound_by(self._next_limits())
+        self._bound_by(self._next_span_bounds())
         self.model.clamp_spans_(self.highest)
         figures = torch.stack([nats, torch.linalg.vector_norm(grad_norms)])
         self._metrics, self._grad_norms = StepMetrics(self.step, figures, self.model.spans()), grad_norms
@@ -141,19 +143,19 @@ class TrainState:
         def in_place() -> list[Tensor]:
             nats, caches = self._backward(self.block)
             for present, following in zip(self.caches, caches, strict=True):
-                torch._foreach_copy_(present, following)
+                present.copy_(following)
             return [nats] if self.gradients else [nats, self._apply()]
 
-        sizes = [tuple(tensor.shape) for cache in self.caches for tensor in cache]
-        nats, *grad_norms = graph.run((self.limits, sizes), anywhere, in_place)
+        sizes = [cache.sizes() for cache in self.caches]
+        nats, *grad_norms = graph.run((self.span_bounds, sizes), anywhere, in_place)
         return nats, grad_norms[0] if grad_norms else self._apply()
 
-    def _backward(self, block: Tensor) -> tuple[Tensor, list[Cache]]:
+    def _backward(self, block: Tensor) -> tuple[Tensor, list[HiddenStateCache]]:
         """Compute the gradients of the mean over the batch, and return that mean of the nats and the next caches."""
         with low_precision(self.model, self.config.hardware.precision):
             return self._backward_by_slices(block)
 
-    def _backward_by_slices(self, block: Tensor) -> tuple[Tensor, list[Cache]]:
+    def _backward_by_slices(self, block: Tensor) -> tuple[Tensor, list[HiddenStateCache]]:
         train, nats, caches = self.config.train, [], []
         if self.gradients is not None:
             self.gradients.zero_()
@@ -161,7 +163,7 @@ class TrainState:
         for index, (part, cache) in enumerate(zip(slices, self.caches, strict=True)):
             with self._no_sync() if index < len(slices) - 1 else nullcontext():
                 with autocast(self.config.hardware, self.process.device):
-                    nll, cache = self.parallel(part[:, :-1], part[:, 1:], cache, self.limits)
+                    nll, cache = self.parallel(part[:, :-1], part[:, 1:], cache, self.span_bounds)
                 loss = nll.mean() + train.span_penalty * self.model.span_penalty()
                 (loss / train.batch_split).backward()
             nats.append(nll.detach().mean())
@@ -242,19 +244,20 @@ class TrainState:
     def read_spans(self) -> None:
         """Take the spans and their bounds from weights that have been replaced."""
         self.spans = self.model.spans().tolist()  # (N, H) effective spans in tokens, on the host
-        self.limits: Limits = []
-        self._bound_by(self._next_limits())
+        self.span_bounds: SpanBounds = []
+        self._bound_by(self._next_span_bounds())
 
-    def _next_limits(self) -> Limits:
+    def _next_span_bounds(self) -> SpanBounds:
         """Return bounds on the spans of the next step: on a GPU such as seldom change, elsewhere the closest ones."""
         if self.process.device.type != "cuda":
-            return self.model.limits(self.spans, SLACK)
-        return span_bounds.renewed(self.limits, self.spans, self.config.model.max_span, self.config.model.block_size)
+            return self.model.span_bounds(self.spans, SLACK)
+        model = self.config.model
+        return span_bounds.renewed(self.span_bounds, self.spans, model.max_span, model.block_size)
 
-    def _bound_by(self, limits: Limits) -> None:
+    def _bound_by(self, span_bounds: SpanBounds) -> None:
         """Let no head of the next steps see further than that."""
-        if limits != self.limits:
-            self.limits, self.highest = limits, self.model.highest_fractions(limits)
+        if span_bounds != self.span_bounds:
+            self.span_bounds, self.highest = span_bounds, self.model.highest_fractions(span_bounds)
 
     def mean_loss(self) -> float:
         """Return nats per token, the mean over all processes and all updates since the last call."""
@@ -266,7 +269,7 @@ class TrainState:
     def state_dict(self) -> files.State:
         """Return the whole state in the main process, whatever the number of processes. All of them must call it."""
         self.collect()
-        layers = zip(*self.caches, strict=True)  # of the slices of each layer
+        layers = zip(*(cache.layers for cache in self.caches), strict=True)  # of the slices of each layer
         cache = [self.process.gather_rows(torch.cat(slices)) for slices in layers]
         own = {"random": random_state.random_state(self.process.device), "nats": self.nats}
         return {
@@ -275,7 +278,7 @@ class TrainState:
             "optimizer": optimizer.state_dict(self.optimizer),
             "stream": self.stream.state_dict(),
             "cache": cache,
-            "limits": self.limits,
+            "limits": self.span_bounds,
             "processes": self.process.gather(own),
             "updates": self.updates,
         }
@@ -288,7 +291,7 @@ class TrainState:
         optimizer.load_state_dict(self.optimizer, state["optimizer"])
         self.stream.load_state_dict(state["stream"])
         layers = [x[process.share(len(x))].to(process.device).chunk(train.batch_split) for x in state["cache"]]
-        self.caches = [list(slices) for slices in zip(*layers, strict=True)]
+        self.caches = [HiddenStateCache(list(slices)) for slices in zip(*layers, strict=True)]
         self.read_spans()
         self._bound_by(state["limits"])
         self.updates = state["updates"]

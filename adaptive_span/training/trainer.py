@@ -151,7 +151,7 @@ class Trainer:
             self._forget_scores()
             self.progress = stack.enter_context(TrainingProgress(state.step, config.train.total_steps))
         parameters = sum(p.numel() for p in state.model.parameters())
-        stack.enter_context(out_of_memory.explained(config, process, parameters, lambda: state.limits))
+        stack.enter_context(out_of_memory.explained(config, process, parameters, lambda: state.span_bounds))
         watchdog = Watchdog(process.rank, 60 * config.hardware.timeout)
         if process.world_size > 1:
             stack.enter_context(watchdog)
@@ -203,7 +203,7 @@ class Trainer:
         with autocast(config.hardware, self.process.device), low_precision(state.model, precision):
             score = scoring.validate(
                 state.model, self.validation_rows, config.model.block_size, config.validation.blocks,
-                config.train.batch_split, state.limits, self.process, self.graphs,
+                config.train.batch_split, state.span_bounds, self.process, self.graphs,
             )  # fmt: skip
         nats = score.nats / score.tokens
         if not math.isfinite(nats):

@@ -138,11 +138,11 @@ def test_where_the_memory_is_unknown_its_end_is_told_without_an_amount(launch):
 def test_the_count_of_bytes_grows_with_what_costs_memory():
     config = Config(model=ModelConfig("test", 2, 32, 64, 4, 1024, 64), train=TrainConfig(8, 0, 0, 16))
     config.optimizer.name = "adagrad"
-    limits = [[64, 64, 64, 64], [1024, 64, 64, 64]]
-    full = step_bytes(config, 1, 10_000, limits)
-    assert step_bytes(config, 2, 10_000, limits) < full
+    span_bounds = [[64, 64, 64, 64], [1024, 64, 64, 64]]
+    full = step_bytes(config, 1, 10_000, span_bounds)
+    assert step_bytes(config, 2, 10_000, span_bounds) < full
     assert step_bytes(config, 1, 10_000, [[64] * 4] * 2) < full
     fused = Config(**vars(config) | {"model": replace(config.model, attention="fused")})
-    assert step_bytes(fused, 1, 10_000, limits) < full
+    assert step_bytes(fused, 1, 10_000, span_bounds) < full
     config.hardware.activation_checkpointing = True
-    assert step_bytes(config, 1, 10_000, limits) < full
+    assert step_bytes(config, 1, 10_000, span_bounds) < full

@@ -6,13 +6,13 @@ B batch, M block, C hidden size, F feed-forward size, R = B·M rows.
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adaptive_span.attention.context import in_autocast
 from adaptive_span.hardware.compilers import why_triton_cannot_build
 
 LEAST_CAPABILITY = (8, 0)  # bfloat16 in hardware
@@ -23,6 +23,12 @@ class Hidden(NamedTuple):
 
     exact: Tensor  # (B, M, C)
     operand: Tensor  # (B, M, C)
+
+
+def in_autocast(tensor: Tensor) -> Tensor:
+    """Return the tensor in the type that matrix products are made in."""
+    kind = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
 
 def with_operand(exact: Tensor) -> Hidden:
@@ -55,14 +61,12 @@ def in_triton(tensor: Tensor) -> bool:
     return tensor.is_cuda and _compiles(tensor.device)
 
 
-@torch.compiler.assume_constant_result
-def _compiles(device: torch.device) -> bool:
-    return _can_compile(device)
-
-
 @functools.cache
 def _can_compile(device: torch.device) -> bool:
     """Return whether Triton can compile for this GPU, for which it also needs a C compiler."""
     if importlib.util.find_spec("triton") is None or torch.version.hip is not None:  # ROCm: untested
         return False
     return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY and why_triton_cannot_build() is None
+
+
+_compiles: Callable[[torch.device], bool] = torch.compiler.assume_constant_result(lambda device: _can_compile(device))

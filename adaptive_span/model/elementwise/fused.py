@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from adaptive_span.attention.context import in_autocast
 from adaptive_span.attention.layout import as_rows, dense, laid_out_like, out_of_rows
-from adaptive_span.attention.own_types import OwnTypes
-from adaptive_span.model.elementwise import Hidden, kernels
+from adaptive_span.attention.own_types import OwnTypes, uncompiled
+from adaptive_span.model.elementwise import Hidden, in_autocast, kernels
 
 PROGRAMS = 2048  # that share the rows of a norm in the backward pass: about as many as a GPU runs at once
 LEAST_ROWS = 8  # of each of them, so that their sums are few beside what they read
@@ -20,7 +19,7 @@ TILE = {"ROWS": 4, "COLUMNS": 512}  # of what ReLU sees, and of its gradient
 ROW_PROGRAMS = 128  # that share the rows of that gradient
 
 
-@torch.compiler.disable  # nothing in it could be fused any further
+@uncompiled
 def add_and_norm(residual: Tensor, branch: Tensor, branch_bias: Tensor | None, norm: nn.LayerNorm) -> Hidden:
     """Return LN(residual + branch + branch_bias), exact as the norm's weight is, and as an operand like the branch.
 
@@ -30,12 +29,13 @@ def add_and_norm(residual: Tensor, branch: Tensor, branch_bias: Tensor | None, n
     return Hidden(*AddAndNorm.apply(residual, branch, branch_bias, norm.weight, norm.bias, norm.eps, is_kept))
 
 
-@torch.compiler.disable
+@uncompiled
 def feed_forward(operand: Tensor, expand: nn.Linear, contract: Tensor, dropout: float) -> Tensor:
     """Return W₂ dropout(ReLU(W₁ x + b₁)). (…, C) → (…, C)"""
     words = random_words(operand.device) if dropout else None
     operand, weight, contract = map(in_autocast, (operand, expand.weight, contract))
-    return FeedForward.apply(operand, weight, expand.bias, contract, dropout, words)
+    output: Tensor = FeedForward.apply(operand, weight, expand.bias, contract, dropout, words)
+    return output
 
 
 def random_words(device: torch.device) -> Tensor:

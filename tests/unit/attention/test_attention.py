@@ -9,7 +9,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from adaptive_span.attention import HiddenStates, banded, join, tiles
+from adaptive_span.attention import SpanGeometry, banded, tiles
+from adaptive_span.attention.context import HiddenStates, join
 from adaptive_span.attention.span import AdaptiveSpan, log_soft_mask, upper_bound
 from adaptive_span.config.schema import ATTENTIONS
 from tests import dropped
@@ -66,10 +67,10 @@ def leaves_of(x):
     return [tensor.requires_grad_() for name, tensor in x.items() if name != "past"]
 
 
-def call(attend, x, spans, ramp, limits, dropout=0.0, memory=None):
+def call(attend, x, spans, ramp, bounds, dropout=0.0, memory=None):
     weights = x["query_weight"], x["key_weight"], x["value_weight"]
-    context = HiddenStates(join(x["past"], x["present"], max(limits)), x["present"], weights, len(limits))
-    return attend(context, x["positions"], spans, ramp, limits, dropout, memory)
+    context = HiddenStates(join(x["past"], x["present"], max(bounds)), x["present"], weights, len(bounds))
+    return attend(context, x["positions"], SpanGeometry(spans, ramp, bounds), dropout, memory).output
 
 
 def by_the_definition(x, heads, spans, ramp):
@@ -157,9 +158,9 @@ def test_a_span_learns_through_the_mask_even_from_zero():
 @given(st.floats(0, 1, width=32), st.integers(1, 300), st.integers(1, 40))
 def test_nothing_is_seen_beyond_the_upper_bound(fraction, max_span, ramp):
     span = AdaptiveSpan(1, max_span, ramp, fraction)
-    limit = upper_bound(span.effective().item(), max_span)
-    assert 1 <= limit <= max_span
-    assert (span.mask(torch.arange(limit + 1, limit + 400)[None]) == 0).all()
+    bound = upper_bound(span.effective().item(), max_span)
+    assert 1 <= bound <= max_span
+    assert (span.mask(torch.arange(bound + 1, bound + 400)[None]) == 0).all()
 
 
 def test_a_span_at_zero_feels_what_it_would_gain_by_growing():
@@ -180,10 +181,10 @@ def test_a_span_at_zero_feels_what_it_would_gain_by_growing():
 def test_attention_is_its_definition(attention, data, shape):
     x = inputs(**shape, dtype=DTYPE.get(attention, torch.float64))
     spans = data.draw(st.none() | fractions(shape["heads"]))
-    limits = [shape["max_span"]] * shape["heads"]
+    bounds = [shape["max_span"]] * shape["heads"]
     if spans is not None:
         spans = torch.tensor(spans, dtype=x["present"].dtype) * shape["max_span"]
-    got = call(choose(attention), x, spans, shape["ramp"], limits)
+    got = call(choose(attention), x, spans, shape["ramp"], bounds)
     x = {name: tensor.double() for name, tensor in x.items()}
     close(attention, got, by_the_definition(x, shape["heads"], spans, shape["ramp"]))
 
@@ -196,10 +197,10 @@ def test_trimmed_is_untrimmed(attention, data, shape):
     spans = torch.tensor(data.draw(fractions(shape["heads"])), dtype=x["present"].dtype) * shape["max_span"]
     full = [shape["max_span"]] * shape["heads"]
     tight = [min(shape["max_span"], math.floor(z) + shape["ramp"] + 1) for z in spans.tolist()]
-    slack = [data.draw(st.integers(limit, shape["max_span"])) for limit in tight]
+    slack = [data.draw(st.integers(bound, shape["max_span"])) for bound in tight]
     untrimmed = call(choose(attention), x, spans, shape["ramp"], full)
-    for limits in (tight, slack):
-        close(attention, call(choose(attention), x, spans, shape["ramp"], limits), untrimmed)
+    for bounds in (tight, slack):
+        close(attention, call(choose(attention), x, spans, shape["ramp"], bounds), untrimmed)
 
 
 @st.composite
@@ -228,11 +229,11 @@ def output_and_gradients(attention, layer, device="cpu", dtype=torch.float64):
         sizes = ((heads, size, memory_size), (heads, memory_size, size))
         memory = [torch.randn(*s, generator=draw, dtype=torch.float64).to(device, dtype) for s in sizes]
         leaves += [tensor.requires_grad_() for tensor in memory]
-    z, limits = None, [longest] * heads
+    z, bounds = None, [longest] * heads
     if spans is not None:
         z = torch.tensor(spans, device=device, dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
-        limits = [upper_bound(min(span + shape["ramp"], longest), longest) for span in spans]
-    output = call(choose(attention), x, z, shape["ramp"], limits, memory=memory or None)
+        bounds = [upper_bound(min(span + shape["ramp"], longest), longest) for span in spans]
+    output = call(choose(attention), x, z, shape["ramp"], bounds, memory=memory or None)
     output.square().sum().backward()
     return [x.double().cpu() for x in (output, *(leaf.grad for leaf in leaves), *([] if z is None else [z.grad]))]
 
@@ -302,12 +303,12 @@ def test_gradients_are_derivatives(attention, spans):
 @pytest.mark.parametrize("attention", IN_DOUBLE)
 def test_dropout_keeps_the_mean(attention):
     x = inputs(batch=2, heads=2, head_size=4, block=8, past=8, max_span=12, ramp=4, seed=1)
-    spans, limits = torch.tensor([3.0, 6.0], dtype=torch.float64), [12, 12]
+    spans, bounds = torch.tensor([3.0, 6.0], dtype=torch.float64), [12, 12]
     torch.manual_seed(0)
     attend = choose(attention)
-    mean = torch.stack([call(attend, x, spans, 4, limits, dropout=0.4) for _ in range(3000)]).mean(0)
-    without = call(attend, x, spans, 4, limits)
-    assert not torch.equal(call(attend, x, spans, 4, limits, dropout=0.4), without)
+    mean = torch.stack([call(attend, x, spans, 4, bounds, dropout=0.4) for _ in range(3000)]).mean(0)
+    without = call(attend, x, spans, 4, bounds)
+    assert not torch.equal(call(attend, x, spans, 4, bounds, dropout=0.4), without)
     torch.testing.assert_close(mean, without, atol=0.1, rtol=0)
 
 
@@ -322,7 +323,7 @@ def test_with_dropout_too_attention_is_its_definition(attention, low, tolerance,
 def test_dropout_keeps_its_rate_in_16_bits_too():
     weights = torch.ones(2000, 2000, dtype=torch.bfloat16)
     torch.manual_seed(0)
-    kept = (banded.kept(weights, 0.4) > 0).double().mean().item()
+    kept = (banded.draw_factors(weights, 0.4) > 0).double().mean().item()
     assert kept == pytest.approx(0.6, abs=4 * (0.24 / weights.numel()) ** 0.5)
 
 
@@ -335,10 +336,12 @@ def test_autocast_changes_no_type_inside_attention(attention):
         shapes = ((2, 16, 3, 8), (2, 56, 3, 2, 8), (8, 40), (3, 8, 5), (3, 5, 8))
         leaves = [torch.randn(*shape, generator=draw).requires_grad_() for shape in shapes]
         spans = torch.tensor([0.0, 30.0, 8.0], requires_grad=True)
-        query, both, positions, *memory = leaves
+        query, keys_values, positions, *memory = leaves
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            output = choose(attention)(dropped.Given(query, both), positions, spans, 8, [8, 40, 16], 0.3, memory)
+            geometry = SpanGeometry(spans, 8, [8, 40, 16])
+            context = dropped.Given(query, keys_values)
+            output = choose(attention)(context, positions, geometry, 0.3, memory).output
             output.square().sum().backward()
         return [output, *(leaf.grad for leaf in leaves), spans.grad]
 

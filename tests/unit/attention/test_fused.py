@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from adaptive_span.attention import HiddenStates, choose, chosen, join, why_not_fused
+from adaptive_span.attention import SpanGeometry
+from adaptive_span.attention.context import HiddenStates, join
+from adaptive_span.attention.dispatch import choose, chosen, why_not_fused
 from adaptive_span.errors import UserError
 from tests import parity, waiting
 from tests.conftest import ENVIRONMENT, ROOT
@@ -110,22 +112,23 @@ class TestDropout:
             "memory_value": normal(self.heads, self.memory, self.size),
         }  # fmt: skip
 
-    def attend(self, x, dropout, seed=0, limits=(32, 64)):
+    def attend(self, x, dropout, seed=0, bounds=(32, 64)):
         """(B, H, M, D)"""
         torch.manual_seed(seed)
         query = x["query"].transpose(1, 2) * self.size**-0.5
         context = Given(query, torch.stack([x["key"], x["value"]], dim=3).transpose(1, 2))
         memory = x["memory_key"], x["memory_value"]
-        return fused.attend(context, x["positions"], x["spans"], self.ramp, limits, dropout, memory).transpose(1, 2)
+        geometry = SpanGeometry(x["spans"], self.ramp, bounds)
+        return fused.attend(context, x["positions"], geometry, dropout, memory).output.transpose(1, 2)
 
-    def weights(self, dropout, seed=0, limits=(32, 64)):
+    def weights(self, dropout, seed=0, bounds=(32, 64)):
         """(B, H, M, T + N)"""
         length = self.span + self.block
         units = torch.eye(self.size)[: length + self.memory]
         x = self.layer()
         x["value"] = units[:length].expand(self.batch, self.heads, -1, -1)
         x["memory_value"] = units[length:].expand(self.heads, -1, -1)
-        return self.attend(x, dropout, seed, limits)[..., : length + self.memory].detach()
+        return self.attend(x, dropout, seed, bounds)[..., : length + self.memory].detach()
 
     def test_the_same_mask_forward_and_backward(self):
         got, x = self.layer(), self.layer(torch.float64)
@@ -176,7 +179,7 @@ class TestDropout:
 
     def test_the_mask_depends_on_neither_tiles_nor_groups(self, monkeypatch):
         expected = self.weights(0.3)
-        torch.testing.assert_close(self.weights(0.3, limits=(64, 64)), expected)  # one group
+        torch.testing.assert_close(self.weights(0.3, bounds=(64, 64)), expected)  # one group
         monkeypatch.setattr(fused, "TILES", alike(16, 64))
         torch.testing.assert_close(self.weights(0.3), expected)
         assert not torch.equal(self.weights(0.3, seed=1) > 0, expected > 0)
@@ -191,7 +194,7 @@ def test_where_it_cannot_run_auto_is_banded_and_says_why():
         chosen("fused", CPU, 256)
     low = Given(torch.zeros(1, 1, 1, 64, dtype=torch.bfloat16), None)
     with pytest.raises(UserError, match=r"Triton's interpreter computes in fp32 and fp16 alone"):
-        choose("fused")(low, torch.zeros(64, 1), None, 1, [1])
+        choose("fused")(low, torch.zeros(64, 1), SpanGeometry(None, 1, [1]))
 
 
 @pytest.mark.parametrize(
@@ -252,10 +255,10 @@ class TestOnAGPU:
         errors = list(map(relative, output_and_gradients("fused", layer, "cuda", dtype), expected))
         assert max(errors) < tolerance, errors
 
-    def attend(self, spans, limits):
+    def attend(self, spans, bounds):
         """Forward and backward; the second time, when tables of the heads' order are there, without a look at the host.
         Returns the gradients."""
-        batch, heads, block, size = 2, len(limits), 128, 64
+        batch, heads, block, size = 2, len(bounds), 128, 64
         draw, width = torch.Generator("cuda").manual_seed(0), heads * size
 
         def normal(*shape):
@@ -267,8 +270,8 @@ class TestOnAGPU:
 
         def gradients():
             torch.manual_seed(0)
-            context = HiddenStates(join(past, hidden, max(limits)), hidden, weights, heads)
-            output = fused.attend(context, positions, leaves[-1], 32, limits, 0.3)
+            context = HiddenStates(join(past, hidden, max(bounds)), hidden, weights, heads)
+            output = fused.attend(context, positions, SpanGeometry(leaves[-1], 32, bounds), 0.3).output
             return torch.autograd.grad(output.sum(), leaves)
 
         gradients()
@@ -284,8 +287,8 @@ class TestOnAGPU:
     def test_nothing_is_compiled_again_while_spans_change(self):
         kernels = [getattr(fused.kernels, name) for name in ("forward_kernel", "query_kernel", "key_value_kernel")]
         compiled = []
-        for spans, limits in (([0, 0, 0], [64] * 3), ([0, 40.5, 300], [64, 128, 384]), ([400, 3, 3], [448, 64, 64])):
-            self.attend(torch.tensor(spans, device="cuda", dtype=torch.float32), limits)
+        for spans, bounds in (([0, 0, 0], [64] * 3), ([0, 40.5, 300], [64, 128, 384]), ([400, 3, 3], [448, 64, 64])):
+            self.attend(torch.tensor(spans, device="cuda", dtype=torch.float32), bounds)
             compiled.append([len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels])
         assert compiled[0] == compiled[1] == compiled[2]
 

@@ -3,15 +3,17 @@
 import pytest
 import torch
 
-from adaptive_span.attention.context import HiddenStates, KeysValues, join
-from adaptive_span.model.transformer import Softmax, linear
+from adaptive_span.attention import HeadGroup
+from adaptive_span.attention.context import HiddenStates, KeysValues, join, next_past
+from adaptive_span.model.blocks import linear
+from adaptive_span.model.output_head import OutputHead
 
 fused = pytest.importorskip(
     "adaptive_span.model.elementwise.fused", reason="there is no triton for this system", exc_type=ImportError
 )
 
 B, T, M, C, H = 3, 20, 6, 8, 4
-GROUPS = [([2, 0], 3), ([1], 9), ([3], 14)]
+GROUPS = [HeadGroup([2, 0], 3), HeadGroup([1], 9), HeadGroup([3], 14)]
 
 
 def positions_first(tensor):
@@ -55,15 +57,15 @@ def test_projections_from_kept_keys_and_values():
         for lay in (lambda tensor: tensor, positions_first):
             past = []
             for block in range(3):
-                context = KeysValues(past, lay(normal(B, M, C, seed=block)), weights, H)
-                found.append(context.project(GROUPS))
-                past = context.kept
+                projected = KeysValues(past, lay(normal(B, M, C, seed=block)), weights, H).project(GROUPS)
+                found.append(projected)
+                past = next_past([each.keys_values for each in projected], M)
     torch.testing.assert_close(found[3:], found[:3])
 
 
 def test_output_layers():
     def compute(states, weight, bias):
-        layer = Softmax(C, 11, dtype=torch.float64)
+        layer = OutputHead(C, 11, dtype=torch.float64)
         layer._parameters.update(weight=weight, bias=bias)
         return [linear(layer, states), layer.nll(states, torch.arange(B * M).view(B, M) % 11)]
 

@@ -17,10 +17,10 @@ def test_dense_attention_computes_what_is_counted_and_its_padding(changes):
     config = small(attention="dense", max_span=512, **changes)
     model = with_spans(Transformer(config, 11), 3)
     text = torch.zeros(1, config.block_size + 1, dtype=torch.long)  # of the first cluster
-    limits = model.limits()
+    bounds = model.span_bounds()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(text[:, :-1], text[:, 1:], model.empty_inference_cache(), limits)
-    counted = flops.comparison(config, 11, limits)["longest_head_of_each_layer"]
+        model(text[:, :-1], text[:, 1:], model.empty_inference_cache(), bounds)
+    counted = flops.comparison(config, 11, bounds)["longest_head_of_each_layer"]
     padding = 2 * config.num_layers * config.hidden_size * (2 * config.block_size - 1)
     assert counter.get_total_flops() / config.block_size == counted + padding
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptive_span import AdaptiveSpan, ModelConfig, Transformer
-from adaptive_span.attention import join
+from adaptive_span.attention.context import join
 from adaptive_span.config.schema import ATTENTIONS, Config
 from adaptive_span.errors import UserError
 from adaptive_span.model.elementwise import with_operand
@@ -69,7 +69,10 @@ def test_a_cache_is_no_longer_than_the_longest_head_of_its_layer():
     model.attention_blocks[1].attention.span.fraction.data[:] = torch.tensor([0.0, 0.3, 0.01])
     text = torch.randint(11, (1, 901))
     _, cache = model(text[:, :-1], text[:, 1:], model.empty_cache(1))
-    assert [past.size(1) for past in cache] == [128 + 64, 320 + 64]  # 105 and 305 tokens, in steps of 64, and a spare
+    assert [past.size(1) for past in cache.layers] == [
+        128 + 64,
+        320 + 64,
+    ]  # 105 and 305 tokens, in steps of 64, and a spare
 
 
 def test_a_cache_is_kept_in_the_precision_that_it_is_used_in_and_that_may_change():
@@ -83,8 +86,8 @@ def test_a_cache_is_kept_in_the_precision_that_it_is_used_in_and_that_may_change
             _, cache = model(*blocks[0], model.empty_cache(2))
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             nll, after = model(*blocks[1], cache)
-        assert {past.dtype for past in cache} == {torch.float32 if low else torch.bfloat16}
-        assert {past.dtype for past in after} == {torch.bfloat16 if low else torch.float32}
+        assert {past.dtype for past in cache.layers} == {torch.float32 if low else torch.bfloat16}
+        assert {past.dtype for past in after.layers} == {torch.bfloat16 if low else torch.float32}
         torch.testing.assert_close(nll, expected, atol=0.03, rtol=0)
 
 
@@ -194,14 +197,14 @@ def test_blocks_run_in_the_order_asked_for():
     torch.manual_seed(0)
     model = Transformer(small(layer_order="affa"), 11)
     tokens = torch.randint(11, (2, 6))
-    hidden, past, limits = with_operand(model.embedding(tokens)), model.empty_cache(2), model.limits()
+    hidden, past, bounds = with_operand(model.embedding(tokens)), model.empty_cache(2).layers, model.span_bounds()
     (first, last), feed_forward = model.attention_blocks, model.feed_forward_blocks
 
-    def attended(block, hidden, past, limits):
-        return block(hidden, join(past, hidden.operand, max(limits)), model.positions, limits)
+    def attended(block, hidden, past, bounds):
+        return block(hidden, join(past, hidden.operand, max(bounds)), model.position_embedding, bounds)
 
-    hidden = feed_forward[1](feed_forward[0](attended(first, hidden, past[0], limits[0])))
-    hidden = attended(last, hidden, past[1], limits[1])
+    hidden = feed_forward[1](feed_forward[0](attended(first, hidden, past[0], bounds[0])))
+    hidden = attended(last, hidden, past[1], bounds[1])
     torch.testing.assert_close(model.hidden_states(tokens, model.empty_cache(2))[0], hidden.exact)
 
 

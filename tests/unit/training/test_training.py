@@ -29,9 +29,9 @@ def test_no_span_outgrows_what_the_next_step_looks_at(text, tmp_path):
     for _ in range(8):
         before = training.model.spans()
         training.update()
-        spans, limits = training.model.spans(), torch.tensor(training.limits)
-        assert (spans <= limits + 1e-3).all()
-        held += int(((spans >= limits - 1e-3) & (limits < 300)).sum())
+        spans, bounds = training.model.spans(), torch.tensor(training.span_bounds)
+        assert (spans <= bounds + 1e-3).all()
+        held += int(((spans >= bounds - 1e-3) & (bounds < 300)).sum())
         grown.append((spans - before).max().item())
     assert max(grown) > 8  # more than the slack
     assert held > 0
