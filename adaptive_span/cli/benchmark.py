@@ -32,14 +32,15 @@ USUAL_COUNT = {"model": "large", "batch_size": 64, "dropout": 0.4, "dtype": "bf1
 
 def main(argv: Sequence[str]) -> None:
     """Measure what is asked for, and print a table of it."""
-    arguments = _arguments(argv)
+    arguments = parse(argv)
 
     from adaptive_span.benchmark import measure  # torch, which --help need not wait for
 
     measure.measure(arguments)
 
 
-def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return what the arguments ask for, checked; exit with 2 where that cannot be."""
     parser = argparse.ArgumentParser(
         "adaptive-span benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
