@@ -1,4 +1,4 @@
-"""What can be measured, and of which models. Nothing here imports torch, so that `--help` answers at once."""
+"""Name what can be measured, and of which models. Nothing here imports torch, so that `--help` answers at once."""
 
 from adaptive_span.config.places import CONF
 

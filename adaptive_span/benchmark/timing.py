@@ -59,7 +59,7 @@ def peak_memory(
 def _peak_in_this_process(make: Callable[..., Workload], *arguments: Any) -> float:
     workload = make(*arguments)
     before = process_status("VmRSS")
-    CLEAR_REFS.write_text("5")  # the height is counted from here on
+    CLEAR_REFS.write_text("5")  # the peak is counted from now on
     workload()
     return process_status("VmHWM") - before
 

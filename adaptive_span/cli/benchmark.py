@@ -1,6 +1,6 @@
-"""What things cost on this machine.
+"""Measure what a model costs on this machine.
 
-- attention: that of all layers with its keys and values, or of one --layer, forward and backward.
+- attention: attention of all layers with its projections, or of one --layer, forward and backward.
 - step: forward, backward and update of a whole model, beside the same without attention.
 - evaluate: scoring a text, from kept keys and values, beside projecting the cache again for every block.
 - growth: a step while the spans grow from 0 to the maximum; --figure draws it.
@@ -9,8 +9,8 @@
 - processes: updates of 2 processes against 1, with as much work for each.
 - data: numbering 100 MB of bytes.
 
-Ways are timed in turns, in one process; figures are medians. Memory is what one run adds at its height to a process
-of its own. All but loop, processes and data need torch, numpy and PyYAML alone; fused attention and count need triton
+Implementations are timed interleaved, in one process; figures are medians. Memory is what one run adds at its peak to
+a process of its own. All but loop, processes and data need torch, numpy and PyYAML alone; fused attention and count need triton
 too.
 """
 
@@ -52,7 +52,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--profile", default="paper", choices=PROFILES, help="the heads' spans; paper")
     parser.add_argument("--layer", type=int, help="of `attention`, counted from 1; all of them")
     parser.add_argument("--dropout", type=float, help="0, of count 0.4")
-    parser.add_argument("--attention", nargs="+", choices=ATTENTIONS[1:], help="ways to compare; all that run here")
+    parser.add_argument(
+        "--attention", nargs="+", choices=ATTENTIONS[1:], help="implementations to compare; all that run here"
+    )
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of matrix products; fp32, of count bf16")
     parser.add_argument("--repeats", type=int, default=5, help="5")
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")

@@ -2,7 +2,7 @@
 
     adaptive-span estimate gpu=h100 data=enwik8 model=large
 
-The other words are those of `adaptive-span train`.
+The other arguments are those of `adaptive-span train`.
 """
 
 import argparse
@@ -12,11 +12,15 @@ from adaptive_span.launch import composition
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the estimates. Raises `UserError` for a GPU of which nothing is known, or a wrong configuration."""
+    """Print the estimates.
+
+    Raises:
+        UserError: Nothing is known of the GPU, or the configuration is wrong.
+    """
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("adaptive-span estimate", description=__doc__, formatter_class=raw)
-    parser.add_argument("words", nargs="*", metavar="key=value", help="gpu=NAME, and settings of the training")
-    given = parser.parse_intermixed_args(argv).words
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="gpu=NAME, and settings of the training")
+    given = parser.parse_intermixed_args(argv).settings
 
     from adaptive_span.benchmark import estimate  # torch, which --help need not wait for
 

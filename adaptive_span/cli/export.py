@@ -9,7 +9,11 @@ from adaptive_span.terminal.printing import print_line
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the folder. Raises `UserError` where the checkpoint cannot be read, or the extra `export` is missing."""
+    """Write the folder.
+
+    Raises:
+        UserError: The checkpoint cannot be read, or the extra `export` is missing.
+    """
     parser = argparse.ArgumentParser("adaptive-span export", description=__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("directory", type=Path, metavar="DIR")

@@ -21,7 +21,11 @@ HELP = ("-h", "--help")
 
 
 def main() -> None:
-    """Run the command that the first argument names. Raises `SystemExit` with the code that says how it ended."""
+    """Run the command that the first argument names.
+
+    Raises:
+        SystemExit: With the code that stands for how it ended.
+    """
     with exit_codes():
         name, *argv = sys.argv[1:] or ["--help"]
         if name in HELP:

@@ -16,7 +16,11 @@ SIZES = ("num_layers", "hidden_size", "ffn_size", "memory_size", "num_heads", "m
 
 
 def main(argv: Sequence[str]) -> None:
-    """Download or convert a checkpoint. Raises `UserError` where it cannot be had, or is none of the original's."""
+    """Download or convert a checkpoint.
+
+    Raises:
+        UserError: It cannot be downloaded, or is none of the original project's.
+    """
     if argv[:1] == ["download"]:
         _download(argv[1:])
     else:

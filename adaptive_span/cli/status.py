@@ -10,7 +10,11 @@ from adaptive_span.terminal.printing import print_line, print_table
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print a table of the jobs that were submitted from a folder. Raises `UserError` where there are none."""
+    """Print a table of the jobs that were submitted from a folder.
+
+    Raises:
+        UserError: There are none.
+    """
     parser = argparse.ArgumentParser("adaptive-span status", description=__doc__)
     parser.add_argument("directory", metavar="DIR", type=Path, help="of the run, or of the sweep")
     directory = parser.parse_args(argv).directory.absolute()

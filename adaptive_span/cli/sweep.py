@@ -11,7 +11,11 @@ from adaptive_span.reporting.sweep_table import runs_below, summarize
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the table of the runs below a folder. Raises `UserError` where none has begun."""
+    """Print the table of the runs below a folder.
+
+    Raises:
+        UserError: None has started.
+    """
     parser = argparse.ArgumentParser("adaptive-span sweep", description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="the folder that holds the runs")
     directory = parser.parse_args(argv).directory

@@ -1,4 +1,4 @@
-"""Compilers that must be on a machine before Triton and Inductor can build anything."""
+"""Find the compilers that Triton and Inductor need before they can build anything."""
 
 import importlib.util
 import os

@@ -46,7 +46,7 @@ def use(device: torch.device) -> None:
     if torch.version.hip is None:
         expand_segments(os.environ)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"torch\.cuda")  # which says in ten lines what is raised below
+        warnings.filterwarnings("ignore", module=r"torch\.cuda")  # ten lines for what is raised below
         torch.cuda.set_device(device)
         gpu = describe(device)
     if not (gpu.is_rocm or is_built_for(gpu.capability, torch.cuda.get_arch_list())):

@@ -1,4 +1,4 @@
-"""Find out what the machine has. Nothing here fails where the system does not say."""
+"""Find out how many cores and how much memory there are. Nothing here fails where the system does not report it."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,14 @@ CORES = "ADAPTIVE_SPAN_CORES"  # an environment variable; where nothing confines
 
 
 def memory(processes: int = 1) -> int | None:
-    """Return the bytes that one of so many processes may hope for, or None where the system does not say.
+    """Return the bytes that one of `processes` processes may hope for; None where the system does not report it.
 
     That is its share of the main memory, or what is left of its address space where that is limited (`ulimit -v`).
     """
     try:
         share = psutil.virtual_memory().total // processes
         left = _address_space_left()
-    except (OSError, psutil.Error):  # a Linux without /proc, say
+    except (OSError, psutil.Error):  # for example, a Linux without /proc
         return None
     return share if left is None else min(share, left)
 
@@ -28,7 +28,7 @@ def cores() -> int:
 
 
 def may_have_gpu() -> bool:
-    """Return whether a driver of GPUs shows itself; torch, which knows, takes seconds to be imported."""
+    """Return whether a driver of GPUs is visible. torch, which knows, takes seconds to import."""
     drivers = ("nvidiactl", "kfd", "dxg")  # of NVIDIA, of AMD, of WSL
     return any(Path("/dev", name).exists() for name in drivers)
 

@@ -25,7 +25,7 @@ from adaptive_span.terminal.output import outlived
 from adaptive_span.terminal.program import hang_up
 
 T = TypeVar("T")
-GRACE = 5  # seconds in which one that has lost its peers leaves it to the peer that failed to say why, and is ended
+GRACE = 5  # seconds for which a process that lost its peers waits, so that the one that failed reports why
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def start(
 def _start_once(processes: int, rendezvous: Rendezvous, function: Callable[..., T], *arguments: Any) -> T:
     agent = "torch.distributed.elastic"
     for name in (agent, f"{agent}.agent.server.api", "torch.multiprocessing"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is told below
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is raised below
     # Seconds to save in, as schedulers kill after 30. torch up to 2.11 does not read it and waits 30.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "20")
     _shield_resource_tracker()
@@ -143,7 +143,7 @@ def _cause(rank: int, failure: ProcessFailure) -> BaseException:
     """
     report = failure.error_file_data.get("message") if isinstance(failure.error_file_data, dict) else None
     if not isinstance(report, dict):
-        if failure.exitcode > 128:  # it was told to stop, has saved and said so
+        if failure.exitcode > 128:  # it was asked to stop, and has saved and reported that
             return SystemExit(failure.exitcode)
         if failure.exitcode < 0:
             number = -failure.exitcode

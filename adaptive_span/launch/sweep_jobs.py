@@ -59,7 +59,7 @@ class Sweeper(plugins.Sweeper):
 
 
 def _checked(pairs: Any) -> dict[str, Sequence[str]]:
-    """Return the values of each key of `pairs`, as words of a command."""
+    """Return the values of each key of `pairs`, as arguments of a command."""
     if not isinstance(pairs, dict) or not all(isinstance(values, list) and values for values in pairs.values()):
         raise UserError(f"pairs={pairs} of a sweep must hold a list for each key, like {{train.seed: [7, 8]}}")
     return {key: [quoted(v) if isinstance(v, str) else json.dumps(v) for v in pairs[key]] for key in pairs}

@@ -101,7 +101,7 @@ def _start_wandb(directory: Path, config: Config, run_id: str | None) -> "wandb.
     if mode == "auto":
         try:
             mode = "online" if wandb.login(prompt=False) else "offline"
-        except wandb.Error as error:  # somebody is logged in, but this machine has no way to the internet, say
+        except wandb.Error as error:  # for example: logged in, but without internet
             reason = first_line(error)
             print_line(f"warning: Weights & Biases cannot be reached, and the run is kept offline ({reason})")
             mode = "offline"

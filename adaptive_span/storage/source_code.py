@@ -7,7 +7,7 @@ from adaptive_span.config.places import PACKAGE
 
 
 def commit_and_change() -> tuple[str | None, bool | None]:
-    """Return the commit of this package and whether its files differ from it; None where nobody knows."""
+    """Return the commit of this package, and whether its files differ from it; None where that is unknown."""
     kept = PACKAGE.parent / "commit"  # of a snapshot, beside what differed from it
     if kept.is_file():
         return kept.read_text().strip(), (PACKAGE.parent / "changes.diff").stat().st_size > 0

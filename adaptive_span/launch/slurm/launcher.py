@@ -67,7 +67,7 @@ class JobLauncher(SlurmLauncher):  # type: ignore[misc]  # the plugin has no typ
             config.validate()  # the batch, now that the number of processes is known
         if 60 * resolved.minutes <= self.params["signal_delay_s"]:
             raise UserError(
-                f"hardware.time={resolved.time} leaves nothing to train in, as a job is told "
+                f"hardware.time={resolved.time} leaves no time to train, as a job is warned "
                 f"hydra.launcher.signal_delay_s={self.params['signal_delay_s']} seconds before its end; give more"
             )
         status.refuse_second(directory)
