@@ -10,8 +10,8 @@
 - data: numbering 100 MB of bytes.
 
 Implementations are timed interleaved, in one process; figures are medians. Memory is what one run adds at its peak to
-a process of its own. All but loop, processes and data need torch, numpy and PyYAML alone; fused attention and count need triton
-too.
+a process of its own. All but loop, processes and data need torch, numpy and PyYAML alone; fused attention and count
+need triton too.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--layer", type=int, help="of `attention`, counted from 1; all of them")
     parser.add_argument("--dropout", type=float, help="0, of count 0.4")
     parser.add_argument(
-        "--attention", nargs="+", choices=ATTENTIONS[1:], help="implementations to compare; all that run here"
+        "--attention", nargs="+", choices=ATTENTIONS[1:], help="to compare; all that run here"
     )
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of matrix products; fp32, of count bf16")
     parser.add_argument("--repeats", type=int, default=5, help="5")

@@ -284,7 +284,7 @@ def test_what_the_cluster_cannot_give_is_told(settings, told, slurm, monkeypatch
             ["hardware.nodes=2", "hardware.processes=3"],
             "train.batch_size=8 must be divisible by processes × slices = 6",
         ),
-        (["hardware.time=2:00"], "hardware.time=2:00 leaves nothing to train in"),
+        (["hardware.time=2:00"], "hardware.time=2:00 leaves no time to train"),
         (["hydra.sweeper.max_batch_size=1"], "hydra.sweeper.max_batch_size would cut a sweep into several"),
         (["hydra.launcher.timeout_min=5"], "hydra.launcher.timeout_min=5 is not read; give hardware.time"),
         (["-m", "hardware.time=1,2"], "hardware.time=1,2 cannot be swept"),
