@@ -52,9 +52,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--profile", default="paper", choices=PROFILES, help="the heads' spans; paper")
     parser.add_argument("--layer", type=int, help="of `attention`, counted from 1; all of them")
     parser.add_argument("--dropout", type=float, help="0, of count 0.4")
-    parser.add_argument(
-        "--attention", nargs="+", choices=ATTENTIONS[1:], help="to compare; all that run here"
-    )
+    parser.add_argument("--attention", nargs="+", choices=ATTENTIONS[1:], help="to compare; all that run here")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of matrix products; fp32, of count bf16")
     parser.add_argument("--repeats", type=int, default=5, help="5")
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")

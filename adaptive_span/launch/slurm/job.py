@@ -2,7 +2,7 @@
 
 SIGUSR2 (the time limit is near, or the site's way to preempt) goes to the workers, which save at the same step and
 report it. Only then does submitit's own handler queue the job again. SIGTERM (cancelled, requeued by hand or by
-preemption) also saves, and ends with 143. Nothing that was stopped ever ends with 0, which SLURM would take for COMPLETED.
+preemption) also saves, and ends with 143. Nothing that was stopped ends with 0, which SLURM would take for COMPLETED.
 """
 
 import multiprocessing
