@@ -64,7 +64,7 @@ class SpanGeometry:
 
 
 class Projected(NamedTuple):
-    """Queries, keys and values of a group of heads. Positions run from the oldest to the newest."""
+    """Hold queries, keys and values of a group of heads. Positions run from the oldest to the newest."""
 
     query: Tensor  # (B, M, h, D), times 1 / √D
     keys_values: Tensor  # (B, T, h, 2, D)
@@ -91,7 +91,7 @@ class Context(Protocol):
 
 
 class Attended(NamedTuple):
-    """What attention returns."""
+    """Hold what attention returns."""
 
     output: Tensor  # (B, M, H, D), with heads in their own order
     keys_values: list[Tensor]  # what the context gave for each group, (B, T, h, 2, D): a KV cache keeps their ends

@@ -18,7 +18,7 @@ WASTE = 1.3  # a group's longest head costs at most this many times what its sho
 
 
 class HeadGroup(NamedTuple):
-    """Some heads of a layer, and how far back they look together."""
+    """Name some heads of a layer, and how far back they look together."""
 
     heads: Sequence[int]  # their numbers in the layer
     span: int  # tokens before the present block

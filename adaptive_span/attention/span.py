@@ -14,10 +14,16 @@ SLACK = 8  # tokens that a span may grow by in one update of a training; publish
 
 
 class AdaptiveSpan(nn.Module):
-    """One learned span a head.
+    """Learn one span per head (arXiv 1905.07799, section 2.1).
 
     The parameter is the fraction z / max_span, so that one learning rate fits every maximum. All that this module
     returns is in tokens.
+
+    Args:
+        num_heads: H.
+        max_span: L, the tokens that a span cannot exceed.
+        ramp: R, the tokens over which the mask falls from 1 to 0.
+        init: the fraction of `max_span` that every span starts at, in [0, 1].
     """
 
     def __init__(self, num_heads: int, max_span: int, ramp: int = 32, init: float = 0.0):
@@ -27,20 +33,29 @@ class AdaptiveSpan(nn.Module):
         self.fraction = nn.Parameter(torch.full((num_heads,), init))
 
     def tokens(self) -> Tensor:
-        """z of each head, in tokens, without the ramp: (H,), differentiable."""
+        """Return z of each head, in tokens, without the ramp: (H,), differentiable."""
         return self.fraction * self.max_span
 
     @torch.no_grad()
     def effective(self) -> Tensor:
-        """Return how far each head sees, in tokens: min(max_span, z + ramp). (H,)"""
+        """Return how far each head sees, min(L, z + R) tokens, (H,)."""
         return (self.tokens() + self.ramp).clamp(max=self.max_span)
 
     def mask(self, distances: Tensor, include_self: bool = True) -> Tensor:
-        """Return equation 4 for each head, query and key: (M, K) → (H, M, K) in [0, 1].
+        """Return the soft mask of each head, query and key (equation 4).
 
-        A distance is the query's position minus the key's: positions[:, None] - positions, say. The mask is 0 beyond
-        `max_span` and for keys after the query, where the distance is negative. At distance 0, the query itself, it is
-        1, or 0 without `include_self`, as in the models here.
+        The mask is 0 beyond `max_span` and for keys after the query, where the distance is negative.
+
+        Args:
+            distances: the query's position minus the key's, in tokens, (M, K): positions[:, None] - positions, say.
+            include_self: whether a query sees itself, at distance 0, where the mask then is 1. In the models here it
+                does not.
+
+        Returns:
+            (H, M, K), in [0, 1], differentiable.
+
+        Raises:
+            TypeError: if `distances` is not a tensor of two dimensions.
         """
         if not isinstance(distances, Tensor) or distances.dim() != 2:
             given = f"a tensor {tuple(distances.shape)}" if isinstance(distances, Tensor) else repr(distances)
@@ -49,7 +64,7 @@ class AdaptiveSpan(nn.Module):
         return _ramp(self.tokens()[:, None, None], self.ramp, distances.to(self.fraction)).clamp(0, 1) * seen
 
     def penalty(self) -> Tensor:
-        """The mean span over the heads, in tokens: the term of equation 5 before its coefficient."""
+        """Return the mean of z over the heads, in tokens: the term of equation 5 before its coefficient."""
         return self.tokens().mean()
 
     @torch.no_grad()
@@ -59,10 +74,18 @@ class AdaptiveSpan(nn.Module):
 
 
 def log_soft_mask(spans: Tensor, ramp: int, length: int) -> Tensor:
-    """log m(d) at d = `length` … 1, for softmax(score + log m): (H, length), −inf beyond d = ramp + 1 + z.
+    """Return the logarithm of the soft mask, for softmax(score + log m).
 
-    At exactly that distance, where a span of 0 starts, m is 0 but grows with z. It is given a weight below any
-    rounding there, so that the span feels what it would gain by growing.
+    It is −inf beyond d = R + 1 + z. At exactly that distance, where a span of 0 starts, m is 0 but grows with z. It is
+    given a weight below any rounding there, so that the span feels what it would gain by growing.
+
+    Args:
+        spans: z of each head in tokens, (H,).
+        ramp: R, in tokens.
+        length: the largest distance, in tokens.
+
+    Returns:
+        log m(d) at d = `length` … 1, (H, length).
     """
     distances = torch.arange(length, 0, -1, device=spans.device, dtype=spans.dtype)
     height = _ramp(spans[:, None], ramp, distances)
@@ -75,8 +98,12 @@ def _ramp(spans: Tensor, ramp: int, distances: Tensor) -> Tensor:
 
 
 def upper_bound(effective_span: float, max_span: int) -> int:
-    """A whole number of tokens, in steps of 32, beyond which a head with this effective span sees nothing.
+    """Return a whole number of tokens beyond which a head sees nothing.
 
-    In steps, so that shapes do not change with every update of a span.
+    It is a multiple of 32 or the maximum, so that shapes do not change with every update of a span.
+
+    Args:
+        effective_span: how far the head sees, in tokens.
+        max_span: L, in tokens.
     """
     return min(max_span, math.ceil((math.floor(effective_span) + 1) / STEP) * STEP)

@@ -17,12 +17,24 @@ Spans = Sequence[Sequence[float]]  # effective spans in tokens, likewise
 
 
 def fresh(spans: Spans, max_span: int) -> SpanBounds:
-    """Return bounds with room for every span to grow."""
+    """Return bounds with room for every span to grow.
+
+    Args:
+        spans: effective spans in tokens, (N, H).
+        max_span: L, in tokens.
+    """
     return [[_above(span, max_span) for span in heads] for heads in spans]
 
 
 def renewed(bounds: SpanBounds, spans: Spans, max_span: int, block_size: int) -> SpanBounds:
-    """Return `bounds` as long as they serve, else fresh ones; those of a training that begins are empty."""
+    """Return the bounds of the next step: the present ones as long as they serve, else fresh ones.
+
+    Args:
+        bounds: the present ones, (N, H), in tokens; empty where a training begins.
+        spans: effective spans in tokens, (N, H).
+        max_span: L, in tokens.
+        block_size: M, in tokens.
+    """
     better = fresh(spans, max_span)
     if not bounds or work(bounds, block_size) > WASTE * work(better, block_size):
         return better

@@ -4,7 +4,7 @@ Words are numbered by falling frequency and cut into clusters. Cluster i has vec
 to C (adaptive input, arXiv 1809.10853). The output is an adaptive softmax (arXiv 1609.04309): its head scores the words
 of the first cluster and one symbol for each of the others, whose words are scored only where they are the target.
 
-B batch, M block, T = B·M tokens, C hidden size, V vocabulary, V_i words of cluster i.
+Besides the letters of `adaptive_span.model`: T = B·M tokens, V_i words of cluster i.
 """
 
 import math
@@ -19,7 +19,15 @@ from adaptive_span.errors import UserError
 
 
 def cluster_bounds(cutoffs: Sequence[int], vocab_size: int) -> list[int]:
-    """[0, *cutoffs, V]. Raises `UserError` where a cluster would be empty."""
+    """Return where clusters begin, and the end of the last one: [0, *cutoffs, V].
+
+    Args:
+        cutoffs: the first word of every cluster but the first.
+        vocab_size: V.
+
+    Raises:
+        UserError: if a cluster would be empty.
+    """
     bounds = [0, *cutoffs, vocab_size]
     if any(low >= high for low, high in pairwise(bounds)):
         fitting = [cutoff for cutoff in cutoffs if 0 < cutoff < vocab_size] or [max(1, vocab_size // 4)]
@@ -31,7 +39,17 @@ def cluster_bounds(cutoffs: Sequence[int], vocab_size: int) -> list[int]:
 
 
 class AdaptiveEmbedding(nn.Module):
-    """Vectors of the words of each cluster, and their projections to the hidden size."""
+    """Embed words with vectors that are smaller the rarer a cluster is (adaptive input, arXiv 1809.10853).
+
+    Args:
+        hidden_size: C.
+        vocab_size: V.
+        cutoffs: the first word of every cluster but the first.
+        division: how many times smaller the vectors of each cluster are than those of the one before.
+
+    Raises:
+        UserError: if a cluster would be empty.
+    """
 
     def __init__(self, hidden_size: int, vocab_size: int, cutoffs: Sequence[int], division: int):
         super().__init__()
@@ -44,7 +62,10 @@ class AdaptiveEmbedding(nn.Module):
             _as_linear(projection, projection)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, M) → (B, M, C). Every token passes through every cluster, which needs no transfer to the host."""
+        """Return the vectors, (B, M, C), of words (B, M), scaled by √C.
+
+        Every token passes through every cluster, which needs no transfer to the host.
+        """
         total: Tensor | float = 0.0
         clusters = zip(pairwise(self.bounds), self.vectors, self.projections, strict=True)
         for (low, high), vectors, projection in clusters:
@@ -56,10 +77,20 @@ class AdaptiveEmbedding(nn.Module):
 
 
 class AdaptiveSoftmax(nn.Module):
-    """log p(word) = log p(cluster) + log p(word | cluster).
+    """Compute log p(word) = log p(cluster) + log p(word | cluster) (adaptive softmax, arXiv 1609.04309).
 
     PyTorch's own `AdaptiveLogSoftmaxWithLoss` can't express it: its tails have no biases, its head no projection, and
     neither can share the input's vectors.
+
+    Args:
+        hidden_size: C.
+        vocab_size: V.
+        cutoffs: the first word of every cluster but the first.
+        division: how many times smaller the vectors of each cluster are than those of the one before.
+        tied_to: the input whose vectors and projections the output shares; None for its own.
+
+    Raises:
+        UserError: if a cluster would be empty.
     """
 
     cutoffs: Tensor
@@ -84,7 +115,15 @@ class AdaptiveSoftmax(nn.Module):
         self.register_buffer("cutoffs", torch.tensor(self.bounds[1:-1]), persistent=False)
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """(B, M, C), (B, M) → nats of every target, (B, M)."""
+        """Return the negative log-likelihood of every target, which costs one transfer to the host.
+
+        Args:
+            hidden: (B, M, C).
+            targets: words, (B, M).
+
+        Returns:
+            Nats, (B, M).
+        """
         flat, wanted = hidden.flatten(0, 1), targets.flatten()  # (T, C), (T,)
         cluster = torch.bucketize(wanted, self.cutoffs, right=True)
         order = cluster.argsort(stable=True)
@@ -101,7 +140,7 @@ class AdaptiveSoftmax(nn.Module):
         return nll.view_as(targets)
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:
-        """(B, M, C) → (B, M, V)"""
+        """Return log p of every word, (B, M, V), from hidden states (B, M, C)."""
         head, words = self._head(hidden).log_softmax(-1), self.bounds[1]
         parts = [head[..., :words]]
         for index in range(1, len(self.bounds) - 1):
@@ -109,17 +148,17 @@ class AdaptiveSoftmax(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def _head(self, hidden: Tensor) -> Tensor:
-        """(…, C) → (…, V_0 + number of tail clusters)"""
+        """Return the logits of the first cluster's words and of the tails, (…, V_0 + tails), from (…, C)."""
         projected = self._project(hidden, 0)
         words = F.linear(projected, self.embedding.vectors[0], self.biases[0])
         return torch.cat([words, self.clusters(projected)], dim=-1)
 
     def _tail(self, hidden: Tensor, index: int) -> Tensor:
-        """(…, C) → (…, V_index)"""
+        """Return the logits of a tail's words, (…, V_index), from (…, C)."""
         return F.linear(self._project(hidden, index), self.embedding.vectors[index], self.biases[index])
 
     def _project(self, hidden: Tensor, index: int) -> Tensor:
-        """(…, C) → (…, C / div^index)"""
+        """Project (…, C) to the size of a cluster's vectors, (…, C / div^index)."""
         return F.linear(hidden, self.embedding.projections[index].t())
 
 

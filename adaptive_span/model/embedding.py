@@ -13,10 +13,10 @@ LARGEST = 1024  # symbols whose gradient is a matrix product
 
 
 class Embedding(nn.Embedding):
-    """A vector for each symbol. On a GPU, the same step gives the same bits."""
+    """Look up a vector for each symbol. On a GPU too, the same step gives the same bits."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, M) → (B, M, C)"""
+        """Return the vectors, (B, M, C), of symbols (B, M)."""
         if self.weight.is_cuda and self.num_embeddings <= LARGEST:
             vectors: Tensor = Lookup.apply(tokens, self.weight)
             return vectors
@@ -24,13 +24,14 @@ class Embedding(nn.Embedding):
 
 
 class Lookup(OwnTypes):
-    """`F.embedding` whose gradient is the product with a matrix of ones, always summed up in one order.
+    """`F.embedding` whose gradient is a product with a matrix of zeros and ones, always summed up in one order.
 
-    On a GPU, that of torch differs between two runs where each of a few symbols stands in many places.
+    On a GPU, torch's own differs between two runs where each of a few symbols stands in many places.
     """
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, weight: Tensor) -> Tensor:
+        """Return the rows of the weight, (V, C), at tokens (…)."""
         ctx.save_for_backward(tokens)
         ctx.size = len(weight)
         return F.embedding(tokens, weight)
@@ -38,6 +39,7 @@ class Lookup(OwnTypes):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        """Return the gradient of the weight, (V, C)."""
         (tokens,) = ctx.saved_tensors
         symbols = torch.arange(ctx.size, device=tokens.device)
         places = (symbols[:, None] == tokens.flatten()).to(grad.dtype)  # (V, B·M)

@@ -1,4 +1,4 @@
-"""Floating-point operations of a forward pass, two a multiply-add, from the present span of each head.
+"""Floating-point operations of a forward pass, two per multiply-add, from the present span of each head.
 
 Only matrix products count. A token's key and value count once, as when a text is predicted token by token; what
 training adds by projecting the cache again in every block is the price of its cache, not of the model.
@@ -13,9 +13,17 @@ Spans = Sequence[Sequence[float]]  # effective, in tokens, for each layer and he
 
 
 def forward(config: ModelConfig, vocab_size: int, spans: Spans) -> dict[str, float]:
-    """Of predicting one token, by part of the model.
+    """Count what it takes to predict one token.
 
-    Of an adaptive softmax the head counts, which every token passes through; not the tails, for rare words alone.
+    Of an adaptive softmax the head counts, which every token passes through. The tails, for rare words alone, do not.
+
+    Args:
+        config: sizes.
+        vocab_size: V.
+        spans: effective spans in tokens, (N, H).
+
+    Returns:
+        Operations by part of the model.
     """
     size, head_size, layers = config.hidden_size, config.head_size, config.num_layers
     seen = sum(sum(heads) for heads in spans)  # over all heads, tokens
@@ -37,8 +45,16 @@ def forward(config: ModelConfig, vocab_size: int, spans: Spans) -> dict[str, flo
 
 
 def comparison(config: ModelConfig, vocab_size: int, spans: Spans) -> dict[str, float]:
-    """Of predicting one token: with these spans, with every head as long as its layer's longest, and with every head
-    at the maximum."""
+    """Count what it takes to predict one token, with learned spans and without.
+
+    Args:
+        config: sizes.
+        vocab_size: V.
+        spans: effective spans in tokens, (N, H).
+
+    Returns:
+        Operations with these spans, with every head as long as its layer's longest, and with every head at the maximum.
+    """
     alike = {
         "learned_spans": spans,
         "longest_head_of_each_layer": [[max(heads)] * len(heads) for heads in spans],

@@ -1,4 +1,4 @@
-"""Matrices as precise as products read them, cast once a step instead of once a product."""
+"""Matrices as precise as products read them, cast once per step instead of once per product."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +11,18 @@ from adaptive_span.attention.own_types import OwnTypes
 from adaptive_span.model.persistent_memory import PersistentMemory
 from adaptive_span.model.transformer import Transformer
 
-WITH_MATRICES = (nn.Linear, PersistentMemory, Transformer)  # that products read: of a Transformer itself, its positions
+WITH_MATRICES = (nn.Linear, PersistentMemory, Transformer)  # of a Transformer itself: its position embedding
 
 
 @contextmanager
 def low_precision(model: Transformer, precision: str) -> Iterator[None]:
-    """Let the model's products read copies of its weights where `precision` is bf16; gradients reach the weights.
+    """Let the model's products read bf16 copies of its weights, while gradients reach the weights.
 
     The copies are as old as the context. Backward passes belong into it: checkpointed blocks read weights once more.
+
+    Args:
+        model: whose parameters are replaced by copies within the context.
+        precision: `bf16`; with any other nothing is copied.
     """
     if precision != "bf16":
         yield
@@ -41,13 +45,14 @@ def low_precision(model: Transformer, precision: str) -> Iterator[None]:
 
 
 class _Cast(OwnTypes):
-    """Copies of many tensors in another precision by one launch, and gradients in the tensors' own by another one.
+    """Copy many tensors to another precision in one launch, and their gradients back in another one.
 
     Nothing is saved, so that each slice of a batch may have a backward pass of its own through it.
     """
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        """Return the copies."""
         ctx.set_materialize_grads(False)
         ctx.dtypes = [weight.dtype for weight in weights]
         copies = [torch.empty_like(weight, dtype=dtype) for weight in weights]
@@ -56,6 +61,7 @@ class _Cast(OwnTypes):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients in the precision of the weights."""
         present = [None if grad is None else grad.contiguous() for grad in grads]  # one that is not slows down all
         exact = [
             None if grad is None else torch.empty_like(grad, dtype=dtype)

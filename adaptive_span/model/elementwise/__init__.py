@@ -1,7 +1,7 @@
 """What surrounds the matrix products of a block, in as few passes over memory as it takes: in Triton on a GPU, in
 PyTorch elsewhere.
 
-B batch, M block, C hidden size, F feed-forward size, R = B·M rows.
+Besides the letters of `adaptive_span.model`: R = B·M rows.
 """
 
 import functools
@@ -19,7 +19,7 @@ LEAST_CAPABILITY = (8, 0)  # bfloat16 in hardware
 
 
 class Hidden(NamedTuple):
-    """Hidden states, and the same as precise as matrix products read them; one tensor where that is no difference."""
+    """Hold hidden states, and the same as precise as matrix products read them: one tensor where that is the same."""
 
     exact: Tensor  # (B, M, C)
     operand: Tensor  # (B, M, C)
@@ -37,7 +37,16 @@ def with_operand(exact: Tensor) -> Hidden:
 
 
 def add_and_norm(residual: Tensor, branch: Tensor, norm: nn.LayerNorm) -> Hidden:
-    """Return LN(residual + branch). (B, M, C) both"""
+    """Add a branch to its residual, and normalize.
+
+    Args:
+        residual: (B, M, C).
+        branch: (B, M, C).
+        norm: the layer norm.
+
+    Returns:
+        LN(residual + branch), (B, M, C).
+    """
     if not in_triton(residual):
         return with_operand(norm(residual + branch))
     from adaptive_span.model.elementwise import fused
@@ -46,7 +55,18 @@ def add_and_norm(residual: Tensor, branch: Tensor, norm: nn.LayerNorm) -> Hidden
 
 
 def feed_forward(states: Hidden, expand: nn.Linear, contract: nn.Linear, dropout: float, norm: nn.LayerNorm) -> Hidden:
-    """Return LN(h + W₂ dropout(ReLU(W₁ h))). (B, M, C)"""
+    """Run a feed-forward block.
+
+    Args:
+        states: h, (B, M, C).
+        expand: W₁ and b₁, from C to F.
+        contract: W₂ and b₂, from F to C.
+        dropout: the rate; 0 outside training.
+        norm: the layer norm.
+
+    Returns:
+        LN(h + W₂ dropout(ReLU(W₁ h + b₁)) + b₂), (B, M, C).
+    """
     if not in_triton(states.exact):
         inner = F.dropout(F.relu(expand(states.operand)), dropout, training=dropout > 0)  # (B, M, F)
         return with_operand(norm(states.exact + contract(inner)))

@@ -1,6 +1,6 @@
 """Residual, layer norm and feed-forward with the gradients written out, around the Triton kernels.
 
-R rows, C hidden size, F feed-forward size.
+Shapes are in the letters of `adaptive_span.model.elementwise`.
 """
 
 from typing import Any
@@ -39,13 +39,15 @@ def feed_forward(operand: Tensor, expand: nn.Linear, contract: Tensor, dropout: 
 
 
 def random_words(device: torch.device) -> Tensor:
-    """Draw (2,) of torch's own generator on the device, where activation checkpointing finds the same again."""
+    """Draw two words, (2,), from torch's generator on the device: activation checkpointing finds the same again."""
     return torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=device)
 
 
 class AddAndNorm(OwnTypes):
-    """One pass over what it reads and writes, forward and backward. Kept are z = (x − mean) · rstd, as precise as the
-    branch, and rstd."""
+    """Add, normalize and cast in one pass over what is read and written, forward and backward.
+
+    Kept for the backward pass are z = (x − mean) · rstd, as precise as the branch, and rstd.
+    """
 
     @staticmethod
     def forward(
@@ -58,6 +60,7 @@ class AddAndNorm(OwnTypes):
         eps: float,
         is_kept: bool,  # what the backward pass reads
     ) -> tuple[Tensor, Tensor]:
+        """Return the normalized sum, exact and as an operand, (…, C) both."""
         residual = dense(residual)
         branch = laid_out_like(branch, residual)
         size, rows = residual.size(-1), residual.numel() // residual.size(-1)
@@ -78,6 +81,7 @@ class AddAndNorm(OwnTypes):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_operand: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients of all inputs, of those of both outputs."""
         normalized, rstd, weight = ctx.saved_tensors
         residual_type, branch_bias_type = ctx.types
         grad, grad_operand = (None if x is None else laid_out_like(x, normalized) for x in (grad, grad_operand))
@@ -105,8 +109,11 @@ class AddAndNorm(OwnTypes):
 
 
 class FeedForward(OwnTypes):
-    """Both products and what is between them, made in place. Kept is what the second product reads: it is zero where
-    ReLU or dropout took something away. The second bias is the norm's to add."""
+    """Make both products and, in place, what is between them.
+
+    Kept for the backward pass is what the second product reads: it is zero where ReLU or dropout took something away.
+    The second bias is added by the norm.
+    """
 
     @staticmethod
     def forward(
@@ -118,6 +125,7 @@ class FeedForward(OwnTypes):
         dropout: float,
         words: Tensor | None,  # (2,)
     ) -> Tensor:
+        """Return W₂ dropout(ReLU(W₁ x + b₁)), (…, C)."""
         rows = as_rows(operand)  # (R, C)
         inner = torch.mm(rows, expand.t())  # (R, F)
         threshold = min(round(dropout * 2**16), 2**16 - 1)  # of 16 random bits: what lies below is dropped
@@ -135,6 +143,7 @@ class FeedForward(OwnTypes):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of all inputs, of that of the output, (…, C)."""
         operand, expand, contract, inner = ctx.saved_tensors
         rows, grad = as_rows(operand), as_rows(grad, operand)  # (R, C) both
         grad_contract = torch.mm(grad.t(), inner)  # (C, F)
@@ -157,7 +166,7 @@ class FeedForward(OwnTypes):
 
 
 def columns(size: int, each: int) -> dict[str, int]:
-    """Return the constants of kernels that hold a row at once, so many numbers `each` thread."""
+    """Return the constants of kernels that hold a row of `size` numbers at once, `each` of them per thread."""
     padded = max(16, 1 << (size - 1).bit_length())
     return {"SIZE": size, "COLUMNS": padded, "num_warps": min(16, max(1, padded // (32 * each)))}
 

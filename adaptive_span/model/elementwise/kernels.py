@@ -15,8 +15,10 @@ def norm_forward_kernel(
     residual, branch, branch_bias, weight, bias, hidden, operand, normalized, rstd, eps,
     SIZE: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """LN(residual + branch + branch_bias) of one row, exact and as an operand; for the backward pass what weight and
-    bias are applied to, and what it was divided by."""
+    """Compute LN(residual + branch + branch_bias) of one row, exact and as an operand.
+
+    For the backward pass, store what weight and bias are applied to, and the factor that it was scaled by.
+    """
     row, c = tl.program_id(0).to(tl.int64), tl.arange(0, COLUMNS)
     inside = c < SIZE
     at = row * SIZE + c
@@ -41,8 +43,9 @@ def norm_backward_kernel(
     grad_hidden, grad_operand, normalized, rstd, weight, grad_residual, grad_branch, partial, rows,
     SIZE: tl.constexpr, COLUMNS: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of every P-th row; and summed over those rows, (SUMS, P, SIZE), those of the weight, the bias, and the
-    branch's bias where there is one.
+    """Compute the gradients of every P-th row, and those of weight, bias and the branch's bias, (SUMS, P, SIZE).
+
+    These are summed over the rows of a program. Without a bias of the branch, SUMS is 2.
 
     With y = z · weight + bias and z = (x − mean) · rstd: dx = rstd · (dz − mean(dz) − z · mean(dz · z)).
     """
@@ -80,8 +83,11 @@ def norm_backward_kernel(
 def relu_dropout_kernel(
     inner, bias, words, rows, threshold, scale, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """dropout(ReLU(inner + bias)) in place, of two tiles, one below the other. Two numbers share a hash of 32 bits:
-    each is dropped where its half of the bits lies below the threshold. What is not a number stays so."""
+    """Compute dropout(ReLU(inner + bias)) in place, of two tiles, one below the other.
+
+    Two numbers share a hash of 32 bits: each is dropped where its half of the bits lies below the threshold. What is
+    not a number stays so.
+    """
     r, c = tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     upper, lower = tl.program_id(0) * (2 * ROWS) + r, tl.program_id(0) * (2 * ROWS) + ROWS + r
     b = tl.load(bias + c, mask=c < SIZE, other=0.0).to(tl.float32)[None, :]
@@ -97,12 +103,14 @@ def relu_dropout_kernel(
 
 @triton.jit
 def tile(tensor, r, c, rows, SIZE: tl.constexpr):
+    """Load a tile in fp32, (r, c)."""
     inside = (r < rows)[:, None] & (c < SIZE)[None, :]
     return tl.load(tensor + r.to(tl.int64)[:, None] * SIZE + c[None, :], mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def put_tile(tensor, values, r, c, rows, SIZE: tl.constexpr):
+    """Store a tile, (r, c)."""
     inside = (r < rows)[:, None] & (c < SIZE)[None, :]
     at = r.to(tl.int64)[:, None] * SIZE + c[None, :]
     tl.store(tensor + at, values.to(tensor.dtype.element_ty), mask=inside)
@@ -110,7 +118,7 @@ def put_tile(tensor, values, r, c, rows, SIZE: tl.constexpr):
 
 @triton.jit
 def hashed(counter, words):
-    """32 bits of each counter and two random words."""
+    """Return 32 random bits for each counter, from two random words."""
     x = counter.to(tl.uint32, bitcast=True) + tl.load(words).to(tl.uint32, bitcast=True)
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x ^= tl.load(words + 1).to(tl.uint32, bitcast=True)
@@ -123,8 +131,10 @@ def hashed(counter, words):
 def relu_dropout_backward_kernel(
     grad, inner, partial, rows, scale, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """The gradient in place, zero where `inner` is: what ReLU or dropout took away. And its sums over the rows that a
-    program sees, (P, SIZE): the gradient of the bias."""
+    """Compute the gradient in place, and its sums over the rows of a program, (P, SIZE): the gradient of the bias.
+
+    It is zero where `inner` is: there ReLU or dropout took something away.
+    """
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(tl.program_id(1) * ROWS, rows, tl.num_programs(1) * ROWS):
@@ -137,8 +147,10 @@ def relu_dropout_backward_kernel(
 
 @compiled
 def adagrad_kernel(weights, grads, sums, norms, lengths, owners, starts, learning_rate, clip, eps, BLOCK: tl.constexpr):
-    """One update of BLOCK numbers: of the tensor and from the place in it that tables say for each program. `weights`,
-    `grads`, `sums` hold each tensor's address."""
+    """Update BLOCK numbers, of the tensor and from the place in it that tables name for each program.
+
+    `weights`, `grads` and `sums` hold each tensor's address.
+    """
     tensor, start = tl.load(owners + tl.program_id(0)), tl.load(starts + tl.program_id(0))
     i = start + tl.arange(0, BLOCK)
     inside = i < tl.load(lengths + tensor)
