@@ -1,9 +1,9 @@
 """Attention that costs what each head looks at, in Triton: weights are made where they are used, and never stored.
 
-Heads of similar span share a launch, and in it each goes only as far as its own span, read on the device. What is in
-memory for the time of one group are the products of queries and position vectors, (M, B, h, S), which matrix products
-make and take the gradients of; what is kept for the backward pass are queries, keys, values, outputs and one number a
-query. No sum is made by atomic additions, so that the same step gives the same bits.
+Heads of similar span share a launch. In it each goes only as far as its own span, which is read on the device. Per group,
+memory holds the products of queries and position vectors, (M, B, h, S): matrix products make them and take their
+gradients. For the backward pass, which `fused_kernels.backward` derives, queries, keys, values, outputs and one number
+per query are kept. No sum is made by atomic additions, so that the same step gives the same bits.
 
 Shapes are in the letters of `adaptive_span.attention`. In here positions come before rows, (M, B, …), as they lie on a
 GPU.
