@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from adaptive_span.checkpoint import hugging_face
 from adaptive_span.errors import UserError
 from tests.conftest import ROOT, finish, sentence
-from tests.unit.checkpoint.test_published import VECTORS, original
+from tests.unit.checkpoint.test_published import VECTORS, as_the_original_saves
 
 
 @pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
 def test_the_round_trip_is_exact(path, tmp_path):
-    torch.save(original(torch.load(path, weights_only=True)), tmp_path / "x.pt")
+    torch.save(as_the_original_saves(torch.load(path, weights_only=True)), tmp_path / "x.pt")
     model = hugging_face.from_checkpoint(tmp_path / "x.pt").eval()
     words = [sys.executable, "-m", "adaptive_span", "export", "x.pt", "exported"]
     finish(words, tmp_path)
@@ -44,7 +44,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_weights_that_are_damaged_or_not_all_there_are_refused(what, tmp_path):
-    torch.save(original(torch.load(VECTORS[0], weights_only=True)), tmp_path / "x.pt")
+    torch.save(as_the_original_saves(torch.load(VECTORS[0], weights_only=True)), tmp_path / "x.pt")
     hugging_face.from_checkpoint(tmp_path / "x.pt").save_pretrained(tmp_path / "exported")
     change, told = CHANGES[what]
     change(tmp_path / "exported" / "model.safetensors")
