@@ -1,7 +1,7 @@
 """Attention that costs what each head looks at, in Triton: weights are made where they are used, and never stored.
 
-Heads of similar span share a launch. In it each goes only as far as its own span, which is read on the device. Per group,
-memory holds the products of queries and position vectors, (M, B, h, S): matrix products make them and take their
+Heads of similar span share a launch. In it each goes only as far as its own span, which is read on the device. Memory
+holds one group's products of queries and position vectors, (M, B, h, S): matrix products make them and take their
 gradients. For the backward pass, which `fused_kernels.backward` derives, queries, keys, values, outputs and one number
 per query are kept. No sum is made by atomic additions, so that the same step gives the same bits.
 
