@@ -21,6 +21,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def files(folder: Path) -> set[str]:
+    """The names of a folder's files, without what Python and one machine add to it."""
+    names = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {str(name) for name in names if not {"__pycache__", "local"} & set(name.parts)}
+
+
 def run(words: list[str], directory: Path) -> str:
     result = subprocess.run(words, cwd=directory, capture_output=True, text=True, timeout=300, env=ELSEWHERE)
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
@@ -42,7 +48,11 @@ def test_what_is_published_trains_and_benchmarks_in_an_empty_folder(kind, built,
 
     command = str(tmp_path / "venv" / "bin" / "adaptive-span")
     where = run([python, "-c", "import adaptive_span; print(adaptive_span.__file__)"], folder)
-    assert where.startswith(str(tmp_path))
+    package = Path(where.strip()).parent
+    assert package.is_relative_to(tmp_path)
+    for here, there in (("adaptive_span", package), ("conf", package / "conf"), ("sweeps", package / "conf" / "sweep")):
+        assert files(ROOT / here) <= files(there), f"setup.cfg lists not all of {here}"
+    assert not (package / "conf" / "local").exists()  # settings of this machine
     data = ["data=files", f"data.path={text}"]
     run([command, "train", *data, *SMALL, "train.steps=20", "run.dir=run"], folder)
     assert (folder / "run" / "evaluation.json").is_file()
