@@ -132,3 +132,14 @@ def check_tests(words):
     for name in names:
         files = [file for path in paths for file in (path.rglob("test_*.py") if path.is_dir() else [path])]
         assert any(name in file.stem + file.read_text(encoding="utf-8") for file in files), words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_classes_and_methods_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "adaptive_span").rglob("*.py"))
+    for path in re.findall(r"`((?:\w+/)+\w+\.(?:py|yml|md))`", text):
+        assert any((base / path).exists() for base in (ROOT, ROOT / "adaptive_span", ROOT / "examples")), path
+    for owner, member in re.findall(r"`([A-Z][a-z]\w+)\.(\w+)(?:\(\))?`", text):
+        assert re.search(rf"^class {owner}\b", sources, re.M), owner
+        assert re.search(rf"^    def {member}\b", sources, re.M), f"{owner}.{member}"
