@@ -23,7 +23,7 @@ TINY = ModelConfig(name="tiny", num_layers=2, hidden_size=8, ffn_size=16, num_he
 
 CONFIG = Config(
     TINY,
-    DataConfig("stdlib"),
+    DataConfig("stdlib", source="stdlib"),
     OptimizerConfig("sgd", 0.1, 1.0),
     HardwareConfig("cpu"),
     TrackingConfig("none"),

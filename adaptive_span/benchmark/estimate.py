@@ -16,7 +16,7 @@ from adaptive_span.errors import UserError, did_you_mean
 GIB = 2**30
 ALLOCATOR = 1.04  # times what tensors hold, of what a GPU's memory holds at the height of a step: measured
 GRAPH = 1.9  # GiB more that are reserved where a step is a graph, which has memory of its own: measured, up to 2.2
-SYMBOLS = {"enwik8": 205, "text8": 28, "wikitext103": 267_735}
+WORDS = 267_735  # of WikiText-103, for a text of words of which nothing is known
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def estimate(config: Config, card: Card, spans: torch.Tensor) -> Estimate:
 
 def vocabulary(data: DataConfig) -> int:
     """Return how many symbols a text has, as far as that is known before it is read."""
-    return SYMBOLS.get(data.name, 256 if data.level == "byte" else SYMBOLS["wikitext103"])
+    return data.vocab_size or (256 if data.level == "byte" else WORDS)
 
 
 def cases(config: Config) -> dict[str, torch.Tensor]:

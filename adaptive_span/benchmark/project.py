@@ -24,7 +24,9 @@ STEPS = 40
 
 
 def _config(settings: Settings, directory: str) -> Config:
-    config = Config(model=profiles.sizes(settings.model), data=DataConfig("stdlib", directory=directory))
+    config = Config(
+        model=profiles.sizes(settings.model), data=DataConfig("stdlib", source="stdlib", directory=directory)
+    )
     config.optimizer = OptimizerConfig("adagrad", 0.07, 0.03)
     config.tracking.name = "none"
     config.train.steps, config.train.warmup_steps = 0, 1000
@@ -69,8 +71,10 @@ def data(settings: Settings, repeats: int) -> dict[str, Row]:
         with open(Path(directory) / "text", "wb") as file:
             for _ in range(100):
                 file.write(text.tobytes())
-        config = DataConfig("enwik8", file=f"{directory}/text", split=[90_000_000, 5_000_000, 5_000_000])
-        config.directory = directory
+        config = DataConfig(
+            "text", file=f"{directory}/text", split=[90_000_000, 5_000_000, 5_000_000], directory=directory
+        )
+        config.ids, config.line_ends = "appearance", "eos"
         started, before = time.perf_counter(), process_status("VmRSS")
         prepare(config)
         return {

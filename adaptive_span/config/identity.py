@@ -8,13 +8,14 @@ import json
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
+from adaptive_span.config.data_sets import own
 from adaptive_span.config.schema import Config
 
 # What may differ between the parts of one run: none of it changes what is being trained.
 MAY_CHANGE = (
     "train.steps train.finetune_steps train.batch_split train.deterministic validation.every checkpoint log run "
     "hardware tracking published sweep numbering plugins model.attention data.file data.path data.directory "
-    "data.urls data.unpacked_size data.unpacked_sha256 data.symbols data.holds"
+    "data.urls data.unpacked_size data.unpacked_sha256 data.symbols data.holds data.source data.members data.vocab_size"
 ).split()
 
 # What counts even at its default, because it always did: directories are named after it. A key that is
@@ -39,7 +40,7 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def identity(config: dict[str, Any], schema: type = Config) -> dict[str, Any]:
     """Return the part of a configuration that decides what is trained, flat."""
-    may_change, default = tuple(f"{key}." for key in MAY_CHANGE), _defaults(schema)
+    may_change, default = tuple(f"{key}." for key in MAY_CHANGE), _defaults(schema, config)
     return {
         key: value
         for key, value in flatten(config).items()
@@ -49,8 +50,10 @@ def identity(config: dict[str, Any], schema: type = Config) -> dict[str, Any]:
 
 def changes(before: dict[str, Any], now: Config) -> list[str]:
     """Return a phrase per key in which a configuration would train something else than the one `before`."""
-    then, today, default = identity(before, type(now)), identity(now.as_dict(), type(now)), _defaults(type(now))
-    pairs = {key: (then.get(key, default.get(key)), today.get(key, default.get(key))) for key in then | today}
+    after, schema = now.as_dict(), type(now)
+    then, today = identity(before, schema), identity(after, schema)
+    missing = [_defaults(schema, values) for values in (before, after)]
+    pairs = {key: (then.get(key, missing[0].get(key)), today.get(key, missing[1].get(key))) for key in then | today}
     return [f"{key} ({old} → {new})" for key, (old, new) in pairs.items() if old != new]
 
 
@@ -61,13 +64,19 @@ def default_run_dir(config: Config) -> str:
     return f"runs/{config.data.name}-{config.model.name}-{digest[:8]}"
 
 
-def _defaults(schema: type) -> dict[str, Any]:
-    """Return the default of each key, flat."""
+def _defaults(schema: type, config: dict[str, Any]) -> dict[str, Any]:
+    """Return what each key means where it does not stand, flat: of a data set of the project's, what its file says."""
+    data = config.get("data")
+    name = data.get("name") if isinstance(data, dict) else None
+    return flatten(_of_fields(schema)) | flatten({"data": own(name)})
+
+
+def _of_fields(schema: type) -> dict[str, Any]:
     hints, defaults = get_type_hints(schema), dict[str, Any]()
     for field in fields(schema):
         kind = hints[field.name]
         if isinstance(kind, type) and is_dataclass(kind):
-            defaults[field.name] = _defaults(kind)
+            defaults[field.name] = _of_fields(kind)
         else:
             defaults[field.name] = field.default_factory() if callable(field.default_factory) else field.default
-    return flatten(defaults)
+    return defaults

@@ -6,6 +6,7 @@ so a `ModelConfig` made by hand is as good as a composed one.
 
 from dataclasses import asdict, dataclass, field, replace
 from math import isqrt
+from os.path import isfile
 from typing import Annotated, Any
 
 from adaptive_span.config import layer_order, plugins, quantities
@@ -16,13 +17,16 @@ from adaptive_span.errors import UserError, check_batch, either
 from adaptive_span.terminal.plain_text import without_secrets
 
 ATTENTIONS = ("auto", "dense", "banded", "fused")
-DATA_NAMES = ("stdlib", "enwik8", "text8", "wikitext103", "files")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 GRAPHS = ("auto", "off")
+IDS = ("auto", "appearance", "frequency")
 LEVELS = ("byte", "word")
+LINE_ENDS = ("auto", "eos", "plain")
 PRECISIONS = ("auto", "fp32", "bf16", "tf32")
 PROTOCOLS = ("exact", "published")
+SOURCES = ("auto", "download", "path", "stdlib")
 TRACKERS = ("wandb", "none")
+UNKNOWNS = ("unk", "refuse")
 WANDB_MODES = ("auto", "online", "offline")
 
 MANY = 2**63 - 1  # what 64 bits hold, for what is only counted
@@ -36,6 +40,7 @@ Rate = Annotated[float, Range(0, 1e30, above=True)]  # beyond this, updates are 
 Path = Annotated[str, path]
 Sha256 = Annotated[str, Pattern("[0-9a-f]{64}", "64 digits of 0-9 and a-f")]
 Address = Annotated[str, Pattern("https?://[^/]+/.*[^/]", "the address of a file, like https://host/text.zip")]
+Name = Annotated[str, Pattern(r"\w[\w.-]{0,49}", "a name of at most 50 letters, digits, ., - and _")]
 Numbering = Annotated[str, OneOf(("same",))]
 
 
@@ -143,16 +148,18 @@ class ModelConfig:
 class DataConfig:
     """Where the text comes from and how it becomes token ids (see `corpus.py`)."""
 
-    name: Annotated[str, OneOf(DATA_NAMES)] = MISSING
-    """Name of the text."""
+    name: Name = MISSING
+    """Name of the text. It stands in the names of runs and of numbered texts."""
     level: Annotated[str, OneOf(LEVELS)] = "byte"
     """What a token is: a byte, or a word between white space."""
     file: Path | None = None
     """A local copy of a downloadable text: raw, .zip, .gz or .xz. null: download it."""
     path: Path | None = None
-    """Folder that holds train.txt, valid.txt and test.txt, or these as .gz or .xz. For `data=files`."""
+    """Your own text. A folder that holds train.txt, valid.txt and test.txt, or these as .gz or .xz, or
+    wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens. Or one file, raw or packed, which is split 90/5/5."""
     split: list[Count] | None = None
-    """Bytes of train, valid and test, taken in this order from the start of the file. null: the splits are files."""
+    """Bytes of train, valid and test, taken in this order from the start of the file. null: 90 %, 5 % and 5 %, unless
+    the splits are files."""
     directory: Path = "data"
     """Folder where downloads and numbered texts are kept."""
     urls: list[Address] = field(default_factory=list)
@@ -169,6 +176,23 @@ class DataConfig:
     """All the characters that the text may consist of. null: any."""
     holds: str | None = None
     """A string that every part of the text holds. null: not checked."""
+    source: Annotated[str, OneOf(SOURCES)] = "auto"
+    """Where the text comes from. download: `data.urls`, or the copy `data.file`. path: `data.path`. stdlib: the sources
+    of this Python's standard library. auto: path where `data.path` alone is given, else download."""
+    members: list[str] = field(default_factory=list)
+    """Files of the .zip, by the ends of their names: those of train, valid and test, or one. Empty: its only file."""
+    ids: Annotated[str, OneOf(IDS)] = "auto"
+    """How tokens are numbered. appearance: by their first one in train. frequency: words by how often train holds them,
+    which `model.cutoffs` always need. auto: bytes by their value, words by appearance."""
+    line_ends: Annotated[str, OneOf(LINE_ENDS)] = "auto"
+    """What a line end becomes. eos: the token <eos>, also at the end of each split. plain: of bytes a byte, of words
+    nothing. auto: eos of words, plain of bytes."""
+    unknown: Annotated[str, OneOf(UNKNOWNS)] = "unk"
+    """What becomes of words that train lacks. unk: the token <unk>. refuse: an error."""
+    strip: bool = False
+    """Whether to leave out the spaces at both ends of each split of bytes."""
+    vocab_size: Count | None = None
+    """Number of different tokens, for estimates before the text is read. null: unknown."""
 
     def validate(self) -> None:
         """Check the values, and how they go together.
@@ -179,17 +203,40 @@ class DataConfig:
         check(self, "data.")
         if self.split is not None and len(self.split) != 3:
             raise UserError(f"data.split={self.split} must be three positive numbers of bytes: [train, valid, test]")
-        if self.split is not None and self.name == "files":
-            raise UserError(f"data.split={self.split} does not go with data=files, whose files are the splits")
-        if self.name not in ("stdlib", "files") and not (self.file or self.urls):
-            raise UserError(f"data={self.name} has neither data.file nor data.urls; give data.file=PATH")
-        if self.name == "files" and self.path is None:
-            raise UserError("data=files needs data.path=DIR, a folder that holds train.txt, valid.txt and test.txt")
-        if self.path is not None and self.name != "files":
-            instead = "leave it out" if self.name == "stdlib" else "give data.file=PATH"
+        if self.members and len(self.members) not in (1, 3):
+            raise UserError(f"data.members={self.members} must be one name, or those of train, valid and test")
+        if self.ids == "frequency" and self.level != "word":
+            raise UserError(f"data.ids=frequency numbers words, but data.level={self.level}; take data.ids=appearance")
+        self._check_source()
+
+    def _check_source(self) -> None:
+        origin = self.origin
+        if self.split is not None and (len(self.members) == 3 or (origin == "path" and not isfile(self.path or ""))):
+            raise UserError(f"data.split={self.split} does not go with data={self.name}, whose files are the splits")
+        if origin == "download" and not (self.file or self.urls):
+            raise UserError(f"data={self.name} has neither data.file nor data.urls nor data.path; give data.file=PATH")
+        if origin == "path" and self.path is None:
+            raise UserError(
+                f"data={self.name} needs data.path=DIR, a folder that holds train.txt, valid.txt and test.txt, or "
+                f"data.path=FILE, one text"
+            )
+        if self.path is not None and origin != "path":
+            instead = "leave it out" if origin == "stdlib" else "give data.file=PATH"
             raise UserError(f"data.path={self.path} goes with data=files; for data={self.name} {instead}")
-        if self.file is not None and self.name in ("files", "stdlib"):
+        if self.file is not None and origin != "download":
             raise UserError(f"data.file={self.file} does not go with data={self.name}; give data=files data.path=DIR")
+
+    @property
+    def origin(self) -> str:
+        """Where the text comes from: download, path or stdlib."""
+        if self.source != "auto":
+            return self.source
+        return "path" if self.path is not None and not (self.file or self.urls) else "download"
+
+    @property
+    def ends_in_eos(self) -> bool:
+        """Whether a line end becomes the token <eos>."""
+        return self.level == "word" if self.line_ends == "auto" else self.line_ends == "eos"
 
 
 @dataclass
@@ -498,7 +545,7 @@ class EvaluateConfig:
         """
         if (self.run is None) == (self.checkpoint is None):
             raise UserError("evaluate.py needs one of run=DIR (its best checkpoint is scored) and checkpoint=FILE")
-        check(replace(self, data=replace(self.data, name=self.data.name or "files")))
+        check(replace(self, data=replace(self.data, name=self.data.name or "any")))
         if self.data.name:
             self.data.validate()
         self.hardware.validate()

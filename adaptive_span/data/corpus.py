@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from adaptive_span.config.data_sets import own
 from adaptive_span.config.schema import DataConfig
 from adaptive_span.data import source
 from adaptive_span.data.numbering import number_bytes, number_words
@@ -27,6 +28,7 @@ from adaptive_span.storage import strict_json
 from adaptive_span.terminal.printing import print_line
 
 MANIFEST, VOCABULARY = "manifest.json", "vocabulary.json"
+RULES = ("symbols", "members", "ids", "line_ends", "unknown", "strip")  # of `DataConfig`, by which ids are given
 
 
 class Damaged(Exception):
@@ -116,12 +118,15 @@ def _folder(config: DataConfig, by_frequency: bool, vocabulary: Vocabulary | Non
     """Return where the corpus is kept. It changes with whatever may change the ids, and is cheap to find."""
     if source.is_download(config):
         identity: list[Any] = [config.sha256, config.urls]
-    elif config.name == "stdlib":  # thousands of files, replaced only as a whole
+    elif config.origin == "stdlib":  # thousands of files, replaced only as a whole
         identity = [sysconfig.get_path("stdlib"), sys.version]
     else:
         stats = [(path, path.stat()) for path in source.files(config)]
         identity = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-    told = [config.level, config.split, by_frequency, identity] + ([vocabulary.digest] if vocabulary else [])
+    told: list[Any] = [config.level, config.split, by_frequency, identity] + ([vocabulary.digest] if vocabulary else [])
+    meant = vars(DataConfig()) | own(config.name)  # before these keys existed, what is kept was named without them
+    if changed := {key: value for key in RULES if (value := getattr(config, key)) != meant[key]}:
+        told.append(changed)
     return Path(config.directory) / f"{config.name}-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]}"
 
 
@@ -203,7 +208,7 @@ def _describe(config: DataConfig, paths: list[Path], directory: Path, symbols: l
     manifest = {
         "name": config.name,
         "level": config.level,
-        "source": [str(path) for path in paths] if config.name != "stdlib" else sysconfig.get_path("stdlib"),
+        "source": [str(path) for path in paths] if config.origin != "stdlib" else sysconfig.get_path("stdlib"),
         "source_sha256": _sha256(paths),
         "split_bytes": config.split,
         "splits": splits,

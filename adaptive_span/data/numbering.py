@@ -23,21 +23,19 @@ def number_bytes(
 ) -> tuple[list[str], int]:
     """Write the ids of every split. Returns the symbols by id, and 0: there is no <unk> among bytes.
 
-    enwik8, text8: ids in order of first appearance in train; a line end is <eos>, and every split ends in one.
-    Elsewhere all 256 bytes have an id, the byte itself, whatever train holds.
+    All 256 bytes have an id, the byte itself, unless `data.ids` asks for those of first appearance in train.
     """
-    published = config.name in ("enwik8", "text8")
     known = vocabulary.byte_values() if vocabulary else ALL_BYTES
     lacking: set[int] = set()
     for split, _, stream in texts:
         text = stream.read()
-        if config.name == "text8":
+        if config.strip:
             text = text.strip(b" ")
         if not text:
             raise UserError(f"the {split} split is empty; give it some text")
-        ending = b"\n" if published and text[-1] != NEWLINE else b""
-        if published and not vocabulary and split == "train":
-            known = _in_order_of_appearance(text)
+        ending = b"\n" if config.ends_in_eos and text[-1] != NEWLINE else b""
+        if config.ids == "appearance" and not vocabulary and split == "train":
+            known = _in_order_of_appearance(text, config.ends_in_eos)
         unknown = b"" if len(known) == 256 else text.translate(None, known) + ending.translate(None, known)
         lacking |= set(unknown)
         if unknown and not vocabulary:
@@ -50,16 +48,16 @@ def number_bytes(
             file.write(text.translate(ids) if ids else text)
             file.write(ending.translate(ids))
     if vocabulary is None:
-        return [byte_symbol(byte, config.name) for byte in known], 0
+        return [byte_symbol(byte, config) for byte in known], 0
     vocabulary.refuse([f"{byte} ({bytes([byte])!r})" for byte in sorted(lacking)], source.described(config))
     return vocabulary.symbols, 0
 
 
-def _in_order_of_appearance(text: bytes) -> bytes:
-    """Return the different bytes of a text, and at last the line end if it has none."""
+def _in_order_of_appearance(text: bytes, with_newline: bool) -> bytes:
+    """Return the different bytes of a text, and at last the line end if it is asked for and the text has none."""
     first = {byte: text.find(bytes([byte])) for byte in range(256)}  # memchr: faster than counting
     symbols = sorted((byte for byte in first if first[byte] >= 0), key=first.__getitem__)
-    return bytes(symbols if NEWLINE in symbols else [*symbols, NEWLINE])
+    return bytes([*symbols, NEWLINE] if with_newline and NEWLINE not in symbols else symbols)
 
 
 def number_words(
@@ -67,7 +65,8 @@ def number_words(
 ) -> tuple[list[str], int]:
     """Write the ids of every split. Returns the words by id, and how many others of a given vocabulary are <unk> now.
 
-    Ids in order of first appearance in train, or by falling count. Every line, a blank one too, ends in <eos>.
+    Ids in order of first appearance in train, or by falling count. Every line, a blank one too, ends in <eos>, unless
+    `data.line_ends` leaves it out.
     """
     numbers = {word: number for number, word in enumerate(vocabulary.symbols)} if vocabulary else {}
     rank = np.arange(len(numbers))
@@ -76,23 +75,25 @@ def number_words(
     def number_new(word: str, place: int) -> int:
         if split == "train" and not vocabulary:
             return numbers.setdefault(word, len(numbers))
-        if vocabulary or config.name == "files":
+        if vocabulary or config.unknown == "unk":
             lacking[word] = None
             return numbers.get(UNKNOWN, 0)
         raise UserError(
-            f"the {split} split holds the word {word!r} at token {place:,}, which train does not; take data=files "
-            f"data.level=word, which knows {UNKNOWN}"
+            f"the {split} split holds the word {word!r} at token {place:,}, which train does not; take "
+            f"data.unknown=unk, which knows {UNKNOWN}"
         )
 
     for split, name, text in texts:
         first = directory / f"{split}.first"
-        if not _write_ids(_words(text, name, split), numbers, number_new, first):
+        if not _write_ids(_words(text, name, split, config.ends_in_eos), numbers, number_new, first):
             raise UserError(f"the {split} split is empty; give it some text")
         if split == "train" and not vocabulary:
-            if config.name == "files":
+            if config.unknown == "unk":
                 numbers.setdefault(UNKNOWN, len(numbers))
             rank = np.arange(len(numbers))
-            if by_frequency:  # of equally frequent words the one that appeared last comes first
+            if (
+                by_frequency or config.ids == "frequency"
+            ):  # of equally frequent words the one that appeared last comes first
                 rank[np.lexsort((-rank, -_counts(first, len(numbers))))] = np.arange(len(numbers))
     if vocabulary and UNKNOWN not in numbers:
         vocabulary.refuse([repr(word) for word in lacking], source.described(config))
@@ -101,12 +102,12 @@ def number_words(
     return [words[number] for number in np.argsort(rank)], len(lacking) if vocabulary else 0
 
 
-def _words(text: IO[bytes], name: str, split: str) -> Iterator[list[str]]:
-    """Yield the words of each line and <eos>. A byte order mark at the start is no part of the first word."""
+def _words(text: IO[bytes], name: str, split: str, ends_in_eos: bool) -> Iterator[list[str]]:
+    """Yield the words of each line, and <eos> where it is asked for. A byte order mark at the start does not count."""
     with TextIOWrapper(text, encoding="utf-8-sig") as lines:
         try:
             for line in lines:
-                yield [*line.split(), EOS]
+                yield [*line.split(), EOS] if ends_in_eos else line.split()
         except UnicodeDecodeError as error:
             offset = text.tell() - len(error.object) + error.start  # of all that was decoded, this came last
             raise source.not_utf8(name, split, offset, error.object[error.start :]) from None

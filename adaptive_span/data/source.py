@@ -30,19 +30,20 @@ PACKED = (".gz", ".xz", ".zip")
 
 
 def is_download(config: DataConfig) -> bool:
-    return config.name not in ("stdlib", "files") and config.file is None
+    return config.origin == "download" and config.file is None
 
 
 def files(config: DataConfig) -> list[Path]:
     """The files that the text is in, which must be there; a download is fetched first."""
-    match config.name:
+    match config.origin:
         case "stdlib":
             return _standard_library()
-        case "files":
-            return [_text_file(Path(config.path or ""), split) for split in SPLITS]
-    if is_download(config):
-        return [_download(config)]
-    return [_existing(Path(config.file or ""), f"data.file={config.file}")]
+        case "path":
+            return _own_files(Path(config.path or ""))
+    path = _download(config) if is_download(config) else _existing(Path(config.file or ""), f"data.file={config.file}")
+    if config.members and path.suffix != ".zip":
+        raise UserError(f"{path} is no .zip, of which data.members={config.members} are files; give one")
+    return [path]
 
 
 def described(config: DataConfig) -> str:
@@ -53,21 +54,20 @@ def described(config: DataConfig) -> str:
 
 def splits(config: DataConfig, paths: list[Path]) -> Generator[tuple[str, str, IO[bytes]], None, None]:
     """Yield train, valid and test, each with the name of its text, as streams of bytes to be read in this order."""
-    if config.name == "stdlib":
+    if config.origin == "stdlib":
         whole = b"".join(path.read_bytes() for path in paths)
-        sizes = config.split or [len(whole) * part // 20 for part in (18, 1, 1)]
-        yield from _cut(io.BytesIO(whole), sizes, "the standard library", config)
-    elif config.name == "files":
+        yield from _cut(io.BytesIO(whole), "the standard library", config)
+    elif len(paths) == len(SPLITS):
         for split, path in zip(SPLITS, paths, strict=True):
             with opened(path) as text:
                 yield split, str(path), text
-    elif config.name == "wikitext103":
-        for split, member in zip(SPLITS, ("train", "valid", "test"), strict=True):
-            with opened(paths[0], f"wiki.{member}.tokens") as text:
+    elif len(config.members) == len(SPLITS):
+        for split, member in zip(SPLITS, config.members, strict=True):
+            with opened(paths[0], member) as text:
                 yield split, str(paths[0]), text
     else:
-        with opened(paths[0]) as text:
-            yield from _cut(text, config.split or [], str(paths[0]), config)
+        with opened(paths[0], *config.members) as text:
+            yield from _cut(text, str(paths[0]), config)
 
 
 def unpacked(path: Path) -> tuple[int, str]:
@@ -154,8 +154,27 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     return f"damaged or not a {path.suffix or 'text'} file ({error})"
 
 
-def _cut(text: IO[bytes], sizes: list[int], name: str, config: DataConfig) -> Iterator[tuple[str, str, IO[bytes]]]:
-    """Yield consecutive parts of these sizes; what follows them is ignored."""
+def _cut(text: IO[bytes], name: str, config: DataConfig) -> Iterator[tuple[str, str, IO[bytes]]]:
+    """Yield the consecutive parts that `data.split` asks for, and ignore what follows them; or 90, 5 and 5 %."""
+    if config.split is None:
+        parts = _shares(text.read(), config.level == "word")
+        _refuse_another(parts, name, config)
+    else:
+        parts = _of_sizes(text, config.split, name, config)
+    yield from ((split, name, io.BytesIO(part)) for split, part in zip(SPLITS, parts, strict=True))
+
+
+def _shares(whole: bytes, of_words: bool) -> list[bytes]:
+    """Return 90, 5 and 5 % of a text. Words are parted at the end of a line, or of a word where there are no lines."""
+    sizes = [len(whole) * part // 20 for part in (18, 1, 1)]
+    cuts = [sizes[0], sizes[0] + sizes[1]]
+    if of_words:
+        cuts = [whole.find(b"\n", cut) + 1 or whole.find(b" ", cut) + 1 or cut for cut in cuts]
+    return [whole[: cuts[0]], whole[cuts[0] : cuts[1]], whole[cuts[1] : len(whole) if of_words else sum(sizes)]]
+
+
+def _of_sizes(text: IO[bytes], sizes: list[int], name: str, config: DataConfig) -> list[bytes]:
+    """Return consecutive parts of so many bytes. Raises `UserError` where the text is shorter, or another one."""
     memory = machine.memory()
     if memory is not None and sum(sizes) > memory:
         raise UserError(
@@ -169,7 +188,7 @@ def _cut(text: IO[bytes], sizes: list[int], name: str, config: DataConfig) -> It
             f"{name} holds {sum(map(len, parts)):,} bytes, but data.split={sizes} asks for {sum(sizes):,}; ask for "
             f"less, or give a whole file"
         )
-    yield from ((split, name, io.BytesIO(part)) for split, part in zip(SPLITS, parts, strict=True))
+    return parts
 
 
 def _refuse_another(parts: list[bytes], name: str, config: DataConfig) -> None:
@@ -180,13 +199,13 @@ def _refuse_another(parts: list[bytes], name: str, config: DataConfig) -> None:
             raise UserError(
                 f"{name} is not {config.name}: it holds the byte {other[0]} ({other[:1]!r}) at offset "
                 f"{start + part.find(other[:1]):,}, and {config.name} holds only {config.symbols!r}; give "
-                f"data.file={config.name}.zip, or the data that this is"
+                f"data.file=PATH of the one that is, or the data that this is"
             )
         start += len(part)
     if config.holds and not any(config.holds.encode() in part for part in parts):
         raise UserError(
             f"{name} is not {config.name}, nor a piece of it: it holds no {config.holds!r}; give "
-            f"data.file={config.name}.zip, or the data that this is"
+            f"data.file=PATH of the one that is, or the data that this is"
         )
 
 
@@ -202,13 +221,22 @@ def _standard_library() -> list[Path]:
     return [root / path for path in sorted(found, key=lambda path: hashlib.sha256(path.as_posix().encode()).digest())]
 
 
+def _own_files(path: Path) -> list[Path]:
+    """Return the one file that a path names, or the three of a folder."""
+    if path.is_dir() or not path.exists():
+        return [_text_file(path, split) for split in SPLITS]
+    return [_existing(path, f"data.path={path}")]
+
+
 def _text_file(directory: Path, split: str) -> Path:
-    names = [f"{split}.txt{ending}" for ending in ("", ".gz", ".xz")]
+    names = [*(f"{split}.txt{ending}" for ending in ("", ".gz", ".xz")), f"wiki.{split}.tokens"]
     for name in names:
         if (directory / name).is_file():
             return _existing(directory / name, f"{directory / name}")
     there = "has no" if directory.is_dir() else "is no folder with"
-    raise UserError(f"data.path={directory} {there} {split}.txt (or {names[1]}, {names[2]}); put it there")
+    raise UserError(
+        f"data.path={directory} {there} {split}.txt (or {', '.join(names[1:])}), nor one text; put it there"
+    )
 
 
 def _existing(path: Path, what: str) -> Path:

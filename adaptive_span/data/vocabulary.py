@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from adaptive_span.config.schema import LEVELS
+from adaptive_span.config.schema import LEVELS, DataConfig
 from adaptive_span.errors import UserError
 
 EOS, UNKNOWN = "<eos>", "<unk>"
@@ -54,11 +54,17 @@ def unpack(packed: Any, size: int, source: str) -> Vocabulary:
     return vocabulary
 
 
-def byte_symbol(byte: int, name: str) -> str:
-    """Return how the published vocabularies of enwik8 and text8 write a byte; elsewhere it is its number."""
-    if name == "text8":
-        return {NEWLINE: EOS, SPACE: "_"}.get(byte, chr(byte))
-    return EOS if byte == NEWLINE and name == "enwik8" else str(byte)
+def byte_symbol(byte: int, config: DataConfig) -> str:
+    """Return how a vocabulary writes a byte: as its number, or as a letter where the text consists of given ones.
+
+    So do the published vocabularies of enwik8 and of text8. What could be read as another byte stays a number.
+    """
+    if byte == NEWLINE and config.ends_in_eos:
+        return EOS
+    if byte == SPACE and config.symbols:
+        return "_"
+    is_letter = bool(config.symbols) and chr(byte) != "_" and not chr(byte).isdecimal() and byte != NEWLINE
+    return chr(byte) if is_letter else str(byte)
 
 
 def _byte(symbol: str) -> int:

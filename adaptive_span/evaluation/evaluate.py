@@ -9,6 +9,7 @@ from adaptive_span.checkpoint import original
 from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.checkpoint.stored_model import model_of
 from adaptive_span.config.checks import MISSING
+from adaptive_span.config.data_sets import completed
 from adaptive_span.config.schema import Config, DataConfig, EvaluateConfig
 from adaptive_span.data.corpus import Corpus
 from adaptive_span.data.source import described
@@ -43,7 +44,7 @@ def evaluate(asked: EvaluateConfig) -> None:
         check_batch("batch_size", asked.batch_size, process.world_size)
         hardware = replace(asked.hardware, precision=_precision(asked.hardware.precision, process))
         state = original.load(file)
-        config = from_dict(state["config"], Config, file)
+        config = from_dict(completed(state["config"]), Config, file)
         config.data = _data(asked.data, config.data, file)
         if process.is_main:
             _check_writable(directory)

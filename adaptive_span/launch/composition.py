@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from adaptive_span.checkpoint.paths import CHECKPOINTS
 from adaptive_span.config import overrides
+from adaptive_span.config.data_sets import completed
 from adaptive_span.config.identity import changes, flatten
 from adaptive_span.config.places import CONF
 from adaptive_span.config.schema import Config
@@ -130,7 +131,7 @@ def _read(file: Path) -> dict[str, Any]:
     for key in flatten(values):
         if key not in known and not key.startswith(command_line.OPEN):
             raise UserError(f"--config {file}: there is no key '{key}'{did_you_mean(key, list(known))}")
-    return {key: _as_text(value) for key, value in values.items()}
+    return {key: _as_text(value) for key, value in completed(values).items()}
 
 
 def _as_text(value: Any) -> Any:

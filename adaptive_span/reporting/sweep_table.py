@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from adaptive_span.config.checks import MISSING
+from adaptive_span.config.data_sets import completed
 from adaptive_span.config.identity import flatten
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
@@ -76,7 +77,7 @@ def summarize(directories: Sequence[Path], sweep_directory: Path) -> None:
 
 def _row(directory: Path) -> Row:
     """Return one run: its scores if it has ended, else the last ones on the validation part; None where it has none."""
-    config = from_dict(read_yaml(directory / CONFIG), Config, directory / CONFIG)
+    config = from_dict(completed(read_yaml(directory / CONFIG)), Config, directory / CONFIG)
     values = flatten(config.as_dict())
     if MISSING in values.values():
         raise UserError(f"{directory / CONFIG} lacks a value for {next(k for k in values if values[k] == MISSING)}")

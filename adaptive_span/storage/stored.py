@@ -98,7 +98,7 @@ def from_dict(values: Any, schema: type[T], where: object, prefix: str = "") -> 
     hints = get_type_hints(schema)
     if not isinstance(values, dict):
         raise UserError(f"{where} has no {prefix.rstrip('.') or 'configuration'} with keys and values; {_ADVICE}")
-    made = {field.name: MISSING for field in fields(schema) if _default(schema, field.name) is REQUIRED}  # type: ignore[arg-type]
+    made = {each.name: MISSING for each in fields(schema) if each.default is each.default_factory is REQUIRED}  # type: ignore[arg-type]
     for key, value in values.items():
         if key not in hints:
             alike = did_you_mean(str(key), list(hints))

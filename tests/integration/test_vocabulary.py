@@ -173,7 +173,13 @@ def test_a_checkpoint_without_its_vocabulary_needs_a_proof(tmp_path):
     }
     for name in ("whole", "whole.zip"):
         config = DataConfig(
-            "enwik8", file=str(tmp_path / name), split=[700, 100, 100], directory=config.directory, **whole
+            "enwik8",
+            file=str(tmp_path / name),
+            split=[700, 100, 100],
+            directory=config.directory,
+            **whole,
+            ids="appearance",
+            line_ends="eos",
         )
         assert corpus_for(state(None, None, 6), "x.pt", config, False, None).warnings(config) == []
     (tmp_path / "whole").write_bytes(text.replace(b"b", b"c", 1))

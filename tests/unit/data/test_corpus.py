@@ -11,21 +11,24 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptive_span.config.data_sets import own
 from adaptive_span.config.schema import DataConfig
 from adaptive_span.data.corpus import prepare
 from adaptive_span.errors import UserError
 from tests.conftest import ROOT, SHARED
 
+AS_ENWIK8: dict[str, Any] = {"name": "enwik8", "ids": "appearance", "line_ends": "eos"}
 EXPECTED = SHARED / "data" / "expected_ids_original_code.json"
 CORPORA = {
-    "enwik8_4M": {"name": "enwik8", "file": "enwik8_first_4154399.xz", "split": [3_600_000, 200_000, 200_000]},
-    "text8_3M": {"name": "text8", "file": "text8_first_3010294.xz", "split": [2_700_000, 150_000, 150_000]},
+    "enwik8_4M": own("enwik8") | {"file": "enwik8_first_4154399.xz", "split": [3_600_000, 200_000, 200_000]},
+    "text8_3M": own("text8") | {"file": "text8_first_3010294.xz", "split": [2_700_000, 150_000, 150_000]},
     "wikitext-2": {"name": "files", "path": "wikitext-2", "level": "word"},
     "wikitext-2_sorted": {"name": "files", "path": "wikitext-2", "level": "word"},
 }
@@ -74,7 +77,8 @@ def test_words_by_hand(tmp_path):
 
 def test_text8_by_hand(tmp_path):
     (tmp_path / "text").write_bytes(b" ab a b ba rest")
-    config = DataConfig(name="text8", file=str(tmp_path / "text"), split=[5, 3, 3], directory=str(tmp_path / "data"))
+    config = DataConfig(**AS_ENWIK8, strip=True, symbols="ab ", file=str(tmp_path / "text"), split=[5, 3, 3])
+    config.directory = str(tmp_path / "data")
     corpus = prepare(config)
     assert corpus.vocabulary == ["a", "b", "_", "<eos>"]
     assert [corpus.tokens(split).tolist() for split in ("train", "valid", "test")] == [
@@ -89,7 +93,7 @@ def test_bytes_are_numbered_as_they_appear(tmp_path_factory, text, named_enwik8)
     directory = tmp_path_factory.mktemp("bytes")
     if named_enwik8:
         (directory / "text").write_bytes(3 * text)
-        config = DataConfig(name="enwik8", file=str(directory / "text"), split=[len(text)] * 3)
+        config = DataConfig(**AS_ENWIK8, file=str(directory / "text"), split=[len(text)] * 3)
     else:
         for split in ("train", "valid", "test"):
             (directory / f"{split}.txt").write_bytes(text)
@@ -117,14 +121,14 @@ def test_a_text_may_be_packed_and_longer_than_its_splits(tmp_path):
         archive.writestr("text", text)
     fingerprints = set()
     for name in ("raw", "text.gz", "text.xz", "text.zip"):
-        config = DataConfig(name="enwik8", file=str(tmp_path / name), split=[900, 100, 50])
+        config = DataConfig(**AS_ENWIK8, file=str(tmp_path / name), split=[900, 100, 50])
         config.directory = str(tmp_path / "data")
         fingerprints.add(prepare(config).fingerprint)
     assert len(fingerprints) == 1
 
 
 def test_the_standard_library_is_a_corpus(tmp_path):
-    corpus = prepare(DataConfig(name="stdlib", directory=str(tmp_path)))
+    corpus = prepare(DataConfig(name="stdlib", source="stdlib", directory=str(tmp_path)))
     sizes = [len(corpus.tokens(split)) for split in ("train", "valid", "test")]
     assert sizes[0] > 1_000_000
     assert sizes[1] / sum(sizes) == pytest.approx(0.05, abs=1e-3)
@@ -185,7 +189,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
 def download(server: ThreadingHTTPServer, directory: Path, *names: str) -> DataConfig:
     body = gzip.compress(PAYLOAD, mtime=0)
     return DataConfig(
-        name="enwik8",
+        **AS_ENWIK8,
         split=[900, 100, 50],
         directory=str(directory),
         urls=[f"http://127.0.0.1:{server.server_port}/{name}" for name in names],
@@ -242,28 +246,26 @@ def test_what_is_wrong_with_a_text_is_told(tmp_path):
     assert "valid.txt is empty" in refused(name="files", path=str(tmp_path), **where)
     (tmp_path / "valid.txt").unlink()
     assert "has no valid.txt" in refused(name="files", path=str(tmp_path), **where)
-    missing = refused(name="enwik8", file=str(tmp_path / "missing"), split=[1, 1, 1], **where)
+    missing = refused(**AS_ENWIK8, file=str(tmp_path / "missing"), split=[1, 1, 1], **where)
     assert missing.startswith("data.file=")
     assert "is not a file" in missing
     (tmp_path / "short").write_bytes(b"0123456789")
-    short = refused(name="enwik8", file=str(tmp_path / "short"), split=[8, 2, 1], **where)
+    short = refused(**AS_ENWIK8, file=str(tmp_path / "short"), split=[8, 2, 1], **where)
     assert "holds 10 bytes, but data.split=[8, 2, 1] asks for 11" in short
-    unknown = refused(name="enwik8", file=str(tmp_path / "short"), split=[5, 3, 2], **where)
+    unknown = refused(**AS_ENWIK8, file=str(tmp_path / "short"), split=[5, 3, 2], **where)
     assert "the valid split holds the byte 53 (b'5') at offset 0, which train does not" in unknown
     (tmp_path / "page.zip").write_bytes(b"<html>not found</html>")
-    assert "is an HTML page" in refused(name="enwik8", file=str(tmp_path / "page.zip"), split=[1, 1, 1], **where)
+    assert "is an HTML page" in refused(**AS_ENWIK8, file=str(tmp_path / "page.zip"), split=[1, 1, 1], **where)
     (tmp_path / "cut.xz").write_bytes(lzma.compress(bytes(range(256)) * 99)[:60])
-    assert "is damaged" in refused(name="enwik8", file=str(tmp_path / "cut.xz"), split=[900, 9, 9], **where)
-    assert "cannot be written" in refused(name="stdlib", directory="/proc/data")
+    assert "is damaged" in refused(**AS_ENWIK8, file=str(tmp_path / "cut.xz"), split=[900, 9, 9], **where)
+    assert "cannot be written" in refused(name="stdlib", source="stdlib", directory="/proc/data")
 
 
 def test_words_that_train_lacks_are_refused_where_none_are_expected(tmp_path):
     with zipfile.ZipFile(tmp_path / "wikitext.zip", "w") as archive:
         for split, text in (("train", "a b\n"), ("valid", "b\n"), ("test", "a\nb new\n")):
             archive.writestr(f"wikitext-103/wiki.{split}.tokens", text)
-    told = refused(
-        name="wikitext103", level="word", file=str(tmp_path / "wikitext.zip"), directory=str(tmp_path / "data")
-    )
+    told = refused(**own("wikitext103"), file=str(tmp_path / "wikitext.zip"), directory=str(tmp_path / "data"))
     assert "the test split holds the word 'new' at token 3, which train does not" in told
 
 
