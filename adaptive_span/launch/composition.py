@@ -3,7 +3,7 @@
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import hydra
 import yaml
@@ -21,7 +21,6 @@ from adaptive_span.errors import UserError, did_you_mean, shown
 from adaptive_span.launch import command_line, help, local, search_path, sweep_jobs
 from adaptive_span.launch.slurm import launcher as slurm_launcher
 
-T = TypeVar("T")
 GROUPS = ("optimizer", "model", "data", "hardware", "tracking", "sweep")
 NOT_TAKEN = {
     "config_name": "there is one configuration; python launch.py --config RUN/config.yaml repeats a run from its own",
