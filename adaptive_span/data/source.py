@@ -34,7 +34,7 @@ def is_download(config: DataConfig) -> bool:
 
 
 def files(config: DataConfig) -> list[Path]:
-    """The files that the text is in, which must be there; a download is fetched first."""
+    """Return the files that the text is in, which must be there. A download is fetched first."""
     match config.origin:
         case "stdlib":
             return _standard_library()
@@ -210,8 +210,10 @@ def _refuse_another(parts: list[bytes], name: str, config: DataConfig) -> None:
 
 
 def _standard_library() -> list[Path]:
-    """The standard library's own sources, tests and what was generated at installation left out, in a mixed order that
-    depends on their names alone, so that each split holds a bit of everything."""
+    """Return the standard library's own sources, without tests and what an installation generates.
+
+    Their order is mixed, and depends on their names alone, so that each split holds a bit of everything.
+    """
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     found = [path.relative_to(root) for path in root.rglob("*.py")]
@@ -250,7 +252,7 @@ def _existing(path: Path, what: str) -> Path:
 
 
 def _download(config: DataConfig) -> Path:
-    """The verified download, from the first address that gives it; an interrupted one goes on where it stopped."""
+    """Return the verified download, from the first address that gives it. An interrupted one is resumed."""
     path = Path(config.directory) / "downloads" / Path(config.urls[0]).name
     if path.exists():
         return path

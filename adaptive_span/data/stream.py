@@ -29,7 +29,7 @@ def rows(tokens: np.ndarray, batch_size: int, block_size: int, split: str) -> np
 
 
 def columns(rows: np.ndarray, start: int, block_size: int, device: torch.device) -> Tensor:
-    """The block that starts at `start` and the token after it: (B, M + 1), int64."""
+    """Return the block that starts at `start` and the token after it, (B, M + 1), int64."""
     block = torch.from_numpy(rows[:, start : start + block_size + 1].astype(np.int64))
     return block.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else block
 
@@ -50,7 +50,7 @@ class Stream:
         self.generator = torch.Generator().manual_seed(seed)  # the same in every process
 
     def next(self) -> tuple[Tensor, bool]:
-        """A block and the token after it, (b, M + 1), and whether the text does not continue the last block's."""
+        """Return a block and the token after it, (b, M + 1), and whether it does not continue the last block."""
         end = self.rows.shape[1] - self.block_size
         jumped = self.position >= end
         while self.position >= end:

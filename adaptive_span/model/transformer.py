@@ -1,5 +1,6 @@
-"""The Transformer of arXiv 1905.07799 and the all-attention network of 1907.01470: post-norm blocks whose heads learn
-how far to look, between an embedding and an output layer.
+"""The Transformer of arXiv 1905.07799 and the all-attention network of 1907.01470.
+
+Post-norm blocks whose heads learn how far to look lie between an embedding and an output layer.
 """
 
 import functools

@@ -88,6 +88,7 @@ def register_optimizer(name: str, state: int = 0, momentum: bool = False) -> Cal
     norm to `optimizer.clip`. Checkpoints hold its `state_dict`.
 
     Args:
+        name: What `optimizer.name` calls it.
         state: Numbers that it keeps per weight, for estimates of memory: 2 for the moments of Adam.
         momentum: Whether it reads `optimizer.momentum`, which is refused otherwise.
     """

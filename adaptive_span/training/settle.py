@@ -14,11 +14,17 @@ from adaptive_span.hardware.compilers import why_inductor_cannot_build
 
 
 def settle(config: Config, process: Process, before: str | None) -> tuple[Config, list[str]]:
-    """Return the configuration with its precision filled in, and what to print: device, precision,
-    attention, graphs.
+    """Return the configuration with its precision filled in, and what to print of device, attention and graphs.
 
-    `before` is the precision of the run's checkpoint, None where it begins. Called in every process; all get the same.
-    Raises `UserError` if this machine cannot have what is asked for.
+    Call it in every process; all get the same.
+
+    Args:
+        config: What was asked for.
+        process: This one.
+        before: The precision of the run's checkpoint, None where it begins.
+
+    Raises:
+        UserError: This machine cannot have what is asked for.
     """
     hardware, device = config.hardware, process.device
     if hardware.compile and (problem := why_inductor_cannot_build(device.type)):

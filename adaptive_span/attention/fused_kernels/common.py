@@ -167,5 +167,5 @@ def context_survives(slope, begin, m, j, span, threshold):
 
 @triton.jit
 def memory_survives(slope, begin, n, threshold):
-    """Return which weights of persistent vectors survive: their places are 1, 2, …"""
+    """Return which weights of persistent vectors survive. Their places are counted from 1."""
     return survives(slope, begin + slope, n, threshold)

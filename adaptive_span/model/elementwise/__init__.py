@@ -1,5 +1,4 @@
-"""What surrounds the matrix products of a block, in as few passes over memory as it takes: in Triton on a GPU, in
-PyTorch elsewhere.
+"""What surrounds the matrix products of a block, in few passes over memory: Triton on a GPU, PyTorch elsewhere.
 
 Besides the letters of `adaptive_span.model`: R = B·M rows.
 """

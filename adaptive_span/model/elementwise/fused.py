@@ -31,7 +31,7 @@ def add_and_norm(residual: Tensor, branch: Tensor, branch_bias: Tensor | None, n
 
 @uncompiled
 def feed_forward(operand: Tensor, expand: nn.Linear, contract: Tensor, dropout: float) -> Tensor:
-    """Return W₂ dropout(ReLU(W₁ x + b₁)). (…, C) → (…, C)"""
+    """Return W₂ dropout(ReLU(W₁ x + b₁)), (…, C) → (…, C)."""
     words = random_words(operand.device) if dropout else None
     operand, weight, contract = map(in_autocast, (operand, expand.weight, contract))
     output: Tensor = FeedForward.apply(operand, weight, expand.bias, contract, dropout, words)
