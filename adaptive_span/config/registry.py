@@ -1,4 +1,4 @@
-"""What the name of an optimizer or of a schedule stands for, and who may add one.
+"""What the name of an optimizer, of a schedule or of a tracker stands for, and who may add one.
 
 A built-in name is kept with the address of its code, which is imported when it is first needed: a configuration is
 checked, and its names are listed, without torch. The modules of `plugins` register what they define by a decorator.
@@ -63,3 +63,7 @@ OPTIMIZERS.add("sgd", "adaptive_span.training.optimizer:sgd", momentum=True)
 
 SCHEDULES: Registry[Any] = Registry("train.schedule")
 SCHEDULES.add("constant", "adaptive_span.training.schedule:constant")
+
+TRACKERS: Registry[Any] = Registry("tracking.name")
+TRACKERS.add("wandb", "adaptive_span.reporting.wandb_service:WandbService")
+TRACKERS.add("none", "adaptive_span.reporting.tracking:Service")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from adaptive_span.config import layer_order, plugins, quantities
 from adaptive_span.config.checks import FP32_MAX, LONG, MISSING, OneOf, Pattern, Range, check, path
 from adaptive_span.config.quantities import Gpus
-from adaptive_span.config.registry import OPTIMIZERS, SCHEDULES
+from adaptive_span.config.registry import OPTIMIZERS, SCHEDULES, TRACKERS
 from adaptive_span.errors import UserError, check_batch, either
 from adaptive_span.terminal.plain_text import without_secrets
 
@@ -25,7 +25,6 @@ LINE_ENDS = ("auto", "eos", "plain")
 PRECISIONS = ("auto", "fp32", "bf16", "tf32")
 PROTOCOLS = ("exact", "published")
 SOURCES = ("auto", "download", "path", "stdlib")
-TRACKERS = ("wandb", "none")
 UNKNOWNS = ("unk", "refuse")
 WANDB_MODES = ("auto", "online", "offline")
 
@@ -480,8 +479,8 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     """Where the run is kept."""
     plugins: list[str] = field(default_factory=list)
-    """Modules of your own, from the working directory or Python's path. Every process imports them, for the optimizers
-    and schedules that they register."""
+    """Modules of your own, from the working directory or Python's path. Every process imports them, for the
+    optimizers, schedules and trackers that they register."""
     numbering: Numbering | None = None
     """same: a checkpoint without a vocabulary is taken to number tokens as the data does. null: refuse it."""
     published: dict[str, float] = field(default_factory=dict)

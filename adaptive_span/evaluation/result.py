@@ -50,7 +50,7 @@ def print_result(result: Result, config: Config) -> None:
             "weights": f"{result.evaluation['checkpoint']} (step {result.evaluation['step']})",
             "metrics": directory / METRICS,
             "figure": result.figure,
-            "wandb": result.tracker,
+            config.tracking.name: result.tracker,
             "train on": pasted("train", "--config", str(directory / CONFIG), *_longer(config)),
             "evaluate": pasted("evaluate", setting("run", str(directory))),
         }

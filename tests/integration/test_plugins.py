@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from adaptive_span import compose
-from adaptive_span.config.registry import OPTIMIZERS, SCHEDULES
+from adaptive_span.config.registry import OPTIMIZERS, SCHEDULES, TRACKERS
 from tests.conftest import finish, sentence
 from tests.integration.test_train import assert_same_run, losses, metrics
 
 MODULE = '''
 import torch
+from adaptive_span.reporting.tracking import Service, register_tracker
 from adaptive_span.training.optimizer import register_optimizer
 from adaptive_span.training.schedule import register_schedule
 
@@ -25,8 +26,30 @@ def adamw(params, lr, config):
 def falling(step, peak, train):
     """Fall to nothing in a straight line."""
     return peak * (1 - step / 100)
+
+
+@register_tracker("lines")
+class Lines(Service):
+    """Keep the loss in a text file."""
+
+    def __init__(self, directory, config, run_id):
+        self.run_id = self.place = str(directory / "lines.txt")
+
+    def log(self, step, metrics):
+        with open(self.place, "a") as file:
+            file.write(f"{step} {metrics['train/bpc']} {metrics['span/layer_01/head_3']}\\n")
+
+    def finish(self, exit_code):
+        with open(self.place, "a") as file:
+            file.write(f"ended with {exit_code}\\n")
 '''
-OWN = ["plugins=[my_module]", "optimizer.name=adamw", "optimizer.lr=0.001", "train.schedule=falling"]
+OWN = [
+    "plugins=[my_module]",
+    "optimizer.name=adamw",
+    "optimizer.lr=0.001",
+    "train.schedule=falling",
+    "tracking.name=lines",
+]
 
 
 @pytest.fixture
@@ -43,6 +66,9 @@ def test_what_a_module_registers_trains_and_resumes_to_the_same_bits(module, lau
     assert_same_run(tmp_path / "straight", tmp_path / "resumed")
     assert [line["lr"] for line in metrics(tmp_path / "straight")][-1] == 0.001 * (1 - 24 / 100)
     assert "--config resumed/config.yaml train.steps=48 'plugins=[my_module]'" in out
+    kept = [line.split() for line in (tmp_path / "resumed" / "lines.txt").read_text().splitlines()]
+    assert [line[0] for line in kept] == "5 10 12 ended 15 20 24 ended".split()
+    assert float(kept[-2][1]) == metrics(tmp_path / "resumed")[-1]["train/bpc"]
     told = sentence(launch("--config", "resumed/config.yaml", ok=False))
     assert "has plugins=['my_module'], whose code would run" in told
 
@@ -73,7 +99,7 @@ def test_a_module_that_cannot_be_used_is_one_sentence(told, command, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("registry", [OPTIMIZERS, SCHEDULES], ids=lambda registry: registry.key)
+@pytest.mark.parametrize("registry", [OPTIMIZERS, SCHEDULES, TRACKERS], ids=lambda registry: registry.key)
 def test_every_built_in_name_stands_for_something(registry):
     for name in registry:
         assert callable(registry[name])

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from adaptive_span.checkpoint import files
-from adaptive_span.config.schema import Config
+from adaptive_span.config.schema import Config, TrackingConfig
 from adaptive_span.errors import UserError
 from adaptive_span.reporting import figures, run_directory, scores
 from adaptive_span.reporting.tracking import Tracker
@@ -27,6 +27,9 @@ from tests.integration.test_train import assert_same_run, metrics, newest
 
 pytestmark = pytest.mark.timeout(600)  # each of several trainings, beside all that is tested at the same time
 LONG = ["train.steps=600", "model.dropout=0.2", "checkpoint.every=50"]
+
+
+UNTRACKED = Config(tracking=TrackingConfig("none"))
 
 
 @pytest.fixture(scope="session")
@@ -309,7 +312,7 @@ def test_a_full_disk_is_told_and_the_same_command_resumes_once_there_is_space(si
     {
         "best.pt": lambda path: files.save({"model": torch.zeros(9999)}, path),
         "config.yaml": lambda path: run_directory.write_config(Config(), path.parent),
-        "metrics.jsonl": lambda path: Tracker(path.parent, Config(), 0, None).log(1, {"long " * 20: 0.1}, []),
+        "metrics.jsonl": lambda path: Tracker(path.parent, UNTRACKED, 0, None).log(1, {"long " * 20: 0.1}, []),
         "spans.png": lambda path: figures.draw_spans([[1.0]], 9, path),
         "evaluation.json": lambda path: scores.write({"spans": [[1.0] * 99]}, path.parent),
     }.items(),

@@ -9,12 +9,11 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,6 +22,7 @@ from typing import Any
 import submitit
 
 from adaptive_span.config import plugins
+from adaptive_span.config.registry import TRACKERS
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import machine
@@ -54,8 +54,8 @@ class TrainingJob:
             stack.enter_context(failure_kept(self.config, among_others=True))
             stack.enter_context(resumable(Path(self.config.run.dir or "")))
             plugins.load(self.config.plugins)
-            if is_main and self.config.tracking.name == "wandb":
-                stack.enter_context(_detached_wandb())
+            if is_main:
+                stack.enter_context(TRACKERS[self.config.tracking.name].beside_job())
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             agent = Agent(directory / "saved", self.signal_delay, is_main)
             agent.listen()
@@ -149,25 +149,6 @@ class Agent:
                 if time.monotonic() > until:
                     raise
             time.sleep(1)
-
-
-@contextmanager
-def _detached_wandb() -> Iterator[None]:
-    """Keep wandb's own process from the SIGTERM of a job, so that it can still write what it was sent.
-
-    Where no cgroups confine a job, everything that descends from it gets that signal; a detached process does not.
-    """
-    command = [sys.executable, "-m", "wandb", "beta", "core"]
-    os.environ.pop("WANDB_SERVICE", None)  # of the shell that the job was submitted from
-    started = subprocess.run([*command, "start", "--idle-timeout=2h"], capture_output=True, text=True)
-    if started.returncode:  # a version that can't: wandb starts its process as ever
-        yield
-        return
-    os.environ["WANDB_SERVICE"] = started.stdout.strip()
-    try:
-        yield
-    finally:
-        subprocess.run([*command, "stop"], capture_output=True)
 
 
 def _let_in(number: int) -> None:
