@@ -15,7 +15,8 @@ from torch import Tensor
 
 from adaptive_span.attention.span import AdaptiveSpan
 from adaptive_span.checkpoint.original import rename
-from adaptive_span.config.schema import ATTENTIONS, ModelConfig, OptimizerConfig, TrainConfig
+from adaptive_span.config.registry import ATTENTIONS
+from adaptive_span.config.schema import ModelConfig, OptimizerConfig, TrainConfig
 from adaptive_span.model.cache import HiddenStateCache
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.training import optimizer as optimizers
@@ -128,7 +129,7 @@ def largest(errors: list[Tensor]) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check files of reference vectors.")
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--attention", default="auto", choices=ATTENTIONS)
+    parser.add_argument("--attention", default="auto", choices=[*ATTENTIONS])
     arguments = parser.parse_args()
     if arguments.attention == "fused" and not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # slow: about a minute a file

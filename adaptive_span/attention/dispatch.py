@@ -3,17 +3,27 @@
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from adaptive_span.attention import Attend, Attended, Context, MemoryKeysValues, SpanGeometry, banded, dense
+from adaptive_span.attention import Attend, Attended, Context, MemoryKeysValues, SpanGeometry, banded
 from adaptive_span.attention.own_types import uncompiled
+from adaptive_span.config.registry import ATTENTIONS
 from adaptive_span.errors import UserError
 from adaptive_span.hardware.compilers import why_triton_cannot_build
 
 LARGEST_HEAD = 128  # a tile of queries, one of keys and one of values share a multiprocessor's memory
 LEAST_CAPABILITY = (8, 0)  # bfloat16, and loads that do not pass through registers
+
+
+def register_attention(name: str) -> Callable[[Attend], Attend]:
+    """Return a decorator that makes a function the attention `model.attention=NAME`.
+
+    The function is an `Attend`: `adaptive_span.attention` says what it is given and what it returns.
+    """
+    return ATTENTIONS.register(name)
 
 
 def choose(name: str) -> Attend:
@@ -26,22 +36,34 @@ def choose(name: str) -> Attend:
     Returns:
         A function that computes attention. It raises `UserError` where `fused` cannot run.
     """
-    if name in ("auto", "fused"):
-        return functools.partial(_attend_where_it_is, name)
-    return _implementation(name)
+    implementation: Attend = ATTENTIONS[name]
+    return implementation
 
 
 @uncompiled
-def _attend_where_it_is(
-    name: str,
+def automatic(
     context: Context,
     position_embedding: Tensor,
     geometry: SpanGeometry,
     dropout: float = 0.0,
     memory: MemoryKeysValues | None = None,
 ) -> Attended:
-    name, _ = chosen(name, position_embedding.device, position_embedding.size(0), context.dtype)
+    """Compute attention as an `Attend`: fused where that runs, else banded."""
+    name, _ = chosen("auto", position_embedding.device, position_embedding.size(0), context.dtype)
     return _implementation(name)(context, position_embedding, geometry, dropout, memory)
+
+
+@uncompiled
+def fused_or_refused(
+    context: Context,
+    position_embedding: Tensor,
+    geometry: SpanGeometry,
+    dropout: float = 0.0,
+    memory: MemoryKeysValues | None = None,
+) -> Attended:
+    """Compute attention as an `Attend`, by the fused kernels. Raises `UserError` where they cannot run."""
+    chosen("fused", position_embedding.device, position_embedding.size(0), context.dtype)
+    return _implementation("fused")(context, position_embedding, geometry, dropout, memory)
 
 
 def chosen(name: str, device: torch.device, head_size: int, dtype: torch.dtype = torch.float32) -> tuple[str, str]:
@@ -114,4 +136,4 @@ def _implementation(name: str) -> Attend:
         from adaptive_span.attention import fused  # triton, which a machine without a GPU need not have
 
         return fused.attend
-    return {"dense": dense.attend, "banded": banded.attend}[name]
+    return banded.attend

@@ -24,7 +24,7 @@ from adaptive_span.benchmark.cost_model import CARDS
 from adaptive_span.benchmark.names import KINDS, MODELS, PROFILES, PROJECT
 from adaptive_span.config.checks import Range
 from adaptive_span.config.places import CONF
-from adaptive_span.config.schema import ATTENTIONS
+from adaptive_span.config.registry import ATTENTIONS
 
 USUAL = {"model": "base", "batch_size": 2, "dropout": 0.0, "dtype": "fp32"}
 USUAL_COUNT = {"model": "large", "batch_size": 64, "dropout": 0.4, "dtype": "bf16"}  # of `count`: as it is trained
@@ -52,7 +52,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--profile", default="paper", choices=PROFILES, help="the heads' spans; paper")
     parser.add_argument("--layer", type=int, help="of `attention`, counted from 1; all of them")
     parser.add_argument("--dropout", type=float, help="0, of count 0.4")
-    parser.add_argument("--attention", nargs="+", choices=ATTENTIONS[1:], help="to compare; all that run here")
+    parser.add_argument("--attention", nargs="+", choices=[*ATTENTIONS][1:], help="to compare; all that run here")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of matrix products; fp32, of count bf16")
     parser.add_argument("--repeats", type=int, default=5, help="5")
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")

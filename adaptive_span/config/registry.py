@@ -1,4 +1,4 @@
-"""What the name of an optimizer, of a schedule or of a tracker stands for, and who may add one.
+"""What the name of an attention, an optimizer, a schedule or a tracker stands for, and who may add one.
 
 A built-in name is kept with the address of its code, which is imported when it is first needed: a configuration is
 checked, and its names are listed, without torch. The modules of `plugins` register what they define by a decorator.
@@ -55,6 +55,12 @@ class Registry(Generic[T]):
 
         return decorate
 
+
+ATTENTIONS: Registry[Any] = Registry("model.attention")
+ATTENTIONS.add("auto", "adaptive_span.attention.dispatch:automatic")
+ATTENTIONS.add("dense", "adaptive_span.attention.dense:attend")
+ATTENTIONS.add("banded", "adaptive_span.attention.banded:attend")
+ATTENTIONS.add("fused", "adaptive_span.attention.dispatch:fused_or_refused")
 
 OPTIMIZERS: Registry[Any] = Registry("optimizer.name")
 OPTIMIZERS.add("adagrad", "adaptive_span.training.optimizer:adagrad", state=1)

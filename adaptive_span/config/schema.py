@@ -12,11 +12,10 @@ from typing import Annotated, Any
 from adaptive_span.config import layer_order, plugins, quantities
 from adaptive_span.config.checks import FP32_MAX, LONG, MISSING, OneOf, Pattern, Range, check, path
 from adaptive_span.config.quantities import Gpus
-from adaptive_span.config.registry import OPTIMIZERS, SCHEDULES, TRACKERS
+from adaptive_span.config.registry import ATTENTIONS, OPTIMIZERS, SCHEDULES, TRACKERS
 from adaptive_span.errors import UserError, check_batch, either
 from adaptive_span.terminal.plain_text import without_secrets
 
-ATTENTIONS = ("auto", "dense", "banded", "fused")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 GRAPHS = ("auto", "off")
 IDS = ("auto", "appearance", "frequency")

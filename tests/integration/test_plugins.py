@@ -1,4 +1,4 @@
-"""An optimizer and a schedule of a module beside the run train, resume and share a batch as the project's own do."""
+"""What a module beside the run registers trains, resumes and shares a batch as the project's own does."""
 
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from tests.integration.test_train import assert_same_run, losses, metrics
 
 MODULE = '''
 import torch
+from adaptive_span.attention import dense
+from adaptive_span.attention.dispatch import register_attention
 from adaptive_span.reporting.tracking import Service, register_tracker
 from adaptive_span.training.optimizer import register_optimizer
 from adaptive_span.training.schedule import register_schedule
@@ -20,6 +22,13 @@ from adaptive_span.training.schedule import register_schedule
 def adamw(params, lr, config):
     """Build AdamW."""
     return torch.optim.AdamW(params, lr=lr)
+
+
+@register_attention("halved")
+def halved(context, position_embedding, geometry, dropout=0.0, memory=None):
+    """Return half of what the definition gives."""
+    attended = dense.attend(context, position_embedding, geometry, dropout, memory)
+    return attended._replace(output=attended.output / 2)
 
 
 @register_schedule("falling")
@@ -49,6 +58,7 @@ OWN = [
     "optimizer.lr=0.001",
     "train.schedule=falling",
     "tracking.name=lines",
+    "model.attention=halved",
 ]
 
 

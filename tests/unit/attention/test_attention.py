@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from adaptive_span.attention import SpanGeometry, banded, tiles
 from adaptive_span.attention.context import HiddenStates, join
 from adaptive_span.attention.span import AdaptiveSpan, log_soft_mask, upper_bound
-from adaptive_span.config.schema import ATTENTIONS
+from adaptive_span.config.registry import ATTENTIONS
 from tests import dropped
 from tests.conftest import ROOT
 from tests.dropped import IN_TORCH, choose

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from adaptive_span import AdaptiveSpan, ModelConfig, Transformer
 from adaptive_span.attention.context import join
-from adaptive_span.config.schema import ATTENTIONS, Config
+from adaptive_span.config.registry import ATTENTIONS
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.model.elementwise import with_operand
 from adaptive_span.model.embedding import Lookup
