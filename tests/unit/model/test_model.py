@@ -48,7 +48,7 @@ def test_one_long_block_is_several_short_ones(seed, blocks, adaptive, trim):
     torch.testing.assert_close(torch.cat(parts, 1), whole)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", [*ATTENTIONS])
 @pytest.mark.parametrize("changes", [{}, {"adaptive_span": False}, {"ffn_size": 0, "memory_size": 5}], ids=str)
 def test_inference_from_keys_and_values_computes_the_same(attention, changes):
     torch.manual_seed(0)
