@@ -18,12 +18,17 @@ LARGEST_HEAD = 128  # a tile of queries, one of keys and one of values share a m
 LEAST_CAPABILITY = (8, 0)  # bfloat16, and loads that do not pass through registers
 
 
-def register_attention(name: str) -> Callable[[Attend], Attend]:
+def register_attention(name: str, exchangeable: bool = False) -> Callable[[Attend], Attend]:
     """Return a decorator that makes a function the attention `model.attention=NAME`.
 
     The function is an `Attend`: `adaptive_span.attention` says what it is given and what it returns.
+
+    Args:
+        name: What `model.attention` calls it.
+        exchangeable: Whether it computes the definition in `adaptive_span.attention`. A run may then change from it to
+            another, and is scored by the fastest. Else its checkpoints are scored by it alone.
     """
-    return ATTENTIONS.register(name)
+    return ATTENTIONS.register(name, exchangeable=exchangeable)
 
 
 def choose(name: str) -> Attend:

@@ -10,6 +10,7 @@ import torch
 
 from adaptive_span.checkpoint import files
 from adaptive_span.config.checks import MISSING
+from adaptive_span.config.registry import ATTENTIONS, is_exchangeable
 from adaptive_span.config.schema import ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model.transformer import Transformer
@@ -35,6 +36,11 @@ def config_of(state: files.State, source: Path) -> ModelConfig:
                 f"{source} describes a model with {key}={shortened(value)}, but holds only {len(tensors):,} tensors "
                 f"with {numbers:,} numbers: it has been changed or damaged"
             )
+    if config.attention not in ATTENTIONS:
+        raise UserError(
+            f"{source} was trained with model.attention={shortened(config.attention)}, which is not registered; give "
+            f"plugins=[…] with the module that registers it"
+        )
     with torch.device("meta"):
         model = Transformer(config, state["vocab_size"])
     files.check_fits(model, tensors, source)
@@ -44,6 +50,9 @@ def config_of(state: files.State, source: Path) -> ModelConfig:
 def model_of(state: files.State, source: Path, device: torch.device) -> Transformer:
     """Build the model of a checkpoint, with its weights, on a device that may be another one than it was trained on."""
     files.check_finite(state["model"], source)
-    model = Transformer(replace(config_of(state, source), attention="auto"), state["vocab_size"])
+    config = config_of(state, source)
+    if is_exchangeable(config.attention):
+        config = replace(config, attention="auto")
+    model = Transformer(config, state["vocab_size"])
     model.load_state_dict(state["model"])
     return model.to(device)

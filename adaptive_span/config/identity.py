@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
 from adaptive_span.config.data_sets import own
+from adaptive_span.config.registry import is_exchangeable
 from adaptive_span.config.schema import Config
 
 # What may differ between the parts of one run: none of it changes what is being trained.
@@ -44,7 +45,8 @@ def identity(config: dict[str, Any], schema: type = Config) -> dict[str, Any]:
     return {
         key: value
         for key, value in flatten(config).items()
-        if not f"{key}.".startswith(may_change) and (key in ALWAYS or value != default.get(key))
+        if (not f"{key}.".startswith(may_change) or (key == "model.attention" and not is_exchangeable(value)))
+        and (key in ALWAYS or value != default.get(key))
     }
 
 
@@ -52,9 +54,10 @@ def changes(before: dict[str, Any], now: Config) -> list[str]:
     """Return a phrase per key in which a configuration would train something else than the one `before`."""
     after, schema = now.as_dict(), type(now)
     then, today = identity(before, schema), identity(after, schema)
+    all_before, all_after = (_defaults(schema, values) | flatten(values) for values in (before, after))
     missing = [_defaults(schema, values) for values in (before, after)]
-    pairs = {key: (then.get(key, missing[0].get(key)), today.get(key, missing[1].get(key))) for key in then | today}
-    return [f"{key} ({old} → {new})" for key, (old, new) in pairs.items() if old != new]
+    changed = [key for key in then | today if then.get(key, missing[0].get(key)) != today.get(key, missing[1].get(key))]
+    return [f"{key} ({all_before.get(key)} → {all_after.get(key)})" for key in changed]
 
 
 def default_run_dir(config: Config) -> str:

@@ -57,10 +57,16 @@ class Registry(Generic[T]):
 
 
 ATTENTIONS: Registry[Any] = Registry("model.attention")
-ATTENTIONS.add("auto", "adaptive_span.attention.dispatch:automatic")
-ATTENTIONS.add("dense", "adaptive_span.attention.dense:attend")
-ATTENTIONS.add("banded", "adaptive_span.attention.banded:attend")
-ATTENTIONS.add("fused", "adaptive_span.attention.dispatch:fused_or_refused")
+ATTENTIONS.add("auto", "adaptive_span.attention.dispatch:automatic", exchangeable=True)
+ATTENTIONS.add("dense", "adaptive_span.attention.dense:attend", exchangeable=True)
+ATTENTIONS.add("banded", "adaptive_span.attention.banded:attend", exchangeable=True)
+ATTENTIONS.add("fused", "adaptive_span.attention.dispatch:fused_or_refused", exchangeable=True)
+
+
+def is_exchangeable(attention: str) -> bool:
+    """Return whether an attention computes what the project's own do, so that one may take the place of another."""
+    return attention in ATTENTIONS and bool(ATTENTIONS.fact(attention, "exchangeable"))
+
 
 OPTIMIZERS: Registry[Any] = Registry("optimizer.name")
 OPTIMIZERS.add("adagrad", "adaptive_span.training.optimizer:adagrad", state=1)

@@ -479,7 +479,7 @@ class Config:
     """Where the run is kept."""
     plugins: list[str] = field(default_factory=list)
     """Modules of your own, from the working directory or Python's path. Every process imports them, for the
-    optimizers, schedules and trackers that they register."""
+    attentions, optimizers, schedules and trackers that they register."""
     numbering: Numbering | None = None
     """same: a checkpoint without a vocabulary is taken to number tokens as the data does. null: refuse it."""
     published: dict[str, float] = field(default_factory=dict)
@@ -532,6 +532,8 @@ class EvaluateConfig:
     """Tokens of each row per step. null: as in training."""
     output: Path | None = None
     """Folder of evaluation.json. null: the run's; for a checkpoint the current one."""
+    plugins: list[str] = field(default_factory=list)
+    """Modules of your own, imported for the attention that the checkpoint was trained with."""
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     """Where to compute: devices and processes."""
 
@@ -541,6 +543,7 @@ class EvaluateConfig:
         Raises:
             UserError: One is not allowed.
         """
+        plugins.load(self.plugins)
         if (self.run is None) == (self.checkpoint is None):
             raise UserError("evaluate.py needs one of run=DIR (its best checkpoint is scored) and checkpoint=FILE")
         check(replace(self, data=replace(self.data, name=self.data.name or "any")))

@@ -8,6 +8,7 @@ from typing import Any
 from adaptive_span.checkpoint import original
 from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.checkpoint.stored_model import model_of
+from adaptive_span.config import plugins
 from adaptive_span.config.checks import MISSING
 from adaptive_span.config.data_sets import completed
 from adaptive_span.config.schema import Config, DataConfig, EvaluateConfig
@@ -36,6 +37,7 @@ def evaluate(asked: EvaluateConfig) -> None:
     Raises:
         UserError: The checkpoint, the text or the folder cannot be used.
     """
+    plugins.load(asked.plugins)
     file = Path(asked.checkpoint or Path(asked.run or "") / "checkpoints" / "best.pt")
     directory = Path(asked.output or asked.run or ".")
     if asked.run:

@@ -1,12 +1,14 @@
 """What a module beside the run registers trains, resumes and shares a batch as the project's own does."""
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from adaptive_span import compose
-from adaptive_span.config.registry import OPTIMIZERS, SCHEDULES, TRACKERS
-from tests.conftest import finish, sentence
+from adaptive_span.config.registry import ATTENTIONS, OPTIMIZERS, SCHEDULES, TRACKERS
+from tests.conftest import ROOT, finish, sentence
 from tests.integration.test_train import assert_same_run, losses, metrics
 
 MODULE = '''
@@ -81,6 +83,21 @@ def test_what_a_module_registers_trains_and_resumes_to_the_same_bits(module, lau
     assert float(kept[-2][1]) == metrics(tmp_path / "resumed")[-1]["train/bpc"]
     told = sentence(launch("--config", "resumed/config.yaml", ok=False))
     assert "has plugins=['my_module'], whose code would run" in told
+    other = sentence(launch(*OWN, "run.dir=resumed", "model.dropout=0.1", "model.attention=dense", ok=False))
+    assert "was begun with another configuration: model.attention (halved → dense)" in other
+
+
+def test_what_was_trained_with_an_attention_is_scored_with_it(module, launch, tmp_path):
+    launch(*OWN, "run.dir=run", "train.steps=4")
+    scored = (tmp_path / "run" / "evaluation.json").read_text()
+    evaluate = [sys.executable, str(ROOT / "evaluate.py"), "run=run", "hardware=cpu"]
+    assert sentence(finish(evaluate, tmp_path, ok=False)).startswith(
+        "run/checkpoints/best.pt was trained with model.attention=halved, which is not registered; give plugins=[…]"
+    )
+    finish([*evaluate, "plugins=[my_module]"], tmp_path)
+    again = (tmp_path / "run" / "evaluation.json").read_text()
+    splits = [json.loads(text)["splits"]["test"]["bpc"] for text in (scored, again)]
+    assert splits[1] == pytest.approx(splits[0], abs=1e-6)
 
 
 def test_two_processes_import_it_too(module, launch, tmp_path):
@@ -109,7 +126,7 @@ def test_a_module_that_cannot_be_used_is_one_sentence(told, command, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("registry", [OPTIMIZERS, SCHEDULES, TRACKERS], ids=lambda registry: registry.key)
+@pytest.mark.parametrize("registry", [ATTENTIONS, OPTIMIZERS, SCHEDULES, TRACKERS], ids=lambda registry: registry.key)
 def test_every_built_in_name_stands_for_something(registry):
     for name in registry:
         assert callable(registry[name])
