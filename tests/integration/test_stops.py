@@ -238,7 +238,7 @@ def test_a_rank_that_hangs_ends_all_with_the_stacks_of_those_that_can_print_one(
     told = run.communicate()[1]
     assert run.returncode == 1
     assert told.startswith("rank 0 has made no step for 12 seconds:\n")
-    assert ", in go_on\n" in told
+    assert ", in fit\n" in told
     assert told.splitlines()[-1].startswith("error: rank 0 has waited for another one for hardware.timeout=0.2 minutes")
     assert " is saved, and the same command resumes it\n" in told
     assert not stopped.is_running()

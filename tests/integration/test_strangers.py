@@ -146,7 +146,7 @@ def test_nothing_that_is_printed_steers_a_terminal(tmp_path):
         (run / "failure.txt").write_text(f"because {name}\n", encoding="utf-8", newline="")
         line = {"step": 1, "tokens_per_second": 2.0, "span/mean": 3.0, "flops_per_token": 4.0, "valid/bpc": 5.0}
         (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    code = "import pty, sys; pty.spawn([sys.executable, '-m', 'adaptive_span.reporting.sweep_table', '.'])"
+    code = "import pty, sys; pty.spawn([sys.executable, '-m', 'adaptive_span', 'sweep', '.'])"
     environment = ENVIRONMENT | {"COLUMNS": "300", "TERM": "xterm", "PYTHONPATH": str(ROOT)}
     shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, env=environment).stdout
     assert b"[red]x[/red] \\x1b[2J\\x07\\r\\u202e:smile:" in shown

@@ -156,11 +156,10 @@ def _last_line(log: Path) -> str:
 def watch(directory: Path, seconds: float = 2) -> bool:
     """Show a live table until all jobs have ended, and why some failed. Return whether none did."""
     jobs = read(directory)
-    states, is_away = states_of(jobs), False
+    states, is_away = {job.id: "PENDING" for job in jobs}, False
     try:
         with Live(table(jobs, states), console=console, auto_refresh=False, transient=True) as live:
-            while not all(state in ENDED for state in states.values()):
-                time.sleep(seconds)
+            while True:
                 try:
                     states, is_away = states_of(jobs, patience=0), False
                 except cluster.Away:  # for as long as it may be: the jobs run on without it
@@ -168,6 +167,9 @@ def watch(directory: Path, seconds: float = 2) -> bool:
                         print_line("waiting for SLURM's controller, which does not answer; the jobs keep running")
                     is_away = True
                 live.update(table(jobs, states), refresh=True)
+                if all(state in ENDED for state in states.values()):
+                    break
+                time.sleep(seconds)
     except KeyboardInterrupt:
         command = shlex.join(["adaptive-span", "status", str(directory)])
         print_line(f"the jobs keep running; {command} shows them again")
