@@ -106,7 +106,7 @@ def test_conversion_and_evaluation_from_the_command_line(tmp_path):
     assert ours["config"] == theirs["config"]
     for part in ("model", "optimizer"):
         torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
-    again = subprocess.run([*convert[:3], "ours.pt", "x2.pt"], cwd=tmp_path, capture_output=True, text=True)
+    again = subprocess.run([*convert[:4], "ours.pt", "x2.pt"], cwd=tmp_path, capture_output=True, text=True)
     assert "ours.pt is a checkpoint of this project already" in again.stderr
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.txt").write_text(" ".join(map(str, range(38))) + "\n" * 300)
