@@ -83,7 +83,7 @@ def left(directory: Path) -> list[Path]:
     return [path for ending in ("writing", "building", "part") for path in directory.rglob(f"*.{ending}")]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_closed_terminal_saves_and_the_same_command_resumes(processes, straight, launch, command, tmp_path):
     settings = [*LONG, f"hardware.processes={processes}", "tracking=offline"]
     terminal = Terminal(command(*settings, "run.dir=closed"), tmp_path)
@@ -118,7 +118,7 @@ def test_one_ctrl_c_saves(command, tmp_path):
     assert newest(tmp_path / "run")["step"] == logged(tmp_path / "run")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_second_ctrl_c_ends_at_once(processes, command, text, tmp_path):
     """Within a validation that takes minutes, after which the first one would have saved."""
     shutil.copytree(text, tmp_path / "text")
@@ -138,7 +138,10 @@ def newest_step(run: Path) -> int:
     return max((int(path.stem[5:]) for path in (run / "checkpoints").glob("step_*.pt")), default=0)
 
 
-@pytest.mark.parametrize(("processes", "closed"), [(1, "2>&1 | head -1"), (2, "2> errors | head -1")])
+SHUT = [(1, "2>&1 | head -1"), pytest.param(2, "2> errors | head -1", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("processes", "closed"), SHUT)
 def test_a_run_whose_output_nobody_reads_comes_to_its_end(processes, closed, command, tmp_path):
     words = command("run.dir=run", f"hardware.processes={processes}", "log.every=1")
     result = finish(["bash", "-c", f"set -o pipefail; {shlex.join(words)} {closed}"], tmp_path)
@@ -295,7 +298,7 @@ mount -o remount,size=100m disk && "$@" run.dir=disk/run && cp -r disk/run run
 """
 
 
-@pytest.mark.parametrize("size", ["16k", "280k"])
+@pytest.mark.parametrize("size", ["16k", pytest.param("280k", marks=pytest.mark.slow)])
 def test_a_full_disk_is_told_and_the_same_command_resumes_once_there_is_space(size, straight, command, tmp_path):
     """Wherever it was full: at the first numbers, or at a later checkpoint."""
     finish(["unshare", "--mount", "bash", "-c", FULL.format(size=size), "bash", *command(*LONG)], tmp_path)

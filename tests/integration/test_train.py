@@ -74,7 +74,13 @@ def test_the_default_directory_is_the_same_for_the_same_run(launch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGINT)], ids=str
+    ("processes", "number"),
+    [
+        (1, signal.SIGTERM),
+        (2, signal.SIGTERM),
+        pytest.param(2, signal.SIGINT, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(processes, number, launch, command, tmp_path):
     """A signal reaches all of its processes, as a terminal's Ctrl-C does."""

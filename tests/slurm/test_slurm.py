@@ -172,7 +172,10 @@ def test_a_job_runs_the_code_that_was_submitted_and_one_that_was_cancelled_or_ha
     assert_same_run(tmp_path / "straight", run)
 
 
-@pytest.mark.parametrize("name", TWO_JOBS)
+SWEEPS = [pytest.param(name, marks=[] if name == "seeds" else pytest.mark.slow) for name in TWO_JOBS]
+
+
+@pytest.mark.parametrize("name", SWEEPS)
 def test_a_sweep_is_an_array_whose_jobs_each_have_a_directory(name, slurm):
     values = [f"{key}={value}" for key, value in TWO_JOBS[name].items()]
     home = f"sweep-{name}"
