@@ -19,7 +19,7 @@ from adaptive_span.config.schema import DataConfig, EvaluateConfig, HardwareConf
 from adaptive_span.data.corpus import prepare
 from adaptive_span.data.vocabulary import Vocabulary, unpack
 from adaptive_span.errors import UserError
-from adaptive_span.evaluation import report
+from adaptive_span.evaluation.evaluate import evaluate
 from adaptive_span.evaluation.scoring import Score
 from adaptive_span.reporting import scores
 from adaptive_span.storage import strict_json
@@ -70,7 +70,7 @@ def test_another_text_is_numbered_by_the_weights(kind, tmp_path):
     own = scores.exact_score(run)
     for name in ("two", "reversed"):
         data = published("text8", file=str(tmp_path / name), split=SIZES, directory=str(tmp_path / "data"))
-        report.evaluate(EvaluateConfig(run=str(run), data=data, hardware=HardwareConfig(device="cpu")))
+        evaluate(EvaluateConfig(run=str(run), data=data, hardware=HardwareConfig(device="cpu")))
     after = scores.read(run)
     two, backwards = after.pop("others").values()
     assert after == own
