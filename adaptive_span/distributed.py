@@ -159,3 +159,10 @@ def available_memory(process: Process) -> int | None:
     if process.device.type == "cuda":
         return torch.cuda.get_device_properties(process.device).total_memory
     return machine.memory(process.world_size)
+
+
+def peak_memory(process: Process) -> int:
+    """Return the most bytes that this process has held at once, on its GPU or in main memory."""
+    if process.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(process.device)
+    return machine.peak_memory()

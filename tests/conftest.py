@@ -1,10 +1,12 @@
 """What several test files share: real processes and a small real text."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -35,6 +37,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 Finished = subprocess.CompletedProcess[str]
+
+# What differs from run to run: `metrics.jsonl` keeps times, and the memory that the process held.
+TIMES = ("tokens_per_second", "ms_per_step", "peak_memory_mib", "mfu")
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The logged lines without what differs from run to run."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
 
 # A training of a second or two.
 SMALL = (

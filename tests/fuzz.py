@@ -31,7 +31,7 @@ from adaptive_span.config.schema import Config
 from adaptive_span.data import source
 from adaptive_span.errors import UserError
 from adaptive_span.launch.slurm import status
-from adaptive_span.reporting import scores, sweep_table
+from adaptive_span.reporting import run_record, scores
 from adaptive_span.reporting.tracking import logged
 from adaptive_span.storage.stored import from_dict, read_yaml
 from tests import strangers
@@ -97,8 +97,13 @@ def build(path: Path) -> None:
     stored_model.model_of(original.load(path), path, torch.device("cpu"))
 
 
+def record(path: Path) -> None:
+    run = run_record.read(path.parent)
+    run.seconds(), run.spans(), run.exact
+
+
 TEXT = Path(random.__file__).read_bytes()[:20000]
-LINE = {"step": 1, "tokens_per_second": 2.0, "span/mean": 3.0, "flops_per_token": 4.0, "valid/bpc": 5.0}
+LINE = {"step": 1, "tokens_per_second": 2.0, "span/mean": 3.0, "valid/bpc": 5.0, "spans": [[1.0, 2.0]]}
 LINES = "".join(json.dumps(LINE | {"step": step}) + "\n" for step in range(1, 9)).encode()
 JOB = asdict(status.SubmittedJob("1_0", "runs/a", "runs/a/slurm", 100))
 CONFIG = yaml.safe_dump(strangers.state()["config"]).encode()
@@ -111,7 +116,7 @@ TARGETS: dict[str, tuple[str, bytes, Callable[[bytes], bytes], Callable[[Path], 
     "legacy": (".pt", checkpoint_file(legacy=True), bytes, original.load),
     "config": (".yaml", CONFIG, bytes, lambda path: from_dict(read_yaml(path), Config, path)),
     "metrics": (".jsonl", LINES, bytes, logged),
-    "table": (".jsonl", LINES, bytes, lambda path: sweep_table._row(path.parent)),
+    "table": (".jsonl", LINES, bytes, record),
     "scores": (".json", SCORES, bytes, lambda path: scores.read(path.parent)),
     "jobs": (".json", json.dumps([JOB, JOB]).encode(), bytes, lambda path: status.read(path.parent.parent)),
     "zip": (".zip", zipped("text", TEXT), bytes, unpack),

@@ -28,11 +28,10 @@ from typing import Any
 import psutil
 import torch
 
-from tests.conftest import ENVIRONMENT, ROOT, SMALL
+from tests.conftest import ENVIRONMENT, ROOT, SMALL, TIMES
 
 MARK = "ADAPTIVE_SPAN_TORTURE"  # an environment variable that all processes of a training inherit
 AIMS = (".part", ".building", ".writing")  # what is half written: a download, a corpus, a checkpoint or a table
-TIMES = ("tokens_per_second",)
 TEXT = random.Random(0).randbytes(1 << 21).translate(bytes(32 + byte % 64 for byte in range(256)))
 SPLIT = "data.split=[2080000,9000,8000]"
 SETTINGS = [*SMALL, "train.steps=120", "model.dropout=0.2", "checkpoint.every=5", "log.every=1", "run.dir=run"]

@@ -9,7 +9,6 @@ Besides the letters of `adaptive_span.attention`: L is the layer's longest span,
 import ctypes
 import functools
 import hashlib
-import os
 import platform
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from adaptive_span.attention import MemoryKeysValues, Projected
 from adaptive_span.attention.own_types import OwnTypes
 from adaptive_span.hardware.compilers import cpp_compiler
+from adaptive_span.storage.user_cache import user_cache
 
 SOURCE = Path(__file__).with_name("tiles.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
@@ -80,7 +80,7 @@ def _build() -> Path:
         raise FileNotFoundError(f"there is no C++ compiler {compiler}")
     what = (SOURCE.read_text(), compiler, *FLAGS, torch.__version__, _processor())
     key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "adaptive_span"
+    folder = user_cache()
     built = folder / f"tiles-{key}.so"
     if not built.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ def _config(settings: Settings, directory: str) -> Config:
     config.tracking.name = "none"
     config.train.steps, config.train.warmup_steps = 0, 1000
     config.train.batch_size, config.train.span_penalty = settings.batch_size, 2e-6
+    config.hardware.precision = settings.precision
     config.validation.every, config.validation.blocks = 1000, 1
     config.checkpoint.every, config.log.every = 1000, 10
     return config

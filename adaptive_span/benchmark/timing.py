@@ -5,7 +5,6 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,6 @@ def time_interleaved(repeats: int, **workloads: Workload) -> dict[str, float]:
             if repeat:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-@cache
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure, once in a process, the operations per second of a large matrix product."""
-    size = 8192 if device.type == "cuda" else 2048
-    left, right = torch.randn(2, size, size, device=device, dtype=dtype)
-    return 2 * size**3 / time_interleaved(10, product=lambda: left @ right)["product"]
 
 
 def peak_memory(

@@ -1,6 +1,7 @@
 """Define what is measured of a model: its attention, a training step, scoring a text, by each implementation."""
 
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 
@@ -9,8 +10,9 @@ from adaptive_span.attention.context import HiddenStates, join
 from adaptive_span.attention.dispatch import choose
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.profiles import VOCAB_SIZE
-from adaptive_span.benchmark.timing import Workload, matrix_peak, peak_memory, time_interleaved
+from adaptive_span.benchmark.timing import Workload, peak_memory, time_interleaved
 from adaptive_span.config.schema import OptimizerConfig
+from adaptive_span.hardware import matrix_peak
 from adaptive_span.model import flops
 from adaptive_span.model.blocks import AdaptiveSpanAttention
 from adaptive_span.model.cache import Cache, HiddenStateCache
@@ -143,6 +145,7 @@ def evaluate(settings: Settings, name: str) -> Workload:
     return workload
 
 
+_matrix_peak = cache(matrix_peak.measure)  # once in a process
 _MAKERS = {"attention": attention, "step": step, "evaluate": evaluate}
 
 
@@ -156,7 +159,7 @@ def table(what: str, settings: Settings, names: list[str], repeats: int, with_me
     make = _MAKERS[what]
     workloads = {name: make(settings, name) for name in names}
     seconds = time_interleaved(repeats, **workloads)
-    operations, peak = _operations(what, settings), matrix_peak(settings.device, settings.dtype)
+    operations, peak = _operations(what, settings), _matrix_peak(settings.device, settings.precision)
     return {
         name: {
             "ms": 1000 * seconds[name],

@@ -7,7 +7,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adaptive_span.reporting.sweep_table import runs_below, summarize
+from adaptive_span.reporting.run_record import directories_below
+from adaptive_span.reporting.sweep_table import summarize
 
 
 def main(argv: Sequence[str]) -> None:
@@ -19,4 +20,4 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("adaptive-span sweep", description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="the folder that holds the runs")
     directory = parser.parse_args(argv).directory
-    summarize(runs_below(directory), directory)
+    summarize(directories_below(directory), directory)

@@ -1,6 +1,8 @@
 """Find out how many cores and how much memory there are. Nothing here fails where the system does not report it."""
 
 import os
+import platform
+import sys
 from pathlib import Path
 
 import psutil
@@ -21,10 +23,32 @@ def memory(processes: int = 1) -> int | None:
     return share if left is None else min(share, left)
 
 
+def peak_memory() -> int:
+    """Return the most bytes of main memory that this process has held at once."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        kib = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(kib)
+    import resource  # which Windows lacks
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
 def cores() -> int:
     """Return the cores that processes here may use: as many as a scheduler gave them, or all that they may run on."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(allowed, int(os.environ.get(CORES, allowed)))
+
+
+def processor() -> str:
+    """Return the name of the processor as the system knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else platform.machine()
 
 
 def may_have_gpu() -> bool:

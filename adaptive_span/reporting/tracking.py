@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from adaptive_span.config.registry import TRACKERS
 from adaptive_span.config.schema import Config
@@ -12,7 +13,9 @@ from adaptive_span.storage.writing import atomic_write, explain_disk_errors
 
 METRICS = "metrics.jsonl"
 SCORES = "evaluation.json"  # of the whole splits; a run that has them and all its steps is finished
+SPANS = "spans"  # key of a line: effective span of every head, in tokens, layer by layer
 Metrics = dict[str, float]
+Spans = list[list[float]]  # (N, H) effective, in tokens
 
 
 class Service:
@@ -34,8 +37,8 @@ class Service:
     def __init__(self, directory: Path, config: Config, run_id: str | None):
         pass
 
-    def log(self, step: int, metrics: Metrics) -> None:
-        """Take the numbers after `step` updates, by name, with the span of every head."""
+    def log(self, step: int, metrics: Metrics, spans: Spans) -> None:
+        """Take the numbers after `step` updates, by name, and the effective span of every head in tokens, (N, H)."""
 
     def finish(self, exit_code: int) -> None:
         """Take the end of the training: 0 where it has all its steps."""
@@ -74,7 +77,7 @@ class Tracker:
         """Where to look at the run: an address, or the folder of an offline run."""
         return self.service.place
 
-    def log(self, step: int, metrics: Metrics, spans: list[list[float]]) -> None:
+    def log(self, step: int, metrics: Metrics, spans: Spans) -> None:
         """Write one line.
 
         Args:
@@ -85,13 +88,9 @@ class Tracker:
         # r+, since a file that is missing is not made anew.
         with explain_disk_errors(self.path), open(self.path, "r+", encoding="utf-8") as file:
             file.seek(0, os.SEEK_END)
-            file.write(strict_json.dumps({"step": step, **metrics}) + "\n")
-        heads = {
-            f"span/layer_{layer:02d}/head_{head}": span
-            for layer, row in enumerate(spans)
-            for head, span in enumerate(row)
-        }
-        self.service.log(step, {**metrics, **heads})
+            rounded = [[round(span, 1) for span in heads] for heads in spans]
+            file.write(strict_json.dumps({"step": step, **metrics, SPANS: rounded}) + "\n")
+        self.service.log(step, metrics, spans)
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the run in its service."""
@@ -104,11 +103,15 @@ class Tracker:
                 temporary.write_text(kept, encoding="utf-8")
 
 
-def logged(path: Path) -> list[Metrics]:
-    """Return the lines of a `metrics.jsonl`, each a step and what was measured there."""
+def logged(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a `metrics.jsonl`: a step, numbers measured there, and `spans` unless it is old.
+
+    Raises:
+        UserError: A line, not the last, is damaged.
+    """
     lines = list(stored.read_lines(path))
     for number, line in enumerate(lines, 1):
         stored.lookup(line, "step", int, f"line {number} of {path}")
         for key in line:
-            stored.lookup(line, key, float, f"line {number} of {path}")
+            stored.lookup(line, key, Spans if key == SPANS else float, f"line {number} of {path}")
     return lines

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError, first_line
-from adaptive_span.reporting.tracking import Metrics, Service
+from adaptive_span.reporting.tracking import Metrics, Service, Spans
 from adaptive_span.terminal.plain_text import masked
 from adaptive_span.terminal.printing import print_line
 
@@ -26,8 +26,13 @@ class WandbService(Service):
         self.run_id = self.run.id
         self.place = str(Path(self.run.dir).parent) if self.run.offline else self.run.url
 
-    def log(self, step: int, metrics: Metrics) -> None:
-        self.run.log({"step": step, **metrics}, step=step)
+    def log(self, step: int, metrics: Metrics, spans: Spans) -> None:
+        heads = {
+            f"span/layer_{layer:02d}/head_{head}": span
+            for layer, row in enumerate(spans)
+            for head, span in enumerate(row)
+        }
+        self.run.log({"step": step, **metrics, **heads}, step=step)
 
     def finish(self, exit_code: int) -> None:
         self.run.finish(exit_code=exit_code)

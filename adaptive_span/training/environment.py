@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from adaptive_span.hardware.machine import processor
 from adaptive_span.storage import strict_json
 from adaptive_span.storage.source_code import commit_and_change
 from adaptive_span.storage.writing import explain_disk_errors
@@ -35,7 +36,7 @@ def record(directory: Path, command: Sequence[str], step: int, processes: int, d
         "processes": processes,
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
-        "cpu": _processor(),
+        "cpu": processor(),
         "system": platform.platform(),
     }
     path = directory / FILE
@@ -63,13 +64,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    """Return the name of the processor as the system knows it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return names[0] if names else platform.machine()

@@ -14,11 +14,12 @@ from adaptive_span.config import plugins
 from adaptive_span.config.schema import Config, TrainConfig
 from adaptive_span.data import stream
 from adaptive_span.data.corpus import Corpus
-from adaptive_span.distributed import Process, autocast, available_memory, process_group
+from adaptive_span.distributed import Process, autocast, available_memory, peak_memory, process_group
 from adaptive_span.errors import UserError, check_batch
 from adaptive_span.evaluation import report, scoring
 from adaptive_span.evaluation.result import Result
 from adaptive_span.hardware import capacity, step_graph
+from adaptive_span.hardware.matrix_peak import matrix_peak
 from adaptive_span.hardware.precision import tf32
 from adaptive_span.model import flops
 from adaptive_span.model.low_precision import low_precision
@@ -111,6 +112,7 @@ class Trainer:
         self.place: str | None = None  # where the tracker shows it
         self.tracker: Tracker | None = None  # in the main process, as is what shows the progress
         self.progress: TrainingProgress | None = None
+        self.peak = math.inf  # operations per second of matrix products, of all processes
         valid = corpus.tokens("valid")
         self.validation_rows = stream.rows(valid, config.train.batch_size, config.model.block_size, "valid")
         self.state = TrainState(config, corpus, process)
@@ -149,6 +151,7 @@ class Trainer:
         if process.is_main:
             self.tracker = stack.enter_context(self._tracker())
             self._forget_scores()
+            self.peak = process.world_size * matrix_peak(process.device, config.hardware.precision)
             self.progress = stack.enter_context(TrainingProgress(state.step, config.train.total_steps))
         parameters = sum(p.numel() for p in state.model.parameters())
         stack.enter_context(out_of_memory.explained(config, process, parameters, lambda: state.span_bounds))
@@ -179,21 +182,33 @@ class Trainer:
         tracker.finish()
 
     def _metrics(self, validating: bool, seconds: float, steps: int) -> dict[str, float]:
-        """Return what is logged of the last steps, which took so many seconds; validate if it is time to."""
+        """Validate if it is time to, and return what the main process logs of the last steps.
+
+        Args:
+            validating: Whether to validate.
+            seconds: That these steps took.
+            steps: How many they were.
+        """
         config, state = self.config, self.state
         unit, value = scoring.headline(state.mean_loss(), self.corpus.level)
         metrics = {f"train/{unit}": value}
         if validating:
             metrics[f"valid/{unit}"] = scoring.headline(self._validate(), self.corpus.level)[1]
+        if not self.process.is_main:
+            return {}
         heads = [span for layer in state.spans for span in layer]
-        tokens = steps * config.train.batch_size * config.model.block_size
+        speed = steps * config.train.batch_size * config.model.block_size / seconds
+        operations = sum(flops.forward(config.model, self.corpus.vocab_size, state.spans).values())
         return metrics | {
             "span/mean": sum(heads) / len(heads),
             "span/max": max(heads),
-            "flops_per_token": sum(flops.forward(config.model, self.corpus.vocab_size, state.spans).values()),
+            "flops_per_token": operations,
             "lr": learning_rate(state.step, config.optimizer.lr, config.train),
             "grad_norm": state.grad_norm,
-            "tokens_per_second": tokens / seconds,
+            "tokens_per_second": speed,
+            "ms_per_step": 1000 * seconds / steps,
+            "peak_memory_mib": peak_memory(self.process) / 2**20,
+            "mfu": flops.TRAINING * operations * speed / self.peak,
         }
 
     def _validate(self) -> float:

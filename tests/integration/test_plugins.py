@@ -8,8 +8,8 @@ import pytest
 
 from adaptive_span import compose
 from adaptive_span.config.registry import ATTENTIONS, OPTIMIZERS, SCHEDULES, TRACKERS
-from tests.conftest import ROOT, finish, sentence
-from tests.integration.test_train import assert_same_run, losses, metrics
+from tests.conftest import ROOT, finish, metrics, sentence
+from tests.integration.test_train import assert_same_run, losses
 
 MODULE = '''
 import torch
@@ -46,9 +46,9 @@ class Lines(Service):
     def __init__(self, directory, config, run_id):
         self.run_id = self.place = str(directory / "lines.txt")
 
-    def log(self, step, metrics):
+    def log(self, step, metrics, spans):
         with open(self.place, "a") as file:
-            file.write(f"{step} {metrics['train/bpc']} {metrics['span/layer_01/head_3']}\\n")
+            file.write(f"{step} {metrics['train/bpc']} {spans[1][3]}\\n")
 
     def finish(self, exit_code):
         with open(self.place, "a") as file:

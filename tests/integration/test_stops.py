@@ -22,8 +22,8 @@ from adaptive_span.config.schema import Config, TrackingConfig
 from adaptive_span.errors import UserError
 from adaptive_span.reporting import figures, run_directory, scores
 from adaptive_span.reporting.tracking import Tracker
-from tests.conftest import ENVIRONMENT, ROOT, SMALL, finish, sentence
-from tests.integration.test_train import assert_same_run, metrics, newest
+from tests.conftest import ENVIRONMENT, ROOT, SMALL, finish, metrics, sentence
+from tests.integration.test_train import assert_same_run, newest
 
 pytestmark = pytest.mark.timeout(600)  # each of several trainings, beside all that is tested at the same time
 LONG = ["train.steps=600", "model.dropout=0.2", "checkpoint.every=50"]

@@ -14,13 +14,7 @@ import torch
 
 from adaptive_span.checkpoint import files
 from adaptive_span.training.interruption import Interruption
-from tests.conftest import ENVIRONMENT, finish, sentence
-
-
-def metrics(run: Path) -> list[dict]:
-    """The logged lines without the one number that is a time."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+from tests.conftest import ENVIRONMENT, TIMES, finish, metrics, sentence
 
 
 def newest(run: Path) -> dict:
@@ -42,7 +36,14 @@ def test_a_run_leaves_what_it_promises(launch, tmp_path):
     lines = metrics(run)
     assert [line["step"] for line in lines] == [5, 10, 12, 15, 20, 24]
     assert [line["step"] for line in lines if "valid/bpc" in line] == [12, 24]
-    assert lines[-1].keys() == set("step train/bpc valid/bpc span/mean span/max flops_per_token lr grad_norm".split())
+    keys = "step train/bpc valid/bpc span/mean span/max flops_per_token lr grad_norm spans".split()
+    assert lines[-1].keys() == set(keys)
+    assert [len(layer) for layer in lines[-1]["spans"]] == [4, 4]
+    assert sum(map(sum, lines[-1]["spans"])) / 8 == pytest.approx(lines[-1]["span/mean"], abs=0.05)
+    measured = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert measured["ms_per_step"] * measured["tokens_per_second"] == pytest.approx(1000 * 8 * 16)
+    assert 0 < measured["mfu"] < 1
+    assert 50 < measured["peak_memory_mib"] < 4000
     assert lines[-1]["train/bpc"] < lines[0]["train/bpc"] - 0.5
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "best.pt",
@@ -308,7 +309,7 @@ def test_wandb_holds_every_head_and_one_axis_of_steps_over_a_resume(launch, tmp_
     assert all(line["_step"] == line["step"] for part in logged for line in part)
     heads = {f"span/layer_{layer:02d}/head_{head}" for layer in range(2) for head in range(4)}
     own = {key for key in logged[1][-1] if not key.startswith("_")}
-    assert own == heads | set(metrics(tmp_path / "run")[-1]) | {"tokens_per_second"}
+    assert own == heads | set(metrics(tmp_path / "run")[-1]) - {"spans"} | set(TIMES)
     spans = [logged[1][-1][head] for head in heads]
     assert sum(spans) / 8 == pytest.approx(logged[1][-1]["span/mean"])
     assert min(spans) >= 32  # the effective span: never less than the ramp

@@ -12,10 +12,10 @@ import pytest
 from adaptive_span.errors import UserError
 from adaptive_span.launch.slurm import resources
 from adaptive_span.launch.slurm.cluster import ask, members
-from tests.conftest import ENVIRONMENT, ROOT, sentence
+from tests.conftest import ENVIRONMENT, ROOT, metrics, sentence
 from tests.integration.test_plugins import MODULE, OWN
 from tests.integration.test_sweep import TWO_JOBS, table
-from tests.integration.test_train import assert_same_run, losses, metrics, newest, of_type, wandb_records
+from tests.integration.test_train import assert_same_run, losses, newest, of_type, wandb_records
 from tests.slurm.conftest import HARDWARE, Cluster, job_of
 from tests.unit.config.test_config import composed
 
