@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a model, or resume a run: key=value …",
     "evaluate": "score a run or a checkpoint: run=DIR or checkpoint=FILE, key=value …",
     "sweep": "print the table of the runs below a folder: DIR",
+    "figures": "draw how far heads look and how that grew, and several runs beside each other: RUN|CHECKPOINT…",
     "status": "print how the SLURM jobs of a run or of a sweep are doing: DIR",
     "published": "download or convert a checkpoint of the original project: download NAME, or FILE OUT",
     "export": "write a checkpoint for the Hugging Face Hub: CHECKPOINT DIR",

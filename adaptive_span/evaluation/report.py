@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from adaptive_span.checkpoint.paths import CHECKPOINTS
 from adaptive_span.config.schema import Config, ModelConfig
 from adaptive_span.data.corpus import Corpus
 from adaptive_span.distributed import Process
@@ -12,8 +13,9 @@ from adaptive_span.errors import UserError
 from adaptive_span.evaluation import scoring
 from adaptive_span.model import flops
 from adaptive_span.model.transformer import Transformer
-from adaptive_span.reporting import figures
-from adaptive_span.reporting.console import flops_table, score_table, span_table
+from adaptive_span.reporting import figure_files, figures
+from adaptive_span.reporting.console import flops_table, readable, score_table, span_table
+from adaptive_span.reporting.figure_style import save_figure
 from adaptive_span.terminal.printing import print_line, print_table
 
 SPLITS = ("valid", "test")
@@ -72,8 +74,12 @@ def score(
 
 def draw(result: dict[str, Any], directory: Path, config: ModelConfig) -> Path:
     """Draw the spans, and return the file."""
-    path = directory / "figures" / "spans.png"
-    figures.draw_spans(result["spans"], config.max_span, path)
+    path, checkpoint = directory / "figures" / "spans.png", Path(result["checkpoint"]).absolute()
+    name = checkpoint.parent.parent.name if checkpoint.parent.name == CHECKPOINTS else checkpoint.name
+    valid = result["splits"]["valid"]
+    score = f"{readable(valid['ppl'], 1)} ppl on valid" if "ppl" in valid else f"{valid['bpc']:.3f} bpc on valid"
+    title = figure_files.heading(name, result["spans"], config.max_span, result["step"], score)
+    save_figure(figures.heat_map(result["spans"], config.max_span, config.ramp, title), path)
     return path
 
 

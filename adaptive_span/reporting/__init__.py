@@ -1,5 +1,6 @@
 """How do people and programs see how a run goes, and how it went?
 
-`tracking` writes metrics, `console` prints, `figures` draws, `scores` and `run_directory` keep what a run leaves,
-`sweep_table` compares runs. It may import `checkpoint` and below.
+`tracking` writes metrics, `console` prints, `scores` and `run_directory` keep what a run leaves, `run_record` reads it.
+`figures` draws spans, `run_figures` and `sweep_table` compare runs, `figure_files` decides what is drawn. It may import
+`checkpoint` and below.
 """

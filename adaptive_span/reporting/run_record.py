@@ -1,6 +1,6 @@
 """Read what a run has left in its directory: for tables, figures and pages. Imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +72,12 @@ class RunRecord:
         points = self.curve(key)
         return points[-1][1] if points else None
 
+    def score(self, split: str) -> float | None:
+        """Return the exact score of a split; while there is none, of valid the last validation, else None."""
+        if split in self.exact:
+            return self.exact[split][self.unit]
+        return self.last(f"{split}/{self.unit}")
+
     def seconds(self) -> float:
         """Return how long its steps have taken, validations and saving left aside."""
         tokens_per_step, before, total = self.config.train.batch_size * self.config.model.block_size, 0, 0.0
@@ -115,7 +121,7 @@ def directories_below(folder: Path) -> list[Path]:
     return sorted({path.parent for name in (METRICS, FAILURE) for path in folder.glob(f"**/{name}")})
 
 
-def varied_settings(records: list[RunRecord]) -> Iterator[str]:
+def varied_settings(records: Sequence[RunRecord]) -> Iterator[str]:
     """Yield the settings in which runs differ, but where they are kept."""
     for key in records[0].settings:
         if not key.startswith("run.") and len({str(record.settings.get(key)) for record in records}) > 1:

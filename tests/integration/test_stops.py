@@ -21,6 +21,7 @@ from adaptive_span.checkpoint import files
 from adaptive_span.config.schema import Config, TrackingConfig
 from adaptive_span.errors import UserError
 from adaptive_span.reporting import figures, run_directory, scores
+from adaptive_span.reporting.figure_style import save_figure
 from adaptive_span.reporting.tracking import Tracker
 from tests.conftest import ENVIRONMENT, ROOT, SMALL, finish, metrics, sentence
 from tests.integration.test_train import assert_same_run, newest
@@ -316,7 +317,7 @@ def test_a_full_disk_is_told_and_the_same_command_resumes_once_there_is_space(si
         "best.pt": lambda path: files.save({"model": torch.zeros(9999)}, path),
         "config.yaml": lambda path: run_directory.write_config(Config(), path.parent),
         "metrics.jsonl": lambda path: Tracker(path.parent, UNTRACKED, 0, None).log(1, {"long " * 20: 0.1}, []),
-        "spans.png": lambda path: figures.draw_spans([[1.0]], 9, path),
+        "spans.png": lambda path: save_figure(figures.heat_map([[1.0]], 9, 1, ""), path),
         "evaluation.json": lambda path: scores.write({"spans": [[1.0] * 99]}, path.parent),
     }.items(),
     ids=lambda value: value if isinstance(value, str) else "",

@@ -1,0 +1,36 @@
+"""Draw what heads learned: RUN/figures/spans, evolution; of several runs also curves and cost.
+
+adaptive-span figures RUN…           of runs, or of the runs in a folder
+adaptive-span figures CHECKPOINT…    also of a published one: the spans alone, beside the file
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from adaptive_span.errors import UserError
+from adaptive_span.terminal.printing import print_line
+
+FORMATS = ("png", "svg", "pdf")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Draw the figures, and print where they are.
+
+    Raises:
+        UserError: There is no such run or checkpoint, or nothing to draw.
+    """
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("adaptive-span figures", description=__doc__, formatter_class=raw)
+    parser.add_argument("sources", nargs="+", type=Path, metavar="RUN|CHECKPOINT")
+    parser.add_argument("--format", default="png", help="of the files, several with commas between: png, svg, pdf")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; RUN/figures")
+    arguments = parser.parse_args(argv)
+    formats = arguments.format.split(",")
+    if unknown := [each for each in formats if each not in FORMATS]:
+        raise UserError(f"--format={unknown[0]} is none of {', '.join(FORMATS)}")
+
+    from adaptive_span.reporting import figure_files  # matplotlib, which --help need not wait for
+
+    for path in figure_files.draw(arguments.sources, formats, arguments.out):
+        print_line(str(path))
