@@ -14,6 +14,7 @@ COMMANDS = {
     "figures": "draw how far heads look and how that grew, and several runs beside each other: RUN|CHECKPOINT…",
     "status": "print how the SLURM jobs of a run or of a sweep are doing: DIR",
     "published": "download or convert a checkpoint of the original project: download NAME, or FILE OUT",
+    "report": "make one HTML page of a run or of several: DIR … --out FILE",
     "export": "write a checkpoint for the Hugging Face Hub: CHECKPOINT DIR",
     "benchmark": "measure what a model costs on this machine: step, attention, evaluate, …",
     "estimate": "estimate memory and time of a training on a GPU: gpu=NAME key=value …",

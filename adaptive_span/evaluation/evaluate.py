@@ -16,7 +16,7 @@ from adaptive_span.data.corpus import Corpus
 from adaptive_span.data.source import described
 from adaptive_span.distributed import Process, autocast, available_memory, process_group
 from adaptive_span.errors import UserError, check_batch
-from adaptive_span.evaluation import report
+from adaptive_span.evaluation import report, token_losses
 from adaptive_span.hardware import capacity, step_graph
 from adaptive_span.hardware.precision import EMULATED, choose, is_emulated, tf32
 from adaptive_span.model.low_precision import low_precision
@@ -68,6 +68,9 @@ def evaluate(asked: EvaluateConfig) -> None:
         name, (graphs, _) = hardware.precision, step_graph.choose(hardware.graphs, process.device)
         with autocast(hardware, process.device), low_precision(model, name), tf32(name == "tf32"):
             result = report.score(model, corpus, asked.protocol, asked.batch_size, block_size, process, graphs)
+            if process.is_main and is_own and asked.protocol == "exact":
+                losses = token_losses.measure(model, corpus, block_size, state["step"], process)
+                token_losses.write(losses, directory)
         if process.is_main:
             result |= {"checkpoint": str(file), "step": state["step"]}
             figure, place = report.draw(result, directory, config.model), str(directory / SCORES)

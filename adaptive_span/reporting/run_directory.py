@@ -25,6 +25,8 @@ from adaptive_span.terminal.plain_text import masked
 from adaptive_span.terminal.printing import print_line
 
 CONFIG = "config.yaml"
+ENVIRONMENT = "environment.jsonl"  # with what it was trained, a line per start
+TOKEN_LOSSES = "token_losses.json"  # of a short text, to colour it by
 FAILURE = "failure.txt"  # one sentence, or the traceback of a bug; gone once the run is taken up again
 LOCK = ".lock"
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from adaptive_span.config.checks import MISSING
 from adaptive_span.config.data_sets import completed
@@ -12,9 +12,51 @@ from adaptive_span.config.identity import flatten
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.reporting import scores
-from adaptive_span.reporting.run_directory import CONFIG, FAILURE, has_begun, reason
+from adaptive_span.reporting.run_directory import CONFIG, ENVIRONMENT, FAILURE, TOKEN_LOSSES, has_begun, reason
 from adaptive_span.reporting.tracking import METRICS, SCORES, SPANS, Spans, logged
-from adaptive_span.storage.stored import from_dict, lookup, read_yaml
+from adaptive_span.storage.stored import from_dict, lookup, read_json, read_lines, read_yaml
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Start:
+    """With what a run was begun or resumed: a line of `environment.jsonl`."""
+
+    started: str
+    step: int
+    command: str
+    commit: str | None
+    changed: bool | None
+    python: str
+    packages: dict[str, str]
+    device: str
+    processes: int
+    gpus: list[str]
+    cuda: str | None
+    cpu: str
+    system: str
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """The losses of a short text.
+
+    Attributes:
+        split: Where the text is from.
+        protocol: How it was scored.
+        step: Updates that the weights had seen.
+        level: What a token is: byte or word.
+        texts: Words, or whole characters.
+        nats: For each of them the losses of its tokens.
+    """
+
+    split: str
+    protocol: str
+    step: int
+    level: str
+    texts: list[str]
+    nats: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -98,6 +140,16 @@ class RunRecord:
         over_time = self.spans_over_time()
         return over_time[-1][1] if over_time else None
 
+    def starts(self) -> list[Start]:
+        """Return with what it was begun and resumed; [] of a run that did not keep it."""
+        path = self.directory / ENVIRONMENT
+        return [_typed(line, Start, path) for line in read_lines(path)] if path.exists() else []
+
+    def token_losses(self) -> TokenLosses | None:
+        """Return the losses of a short text as last scored, or None where they were not kept."""
+        path = self.directory / TOKEN_LOSSES
+        return _typed(read_json(path, dict), TokenLosses, path) if path.exists() else None
+
 
 def read(directory: Path) -> RunRecord:
     """Read one run.
@@ -114,6 +166,11 @@ def read(directory: Path) -> RunRecord:
         raise UserError(f"{path} lacks a value for {next(key for key in settings if settings[key] == MISSING)}")
     lines = logged(directory / METRICS) if (directory / METRICS).exists() else []
     return RunRecord(directory, config, settings, lines, scores.read(directory))
+
+
+def _typed(values: dict[str, Any], kind: type[T], path: Path) -> T:
+    """Return a line, or a file, with every key that it must have; others of a newer version are left out."""
+    return kind(**{key: lookup(values, key, hint, path) for key, hint in get_type_hints(kind).items()})
 
 
 def directories_below(folder: Path) -> list[Path]:

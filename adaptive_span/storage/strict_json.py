@@ -16,12 +16,12 @@ def dumps(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
 
 
-def write(value: Any, path: Path) -> None:
-    """Write `value` to `path` atomically.
+def write(value: Any, path: Path, indent: int | None = 1) -> None:
+    """Write `value` to `path` atomically; in one line with `indent=None`.
 
     Raises:
         UserError: The disk does not take it.
     """
-    text = dumps(value, indent=1) + "\n"
+    text = dumps(value, indent) + "\n"
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from adaptive_span.hardware.machine import processor
+from adaptive_span.reporting.run_directory import ENVIRONMENT
 from adaptive_span.storage import strict_json
 from adaptive_span.storage.source_code import commit_and_change
 from adaptive_span.storage.writing import explain_disk_errors
 from adaptive_span.terminal.plain_text import masked, without_secrets
 
-FILE = "environment.jsonl"
 PACKAGES = ("adaptive-span", "torch", "numpy", "hydra-core", "omegaconf", "triton", "wandb")
 
 
@@ -39,7 +39,7 @@ def record(directory: Path, command: Sequence[str], step: int, processes: int, d
         "cpu": processor(),
         "system": platform.platform(),
     }
-    path = directory / FILE
+    path = directory / ENVIRONMENT
     with explain_disk_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(strict_json.dumps(without_secrets(line)) + "\n")
 

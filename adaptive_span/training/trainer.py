@@ -16,7 +16,7 @@ from adaptive_span.data import stream
 from adaptive_span.data.corpus import Corpus
 from adaptive_span.distributed import Process, autocast, available_memory, peak_memory, process_group
 from adaptive_span.errors import UserError, check_batch
-from adaptive_span.evaluation import report, scoring
+from adaptive_span.evaluation import report, scoring, token_losses
 from adaptive_span.evaluation.result import Result
 from adaptive_span.hardware import capacity, step_graph
 from adaptive_span.hardware.matrix_peak import matrix_peak
@@ -289,5 +289,7 @@ class Trainer:
         if not process.is_main:
             return None
         figure = report.draw(result, self.directory, config.model)
+        losses = token_losses.measure(model, self.corpus, block_size, stored["step"], process)
+        token_losses.write(losses, self.directory)
         scores.write(result, self.directory)
         return Result(self.directory, self.state.step, result, figure, self.place)

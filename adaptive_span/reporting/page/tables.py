@@ -1,0 +1,133 @@
+"""Word what a page says of each run, for the eyes and for a screen reader."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from adaptive_span.reporting.page.chosen import Run
+from adaptive_span.reporting.run_record import RunRecord
+from adaptive_span.reporting.scores import OTHERS
+from adaptive_span.reporting.tracking import SCORES
+from adaptive_span.storage.stored import lookup
+
+SPLITS = ("valid", "test")
+COUNTED = {  # names in `evaluation.json` of what a token costs
+    "learned_spans": "learned spans",
+    "longest_head_of_each_layer": "every head as long as its layer’s longest",
+    "maximum_span": "every head at the maximum",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the tables say of a run. None, and {}, stand for what is not known (yet).
+
+    Attributes:
+        run: Which.
+        state: finished, failed, or how far it is.
+        scores: By split, exact ones.
+        so_far: The last loss on valid while training.
+        published: By split.
+        others: Scores on other texts or by other protocols: name, protocol, split, unit and value.
+        heads: How far the heads look, in a sentence.
+        mean, longest: Of the effective spans, in tokens.
+        flops: Per token, forward, by the words of `COUNTED`.
+        speed, milliseconds, mfu: Medians over the logged lines: tokens per second, per step, share of the matrix peak.
+        memory: The largest peak, in MiB.
+        seconds: All steps together.
+    """
+
+    run: Run
+    state: str
+    scores: dict[str, float]
+    so_far: float | None
+    published: dict[str, float]
+    others: list[dict[str, Any]]
+    heads: str | None
+    mean: float | None
+    longest: float | None
+    flops: dict[str, float]
+    speed: float | None
+    milliseconds: float | None
+    mfu: float | None
+    memory: float | None
+    seconds: float
+
+
+def row(run: Run) -> Row:
+    """Collect what the tables say of a run."""
+    record = run.record
+    spans = record.spans()
+    heads = [span for layer in spans for span in layer] if spans else []
+    memory = [value for _, value in record.curve("peak_memory_mib")]
+    return Row(
+        run=run,
+        state=state(record),
+        scores={split: record.exact[split][record.unit] for split in SPLITS if split in record.exact},
+        so_far=record.last(f"valid/{record.unit}"),
+        published=record.config.published,
+        others=others(record),
+        heads=_heads(heads, run) if heads else None,
+        mean=sum(heads) / len(heads) if heads else record.last("span/mean"),
+        longest=max(heads) if heads else record.last("span/max"),
+        flops=_flops(record),
+        speed=_median(record, "tokens_per_second"),
+        milliseconds=_median(record, "ms_per_step"),
+        mfu=_median(record, "mfu"),
+        memory=max(memory) if memory else None,
+        seconds=record.seconds(),
+    )
+
+
+def state(record: RunRecord) -> str:
+    """Return how far a run is."""
+    total = record.config.train.total_steps
+    if record.failure:
+        return f"failed after step {record.step:,}"
+    if record.step >= total and record.exact:
+        return f"finished after {total:,} steps"
+    return f"{record.step:,} of {total:,} steps so far" if record.lines else "no numbers yet"
+
+
+def others(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the scores of a run on other texts, or by another protocol: a row for each name and split."""
+    rows, where = [], record.directory / SCORES
+    for name, score in record.scores.get(OTHERS, {}).items():
+        splits: dict[str, dict[str, float]] = lookup(
+            score, "splits", dict[str, dict[str, float]], f"'{name}' in {where}"
+        )
+        for split, values in splits.items():
+            unit = "ppl" if "ppl" in values else "bpc"
+            value = lookup(values, unit, float, f"'{name}' in {where}")
+            rows.append({"name": name, "protocol": score.get("protocol"), "split": split, "unit": unit, "value": value})
+    return rows
+
+
+def units(runs: Sequence[Run]) -> list[str]:
+    """Return the units of their losses: each has a chart of its own."""
+    return sorted({run.record.unit for run in runs})
+
+
+def _heads(heads: list[float], run: Run) -> str:
+    model = run.record.config.model
+    count, near = len(heads), 2 * model.ramp
+    few, far = sum(span < near for span in heads), sum(span > model.max_span / 2 for span in heads)
+    mean = sum(heads) / count
+    return (
+        f"Of {count:,} heads, {few:,} look back fewer than {near:,} tokens and {far:,} further than half the maximum "
+        f"of {model.max_span:,}. The mean is {mean:,.0f} tokens, {mean / model.max_span:.1%} of the maximum."
+    )
+
+
+def _flops(record: RunRecord) -> dict[str, float]:
+    if "flops_per_token" not in record.scores:
+        now = record.last("flops_per_token")
+        return {} if now is None else {COUNTED["learned_spans"]: now}
+    counted: dict[str, float] = lookup(record.scores, "flops_per_token", dict[str, float], record.directory / SCORES)
+    return {words: counted[name] for name, words in COUNTED.items() if name in counted}
+
+
+def _median(record: RunRecord, key: str) -> float | None:
+    values = [value for _, value in record.curve(key)]
+    return median(values) if values else None
