@@ -11,7 +11,7 @@ from adaptive_span.checkpoint.stored_model import model_of
 from adaptive_span.config import plugins
 from adaptive_span.config.checks import MISSING
 from adaptive_span.config.data_sets import completed
-from adaptive_span.config.schema import Config, DataConfig, EvaluateConfig
+from adaptive_span.config.schema import Config, DataConfig, EvaluateConfig, ModelConfig
 from adaptive_span.data.corpus import Corpus
 from adaptive_span.data.source import described
 from adaptive_span.distributed import Process, autocast, available_memory, process_group
@@ -19,12 +19,14 @@ from adaptive_span.errors import UserError, check_batch
 from adaptive_span.evaluation import report, token_losses
 from adaptive_span.hardware import capacity, step_graph
 from adaptive_span.hardware.precision import EMULATED, choose, is_emulated, tf32
+from adaptive_span.model.cut_spans import with_spans_cut
 from adaptive_span.model.low_precision import low_precision
 from adaptive_span.reporting import scores
+from adaptive_span.reporting.console import all_scores_table
 from adaptive_span.reporting.run_directory import refuse_links
 from adaptive_span.reporting.tracking import SCORES
 from adaptive_span.storage.stored import from_dict
-from adaptive_span.terminal.printing import print_line, print_places
+from adaptive_span.terminal.printing import print_line, print_places, print_table
 from adaptive_span.terminal.program import sigterm_as_exit
 
 
@@ -48,6 +50,7 @@ def evaluate(asked: EvaluateConfig) -> None:
         state = original.load(file)
         config = from_dict(completed(state["config"]), Config, file)
         config.data = _data(asked.data, config.data, file)
+        _check_cuts(asked.max_span, config.model, file)
         if process.is_main:
             _check_writable(directory)
         model = model_of(state, file, process.device)
@@ -65,22 +68,50 @@ def evaluate(asked: EvaluateConfig) -> None:
         block_size = asked.block_size or config.model.block_size
         rows, memory = asked.batch_size // process.world_size, available_memory(process)
         capacity.check_scoring(config.model, model.vocab_size, rows, block_size, memory)
-        name, (graphs, _) = hardware.precision, step_graph.choose(hardware.graphs, process.device)
-        with autocast(hardware, process.device), low_precision(model, name), tf32(name == "tf32"):
-            result = report.score(model, corpus, asked.protocol, asked.batch_size, block_size, process, graphs)
-            if process.is_main and is_own and asked.protocol == "exact":
-                losses = token_losses.measure(model, corpus, block_size, state["step"], process)
-                token_losses.write(losses, directory)
+        precision, (graphs, _) = hardware.precision, step_graph.choose(hardware.graphs, process.device)
+        cuts: list[int | None] = [*dict.fromkeys(asked.max_span)]
+        kept: list[tuple[str, Path]] = []  # where each score is, and its figure
+        for most in cuts or [None]:
+            cut = model if most is None else with_spans_cut(model, most)
+            if process.is_main and most is not None:
+                print_line(f"with spans cut to {most:,} tokens:")
+            with autocast(hardware, process.device), low_precision(cut, precision), tf32(precision == "tf32"):
+                result = report.score(cut, corpus, asked.protocol, asked.batch_size, block_size, process, graphs)
+                if process.is_main and is_own and asked.protocol == "exact" and most is None:
+                    losses = token_losses.measure(model, corpus, block_size, state["step"], process)
+                    token_losses.write(losses, directory)
+            if process.is_main:
+                result |= {"checkpoint": str(file), "step": state["step"]} | ({"max_span": most} if most else {})
+                kept.append(_keep(result, config, corpus, is_own, directory))
         if process.is_main:
-            result |= {"checkpoint": str(file), "step": state["step"]}
-            figure, place = report.draw(result, directory, config.model), str(directory / SCORES)
-            if is_own and asked.protocol == "exact":
-                scores.write(result, directory)
-            else:
-                name = scores.write_other(result | _text(config.data, corpus), _name(config.data, asked), directory)
-                place += f" (others: {name})"
-            report.print_tables(result, config, corpus.level, None if is_own else described(config.data))
-            print_places({"checkpoint": f"{file} (step {state['step']})", "scores": place, "figure": figure})
+            _print_kept(kept, directory, f"{file} (step {state['step']})")
+
+
+def _keep(result: dict[str, Any], config: Config, corpus: Corpus, is_own: bool, directory: Path) -> tuple[str, Path]:
+    """Write one score and its figure, each under a name of its own, and return the places."""
+    place, name = str(directory / SCORES), None
+    if is_own and result["protocol"] == "exact" and "max_span" not in result:
+        scores.write(result, directory)
+    else:
+        name = scores.write_other(result | _text(config.data, corpus), _name(config.data, result), directory)
+        place += f" (others: {name})"
+    if "max_span" not in result:
+        report.print_tables(result, config, corpus.level, None if is_own else described(config.data))
+    return place, report.draw(result, directory, config.model, name)
+
+
+def _print_kept(kept: list[tuple[str, Path]], directory: Path, checkpoint: str) -> None:
+    """Print all scores of the folder together, where there are several, and the places of the new ones."""
+    if len(summaries := scores.summaries(directory)) > 1:
+        print_table(all_scores_table(summaries, directory / SCORES))
+    if len(kept) > 1:
+        figures = ", ".join(path.name for _, path in kept)
+        print_places(
+            {"checkpoint": checkpoint, "scores": directory / SCORES, "figures": f"{kept[0][1].parent}: {figures}"}
+        )
+    else:
+        [(place, figure)] = kept
+        print_places({"checkpoint": checkpoint, "scores": place, "figure": figure})
 
 
 def _precision(asked: str, process: Process) -> str:
@@ -96,9 +127,20 @@ def _text(data: DataConfig, corpus: Corpus) -> dict[str, Any]:
     return {"data": described(data), "split": data.split, "level": data.level, "corpus": corpus.fingerprint}
 
 
-def _name(data: DataConfig, asked: EvaluateConfig) -> str:
-    """Return the name of a score: its text, and its protocol unless that is the exact one."""
-    return (data.path or data.file or data.name) + ("" if asked.protocol == "exact" else f", {asked.protocol}")
+def _name(data: DataConfig, result: dict[str, Any]) -> str:
+    """Return the name of a score: its text, its protocol unless that is the exact one, and where spans were cut."""
+    protocol = "" if result["protocol"] == "exact" else f", {result['protocol']}"
+    cut = f", max_span {result['max_span']}" if "max_span" in result else ""
+    return (data.path or data.file or data.name) + protocol + cut
+
+
+def _check_cuts(cuts: list[int], config: ModelConfig, file: Path) -> None:
+    """Refuse to cut where no head looks."""
+    if cuts and max(cuts) > config.max_span:
+        raise UserError(
+            f"max_span={max(cuts)} is beyond the {config.max_span} tokens that a head of {file} may look at; take at "
+            f"most {config.max_span}"
+        )
 
 
 def _data(asked: DataConfig, trained: DataConfig, file: Path) -> DataConfig:

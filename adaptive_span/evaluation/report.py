@@ -13,7 +13,7 @@ from adaptive_span.errors import UserError
 from adaptive_span.evaluation import scoring
 from adaptive_span.model import flops
 from adaptive_span.model.transformer import Transformer
-from adaptive_span.reporting import figure_files, figures
+from adaptive_span.reporting import figure_files, figures, scores
 from adaptive_span.reporting.console import flops_table, readable, score_table, span_table
 from adaptive_span.reporting.figure_style import save_figure
 from adaptive_span.terminal.printing import print_line, print_table
@@ -72,13 +72,22 @@ def score(
     }
 
 
-def draw(result: dict[str, Any], directory: Path, config: ModelConfig) -> Path:
-    """Draw the spans, and return the file."""
-    path, checkpoint = directory / "figures" / "spans.png", Path(result["checkpoint"]).absolute()
-    name = checkpoint.parent.parent.name if checkpoint.parent.name == CHECKPOINTS else checkpoint.name
+def draw(result: dict[str, Any], directory: Path, config: ModelConfig, name: str | None = None) -> Path:
+    """Draw the spans, and return the file.
+
+    Args:
+        result: As `score` returns it, with checkpoint and step.
+        directory: Of the run; the figure lies in `figures` there.
+        config: Of the model.
+        name: That of the score among `others`; None for the exact score on the run's own data.
+    """
+    path = directory / "figures" / (f"spans-{scores.file_name(name)}.png" if name else "spans.png")
+    checkpoint = Path(result["checkpoint"]).absolute()
+    model = checkpoint.parent.parent.name if checkpoint.parent.name == CHECKPOINTS else checkpoint.name
     valid = result["splits"]["valid"]
     score = f"{readable(valid['ppl'], 1)} ppl on valid" if "ppl" in valid else f"{valid['bpc']:.3f} bpc on valid"
-    title = figure_files.heading(name, result["spans"], config.max_span, result["step"], score)
+    score += f" ({name.rpartition('/')[2]})" if name else ""
+    title = figure_files.heading(model, result["spans"], config.max_span, result["step"], score)
     save_figure(figures.heat_map(result["spans"], config.max_span, config.ramp, title), path)
     return path
 
@@ -93,8 +102,8 @@ def print_tables(result: dict[str, Any], config: Config, level: str, text: str |
         text: Name of the text where it is not the training's.
     """
     unit = "bpc" if level == "byte" else "ppl"
-    scores = {split: values[unit] for split, values in result["splits"].items()}
+    by_split = {split: values[unit] for split, values in result["splits"].items()}
     title = f"{result['protocol']} evaluation" + (f" of {text}" if text else "")
-    print_table(score_table(title, unit, scores, {} if text else config.published))
+    print_table(score_table(title, unit, by_split, {} if text else config.published))
     print_table(span_table(result["spans"], config.model.max_span))
     print_table(flops_table(result["flops_per_token"]))

@@ -1,6 +1,8 @@
 """Show how a run goes: a live bar on a terminal, plain lines in the log of a batch job, tables at the end."""
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -8,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from adaptive_span.model.flops import TRAINING
+from adaptive_span.reporting.scores import Summary
 from adaptive_span.terminal.printing import console
 
 
@@ -93,6 +96,23 @@ def score_table(title: str, unit: str, scores: dict[str, float], published: dict
         if published:
             cells.append(f"{published[split]:.2f}" if split in published else "")
         table.add_row(*cells)
+    return table
+
+
+def all_scores_table(summaries: Sequence[Summary], path: Path) -> Table:
+    """Return a table of everything that an `evaluation.json` holds, a row per score.
+
+    Args:
+        summaries: The scores.
+        path: The file, for the title.
+    """
+    table = Table(title=f"all scores in {path}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("text, protocol, cut", overflow="fold")
+    for heading in ("step", "valid", "test", "", "mean span"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for score in summaries:
+        values = [readable(score.values[split], 4) if split in score.values else "–" for split in ("valid", "test")]
+        table.add_row(score.name, str(score.step), *values, score.unit, f"{score.mean_span:.1f}")
     return table
 
 

@@ -1,13 +1,16 @@
 """`evaluation.json`: what a model scored on whole splits.
 
 At the top stands the exact score of a run's weights on the run's own data, and nothing else; `others` holds scores on
-other texts and by the published protocol, each under a name of its own. Imports no torch.
+other texts, by the published protocol and with spans cut, each under a name of its own. Imports no torch.
 """
 
+import hashlib
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptive_span.reporting.tracking import SCORES
+from adaptive_span.reporting.tracking import SCORES, Spans
 from adaptive_span.storage import stored, strict_json
 from adaptive_span.storage.writing import explain_disk_errors
 
@@ -49,6 +52,54 @@ def write_other(score: Scores, name: str, directory: Path) -> str:
         name = f"{name} ({score['corpus'][:8]})"
     strict_json.write(scores | {OTHERS: others | {name: score}}, directory / SCORES)
     return name
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One score of an `evaluation.json` in a few numbers.
+
+    Attributes:
+        name: Text, protocol and cut.
+        step: Of the weights.
+        unit: bpc, or ppl where a token is a word.
+        values: By split, in that unit.
+        mean_span: Over all heads, in tokens.
+    """
+
+    name: str
+    step: int
+    unit: str
+    values: dict[str, float]
+    mean_span: float
+
+
+def summaries(directory: Path) -> list[Summary]:
+    """Return all scores in a directory, that of the run's own data first.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    scores = read(directory)
+    own = {"exact, of its own text": scores} if "splits" in scores else {}
+    return [_summary(name, score, directory / SCORES) for name, score in (own | scores.get(OTHERS, {})).items()]
+
+
+def _summary(name: str, score: Scores, path: Path) -> Summary:
+    where = f"the score '{name}' in {path}"
+    splits = stored.lookup(score, "splits", dict[str, dict[str, float]], where)
+    heads = [span for layer in stored.lookup(score, "spans", Spans, where) for span in layer]
+    unit = "ppl" if any("ppl" in values for values in splits.values()) else "bpc"
+    values = {split: stored.lookup(values, unit, float, where) for split, values in splits.items()}
+    return Summary(name, stored.lookup(score, "step", int, where), unit, values, sum(heads) / max(1, len(heads)))
+
+
+def file_name(name: str) -> str:
+    """Return the name of a score as part of a file's name: as it is where it can be, else its end and a checksum."""
+    plain = name.replace(", ", "--").replace(" ", "_")
+    if re.fullmatch(r"[\w.-]{1,80}", plain):
+        return plain
+    readable, digest = re.sub(r"[^\w.-]+", "_", name)[-60:], hashlib.sha256(name.encode()).hexdigest()
+    return f"{readable}-{digest[:8]}"
 
 
 def forget(directory: Path) -> None:
