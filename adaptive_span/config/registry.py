@@ -78,4 +78,5 @@ SCHEDULES.add("constant", "adaptive_span.training.schedule:constant")
 
 TRACKERS: Registry[Any] = Registry("tracking.name")
 TRACKERS.add("wandb", "adaptive_span.reporting.wandb_service:WandbService")
+TRACKERS.add("tensorboard", "adaptive_span.reporting.tensorboard_service:TensorboardService")
 TRACKERS.add("none", "adaptive_span.reporting.tracking:Service")

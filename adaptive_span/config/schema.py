@@ -357,7 +357,7 @@ class TrackingConfig:
     """Who keeps curves, beside metrics.jsonl."""
 
     name: Annotated[str, OneOf(TRACKERS)] = MISSING
-    """Where curves are kept beside metrics.jsonl: Weights & Biases, or nowhere."""
+    """Where curves are kept beside metrics.jsonl: Weights & Biases, TensorBoard, or nowhere."""
     mode: Annotated[str, OneOf(WANDB_MODES)] = "auto"
     """Mode of Weights & Biases. auto: online where somebody is logged in, else offline."""
     project: str = "adaptive-span"
@@ -365,7 +365,7 @@ class TrackingConfig:
     entity: str | None = None
     """User or team of Weights & Biases that the project belongs to. null: your default."""
     group: str | None = None
-    """Group of runs in Weights & Biases. null: none."""
+    """Group of runs in Weights & Biases. null: `run.group`, so that the runs of a sweep have one."""
     tags: list[str] = field(default_factory=list)
     """Tags of the run in Weights & Biases."""
 
@@ -447,10 +447,14 @@ class LogConfig:
 
 @dataclass
 class RunConfig:
-    """Where the run is kept."""
+    """Where the run is kept, and what it is called."""
 
     dir: Path | None = None
     """Directory of the run, which the same command resumes. null: runs/<data>-<model>-<hash>."""
+    name: str | None = None
+    """What the run is called. null: in a sweep what sets it apart from the others, else the name of its directory."""
+    group: str | None = None
+    """What the runs of a sweep are called together. null: in a sweep the name of its directory."""
 
 
 @dataclass
@@ -476,7 +480,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     """How often to record metrics."""
     run: RunConfig = field(default_factory=RunConfig)
-    """Where the run is kept."""
+    """Where the run is kept, and what it is called."""
     plugins: list[str] = field(default_factory=list)
     """Modules of your own, from the working directory or Python's path. Every process imports them, for the
     attentions, optimizers, schedules and trackers that they register."""

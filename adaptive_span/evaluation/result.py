@@ -22,6 +22,7 @@ class Result:
         evaluation: What `evaluation.json` holds.
         figure: The spans, drawn; None where the run was finished before.
         tracker: Where the tracker shows the run, if it says so.
+        upload: Command that uploads what the tracker keeps in a folder.
     """
 
     directory: Path
@@ -29,6 +30,7 @@ class Result:
     evaluation: dict[str, Any]
     figure: Path | None = None
     tracker: str | None = None
+    upload: str | None = None
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
@@ -51,6 +53,7 @@ def print_result(result: Result, config: Config) -> None:
             "metrics": directory / METRICS,
             "figure": result.figure,
             config.tracking.name: result.tracker,
+            "upload": result.upload,
             "train on": pasted("train", "--config", str(directory / CONFIG), *_longer(config)),
             "evaluate": pasted("evaluate", setting("run", str(directory))),
         }

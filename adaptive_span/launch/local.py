@@ -17,6 +17,7 @@ from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import capacity
 from adaptive_span.launch import command_line
+from adaptive_span.launch.run_names import give_names
 from adaptive_span.reporting import sweep_table
 from adaptive_span.reporting.run_directory import has_begun
 from adaptive_span.terminal.program import STOPPED
@@ -41,11 +42,12 @@ class LocalLauncher(BasicLauncher):
         for config in configs:
             capacity.check_here(config)
         sweep_directory = give_directories(configs, self.config)
-        with_directories = [
-            [*overrides, f"run.dir={quoted(str(config.run.dir))}"]
+        give_names(configs, job_overrides, sweep_directory)
+        placed = [
+            [*overrides, *(f"run.{key}={quoted(str(value))}" for key, value in vars(config.run).items() if value)]
             for overrides, config in zip(job_overrides, configs, strict=True)
         ]
-        code = self._run_each(with_directories)
+        code = self._run_each(placed)
         begun = [run for config in configs if has_begun(run := Path(str(config.run.dir)))]
         if begun and len(configs) > 1:
             sweep_table.summarize(begun, sweep_directory)

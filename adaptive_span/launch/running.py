@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptive_span.config.identity import default_run_dir
-from adaptive_span.config.schema import Config, RunConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.hardware import capacity
 from adaptive_span.reporting import run_directory
 
@@ -31,7 +31,7 @@ def train(config: Config, command: Sequence[str] = (), among_others: bool = Fals
     config.validate()
     capacity.check_here(config)
     capacity.warn_of_slurm_keys(config.hardware)
-    config = replace(config, run=RunConfig(config.run.dir or default_run_dir(config)))
+    config = replace(config, run=replace(config.run, dir=config.run.dir or default_run_dir(config)))
     directory = Path(str(config.run.dir))
 
     from adaptive_span.evaluation.result import print_result  # torch, which --help need not wait for

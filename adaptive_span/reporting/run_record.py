@@ -179,7 +179,7 @@ def directories_below(folder: Path) -> list[Path]:
 
 
 def varied_settings(records: Sequence[RunRecord]) -> Iterator[str]:
-    """Yield the settings in which runs differ, but where they are kept."""
+    """Yield the settings in which runs differ, but where they are kept and tracked."""
     for key in records[0].settings:
-        if not key.startswith("run.") and len({str(record.settings.get(key)) for record in records}) > 1:
+        if not key.startswith(("run.", "tracking.")) and len({str(record.settings.get(key)) for record in records}) > 1:
             yield key

@@ -13,6 +13,8 @@ from adaptive_span.storage.writing import atomic_write, explain_disk_errors
 
 METRICS = "metrics.jsonl"
 SCORES = "evaluation.json"  # of the whole splits; a run that has them and all its steps is finished
+TRACKER = "tracker.json"  # where its tracker shows the run
+HEAT_MAP = "spans/heat_map"  # key of the picture
 SPANS = "spans"  # key of a line: effective span of every head, in tokens, layer by layer
 Metrics = dict[str, float]
 Spans = list[list[float]]  # (N, H) effective, in tokens
@@ -32,7 +34,9 @@ class Service:
     run_id: str | None = None
     """Id under which the service finds the run again. Checkpoints hold it."""
     place: str | None = None
-    """Where to look at the run: an address, or a folder."""
+    """Where to look at the run: an address, or a folder. Known once it is made."""
+    upload: str | None = None
+    """Command that uploads the run from a folder, if it takes one."""
 
     def __init__(self, directory: Path, config: Config, run_id: str | None):
         pass
@@ -40,8 +44,11 @@ class Service:
     def log(self, step: int, metrics: Metrics, spans: Spans) -> None:
         """Take the numbers after `step` updates, by name, and the effective span of every head in tokens, (N, H)."""
 
+    def result(self, evaluation: dict[str, Any]) -> None:
+        """Take the scores of the best weights, which `evaluation.json` holds by now; `finish` follows."""
+
     def finish(self, exit_code: int) -> None:
-        """Take the end of the training: 0 where it has all its steps."""
+        """Take the end of the training: 0 where it has all its steps and its scores."""
 
     @classmethod
     def beside_job(cls) -> AbstractContextManager[None]:
@@ -66,6 +73,9 @@ class Tracker:
             self.path.touch()
         self._forget_after(step)
         self.service: Service = TRACKERS[config.tracking.name](directory, config, run_id)
+        self.name = config.tracking.name
+        if self.place:
+            strict_json.write({"name": self.name, "place": self.place, "upload": self.upload}, directory / TRACKER)
 
     @property
     def run_id(self) -> str | None:
@@ -76,6 +86,11 @@ class Tracker:
     def place(self) -> str | None:
         """Where to look at the run: an address, or the folder of an offline run."""
         return self.service.place
+
+    @property
+    def upload(self) -> str | None:
+        """Command that uploads an offline run."""
+        return self.service.upload
 
     def log(self, step: int, metrics: Metrics, spans: Spans) -> None:
         """Write one line.
@@ -91,6 +106,14 @@ class Tracker:
             rounded = [[round(span, 1) for span in heads] for heads in spans]
             file.write(strict_json.dumps({"step": step, **metrics, SPANS: rounded}) + "\n")
         self.service.log(step, metrics, spans)
+
+    def result(self, evaluation: dict[str, Any]) -> None:
+        """Hand the final scores to the service.
+
+        Args:
+            evaluation: What `evaluation.json` holds.
+        """
+        self.service.result(evaluation)
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the run in its service."""
@@ -115,3 +138,59 @@ def logged(path: Path) -> list[dict[str, Any]]:
         for key in line:
             stored.lookup(line, key, Spans if key == SPANS else float, f"line {number} of {path}")
     return lines
+
+
+def last_step_logged(directory: Path) -> int:
+    """Return the last step in a run's `metrics.jsonl`, 0 where there is none."""
+    lines = logged(directory / METRICS)
+    return lines[-1]["step"] if lines else 0
+
+
+def whereabouts(directory: Path) -> dict[str, str]:
+    """Return where a run can be looked at, by the name of its tracker, and the command that uploads it if there is one.
+
+    Raises:
+        UserError: The file that says so is damaged.
+    """
+    path = directory / TRACKER
+    if not path.exists():
+        return {}
+    kept = stored.read_json(path, dict)
+    name, place = (stored.lookup(kept, key, str, path) for key in ("name", "place"))
+    upload = stored.lookup(kept, "upload", str | None, path)
+    return {name: place} | ({"upload": upload} if upload else {})
+
+
+def run_name(config: Config, directory: Path) -> str:
+    """Return what a run is called: in a sweep by what sets it apart, else as its directory."""
+    return config.run.name or directory.name
+
+
+def head_curves(spans: Spans) -> Metrics:
+    """Return the span of each head under a name of its own: `span/layer_03/head_5`."""
+    return {
+        f"span/layer_{layer:02d}/head_{head}": span for layer, row in enumerate(spans) for head, span in enumerate(row)
+    }
+
+
+def is_validation(metrics: Metrics) -> bool:
+    """Return whether numbers are of a step that was validated."""
+    return any(key.startswith("valid/") for key in metrics)
+
+
+def final_numbers(evaluation: dict[str, Any]) -> Metrics:
+    """Return what a run came to, flat and by name: exact scores, parameters, and operations per token.
+
+    Args:
+        evaluation: What `evaluation.json` holds.
+    """
+    scores = {
+        f"exact/{split}/{unit}": value
+        for split, values in evaluation["splits"].items()
+        for unit, value in values.items()
+        if unit in ("bpc", "ppl")
+    }
+    flops = {f"flops/{name}": value for name, value in evaluation["flops_per_token"].items()}
+    heads = [span for layer in evaluation["spans"] for span in layer]
+    spans = {"exact/span/mean": sum(heads) / len(heads), "exact/span/max": max(heads)}
+    return {**scores, **spans, **flops, "parameters": evaluation["parameters"], "best_step": evaluation["step"]}

@@ -26,7 +26,7 @@ from adaptive_span.model.low_precision import low_precision
 from adaptive_span.reporting import scores
 from adaptive_span.reporting.console import TrainingProgress
 from adaptive_span.reporting.run_directory import claimed, refuse_changes, write_config
-from adaptive_span.reporting.tracking import METRICS, Tracker
+from adaptive_span.reporting.tracking import METRICS, Tracker, whereabouts
 from adaptive_span.storage.writing import explain_disk_errors
 from adaptive_span.terminal.output import Output
 from adaptive_span.terminal.printing import print_line
@@ -81,15 +81,18 @@ def _train(config: Config, process: Process, directory: Path, command: Sequence[
         trainer.resume(saved, problems)
     elif weights is not None:
         trainer.state.begin_with(weights, Path(config.train.init_from or config.train.continue_from or ""))
-    if trainer.state.step < config.train.total_steps:
-        if process.is_main:
-            for line in (*lines, _phases(config.train)):
-                print_line(line)
-        with Interruption() as interruption:
-            trainer.fit(interruption)
-    elif (evaluation := scores.exact_score(directory)) is not None:
-        return Result(directory, trainer.state.step, evaluation) if process.is_main else None
-    return trainer.score()
+    step, total = trainer.state.step, config.train.total_steps
+    if step >= total and (evaluation := scores.exact_score(directory)) is not None:
+        return Result(directory, step, evaluation) if process.is_main else None
+    with trainer.tracked():
+        if step < total:
+            if process.is_main:
+                where = [f"{name}: {place}" for name, place in whereabouts(directory).items()]
+                for line in (*lines, _phases(config.train), *where):
+                    print_line(line)
+            with Interruption() as interruption:
+                trainer.fit(interruption)
+        return trainer.score()
 
 
 def _phases(train: TrainConfig) -> str:
@@ -109,7 +112,6 @@ class Trainer:
         self.checkpoints = directory / CHECKPOINTS
         self.best = float("inf")  # nats a token on the validation part
         self.run_id: str | None = None  # the tracker's
-        self.place: str | None = None  # where the tracker shows it
         self.tracker: Tracker | None = None  # in the main process, as is what shows the progress
         self.progress: TrainingProgress | None = None
         self.peak = math.inf  # operations per second of matrix products, of all processes
@@ -145,11 +147,10 @@ class Trainer:
             self._stop(signal)
 
     def _enter(self, stack: ExitStack) -> Watchdog:
-        """Set up what surrounds the loop: precision, tracker, progress, advice on memory, and the watchdog."""
+        """Set up what surrounds the loop: precision, progress, advice on memory, and the watchdog."""
         config, process, state = self.config, self.process, self.state
         stack.enter_context(tf32(config.hardware.precision == "tf32"))
         if process.is_main:
-            self.tracker = stack.enter_context(self._tracker())
             self._forget_scores()
             self.peak = process.world_size * matrix_peak(process.device, config.hardware.precision)
             self.progress = stack.enter_context(TrainingProgress(state.step, config.train.total_steps))
@@ -167,19 +168,23 @@ class Trainer:
         raise SystemExit(128 + signal)
 
     @contextmanager
-    def _tracker(self) -> Iterator[Tracker]:
+    def tracked(self) -> Iterator[None]:
+        """Record in the main process what is done within: in the run's directory, and with the run's tracker."""
+        if not self.process.is_main:
+            yield
+            return
         write_config(self.config, self.directory)
         with explain_disk_errors(self.checkpoints):
             self.checkpoints.mkdir(exist_ok=True)
         environment.record(self.directory, self.command, self.state.step, self.process.world_size, self.process.device)
-        tracker = Tracker(self.directory, self.config, self.state.step, self.run_id)
-        self.run_id, self.place = tracker.run_id or self.run_id, tracker.place
+        self.tracker = Tracker(self.directory, self.config, self.state.step, self.run_id)
+        self.run_id = self.tracker.run_id or self.run_id
         try:
-            yield tracker
+            yield
         except BaseException:
-            tracker.finish(exit_code=1)
+            self.tracker.finish(exit_code=1)
             raise
-        tracker.finish()
+        self.tracker.finish()
 
     def _metrics(self, validating: bool, seconds: float, steps: int) -> dict[str, float]:
         """Validate if it is time to, and return what the main process logs of the last steps.
@@ -274,7 +279,9 @@ class Trainer:
             )
 
     def score(self) -> Result | None:
-        """Score the best weights on the whole of valid and test, and write `evaluation.json` and the figure.
+        """Score the best weights on the whole of valid and test: for `evaluation.json`, the figure and the tracker.
+
+        Call it within `tracked`.
 
         Returns:
             The result in the main process, None in the others.
@@ -285,11 +292,13 @@ class Trainer:
         rows = min(8, config.train.batch_size // process.world_size)  # more of them would warm up for longer
         block_size = max(config.model.block_size, SCORING_BLOCK)
         result = report.score(model, self.corpus, "exact", rows * process.world_size, block_size, process, self.graphs)
-        result |= {"checkpoint": str(best), "step": stored["step"]}
-        if not process.is_main:
+        parameters = sum(p.numel() for p in model.parameters())
+        result |= {"checkpoint": str(best), "step": stored["step"], "parameters": parameters}
+        if not self.tracker:
             return None
         figure = report.draw(result, self.directory, config.model)
         losses = token_losses.measure(model, self.corpus, block_size, stored["step"], process)
         token_losses.write(losses, self.directory)
         scores.write(result, self.directory)
-        return Result(self.directory, self.state.step, result, figure, self.place)
+        self.tracker.result(result)
+        return Result(self.directory, self.state.step, result, figure, self.tracker.place, self.tracker.upload)

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -308,11 +311,39 @@ def test_wandb_holds_every_head_and_one_axis_of_steps_over_a_resume(launch, tmp_
     assert [[line["step"] for line in part] for part in logged] == [[5, 10], [12, 15, 20]]
     assert all(line["_step"] == line["step"] for part in logged for line in part)
     heads = {f"span/layer_{layer:02d}/head_{head}" for layer in range(2) for head in range(4)}
-    own = {key for key in logged[1][-1] if not key.startswith("_")}
+    own = {key for key in logged[1][-1] if not key.startswith(("_", "spans/heat_map."))}
     assert own == heads | set(metrics(tmp_path / "run")[-1]) - {"spans"} | set(TIMES)
+    pictures = [line["step"] for part in logged for line in part if "spans/heat_map.path" in line]
+    assert pictures == [10, 12, 20]  # the validations
     spans = [logged[1][-1][head] for head in heads]
     assert sum(spans) / 8 == pytest.approx(logged[1][-1]["span/mean"])
     assert min(spans) >= 32  # the effective span: never less than the ramp
+
+
+def test_wandb_ends_with_what_the_run_came_to(launch, tmp_path):
+    out = launch("run.dir=run", "tracking=offline", "train.steps=10").stdout
+    time.sleep(1.1)  # wandb names the folder of each part by the second
+    (tmp_path / "run" / "evaluation.json").unlink()  # as if it had been killed while it was scored
+    launch("run.dir=run", "tracking=offline", "train.steps=10")
+    scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    parts = wandb_records(tmp_path / "run")
+    for part in parts:
+        kept = {key: value for record in of_type(part, "summary") for key, value in record["update"].items()}
+        assert kept["exact/test/bpc"] == scores["splits"]["test"]["bpc"]
+        assert kept["flops/maximum_span"] == scores["flops_per_token"]["maximum_span"]
+        assert kept["parameters"] == sum(value.numel() for value in newest(tmp_path / "run")["model"].values())
+        assert kept["valid/bpc"] == {"min": min(line["valid/bpc"] for line in lines if "valid/bpc" in line)}
+        assert kept["tokens_per_second"] == {"max": max(line["tokens_per_second"] for line in lines)}
+        assert (kept["spans"]["nrows"], kept["spans"]["ncols"]) == (2, 5)
+        assert {"path": "evaluation.json"} in [file for files in of_type(part, "files") for file in files["files"]]
+    [first, second] = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert json.loads((first / "files" / "evaluation.json").read_text())["splits"] == scores["splits"]
+    assert of_type(parts[1], "history") == []
+    [upload] = re.findall(r"^upload: (.*)", out, re.MULTILINE)
+    assert out.index(upload) < out.index("step 5/")
+    assert shlex.split(upload)[:2] == ["wandb", "sync"]
+    assert sorted(glob(shlex.split(upload)[2])) == [str(first), str(second)]
 
 
 def test_a_multirun_gives_each_job_its_own_directory_and_finished_wandb_run(launch, tmp_path):
@@ -322,3 +353,5 @@ def test_a_multirun_gives_each_job_its_own_directory_and_finished_wandb_run(laun
     ((first,), (second,)) = (wandb_records(job) for job in jobs)
     assert of_type(first, "run")[0]["run_id"] != of_type(second, "run")[0]["run_id"]
     assert [len(of_type(part, "exit")) for part in (first, second)] == [1, 1]
+    named = [of_type(part, "run")[0] for part in (first, second)]
+    assert [(run["display_name"], run["run_group"]) for run in named] == [("seed=1", "sweep"), ("seed=2", "sweep")]

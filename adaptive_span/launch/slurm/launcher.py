@@ -17,6 +17,7 @@ from adaptive_span.checkpoint.paths import last_step
 from adaptive_span.config.schema import Config, HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.launch.local import compose, give_directories
+from adaptive_span.launch.run_names import give_names
 from adaptive_span.launch.slurm import cluster, options, resources, snapshot, status
 from adaptive_span.reporting import sweep_table
 from adaptive_span.reporting.run_directory import forget_failure, is_done, refuse_links, report_finished
@@ -47,6 +48,7 @@ class JobLauncher(SlurmLauncher):  # type: ignore[misc]  # the plugin has no typ
         configs = compose(self.config, self.hydra_context, job_overrides)
         hardware = _common_hardware(configs)
         directory = self._give_directories(configs)
+        give_names(configs, job_overrides, directory)
         left = _unfinished(configs, directory)
         if left:
             self._submit(left, hardware, directory)
