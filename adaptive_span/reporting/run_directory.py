@@ -141,7 +141,7 @@ def failure_kept(config: Config, among_others: bool) -> Iterator[None]:
         among_others: Whether it is one of several.
     """
     directory = Path(config.run.dir or "")
-    is_free = not _in_use(directory)  # else the failure would be recorded for the other training
+    is_free = not in_use(directory)  # else the failure would be recorded for the other training
     try:
         yield
     except Exception as error:
@@ -189,7 +189,7 @@ def _write_failure(config: Config, directory: Path, error: Exception) -> None:
         file.write(text + "\n")
 
 
-def _in_use(directory: Path) -> bool:
+def in_use(directory: Path) -> bool:
     """Return whether another training has the directory, or it can't be written to."""
     if not (directory / LOCK).exists():
         return False

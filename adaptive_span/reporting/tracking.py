@@ -92,6 +92,11 @@ class Tracker:
         """Command that uploads an offline run."""
         return self.service.upload
 
+    @property
+    def places(self) -> dict[str, str | None]:
+        """Where to look at the run, by the tracker's name, and the command that uploads it: to be printed."""
+        return {self.name: self.place, "upload": self.upload}
+
     def log(self, step: int, metrics: Metrics, spans: Spans) -> None:
         """Write one line.
 
@@ -166,11 +171,14 @@ def run_name(config: Config, directory: Path) -> str:
     return config.run.name or directory.name
 
 
+def head_curve(layer: int, head: int) -> str:
+    """Return the name of a head's curve."""
+    return f"span/layer_{layer:02d}/head_{head}"
+
+
 def head_curves(spans: Spans) -> Metrics:
-    """Return the span of each head under a name of its own: `span/layer_03/head_5`."""
-    return {
-        f"span/layer_{layer:02d}/head_{head}": span for layer, row in enumerate(spans) for head, span in enumerate(row)
-    }
+    """Return the span of each head under the name of its curve."""
+    return {head_curve(layer, head): span for layer, row in enumerate(spans) for head, span in enumerate(row)}
 
 
 def is_validation(metrics: Metrics) -> bool:

@@ -26,7 +26,7 @@ from adaptive_span.model.low_precision import low_precision
 from adaptive_span.reporting import scores
 from adaptive_span.reporting.console import TrainingProgress
 from adaptive_span.reporting.run_directory import claimed, refuse_changes, write_config
-from adaptive_span.reporting.tracking import METRICS, Tracker, whereabouts
+from adaptive_span.reporting.tracking import METRICS, Tracker
 from adaptive_span.storage.writing import explain_disk_errors
 from adaptive_span.terminal.output import Output
 from adaptive_span.terminal.printing import print_line
@@ -86,9 +86,9 @@ def _train(config: Config, process: Process, directory: Path, command: Sequence[
         return Result(directory, step, evaluation) if process.is_main else None
     with trainer.tracked():
         if step < total:
-            if process.is_main:
-                where = [f"{name}: {place}" for name, place in whereabouts(directory).items()]
-                for line in (*lines, _phases(config.train), *where):
+            if trainer.tracker:
+                places = [f"{name}: {place}" for name, place in trainer.tracker.places.items() if place]
+                for line in (*lines, _phases(config.train), *places):
                     print_line(line)
             with Interruption() as interruption:
                 trainer.fit(interruption)

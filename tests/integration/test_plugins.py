@@ -50,6 +50,10 @@ class Lines(Service):
         with open(self.place, "a") as file:
             file.write(f"{step} {metrics['train/bpc']} {spans[1][3]}\\n")
 
+    def result(self, evaluation):
+        with open(self.place, "a") as file:
+            file.write(f"scored {evaluation['splits']['test']['bpc']}\\n")
+
     def finish(self, exit_code):
         with open(self.place, "a") as file:
             file.write(f"ended with {exit_code}\\n")
@@ -79,8 +83,10 @@ def test_what_a_module_registers_trains_and_resumes_to_the_same_bits(module, lau
     assert [line["lr"] for line in metrics(tmp_path / "straight")][-1] == 0.001 * (1 - 24 / 100)
     assert "--config resumed/config.yaml train.steps=48 'plugins=[my_module]'" in out
     kept = [line.split() for line in (tmp_path / "resumed" / "lines.txt").read_text().splitlines()]
-    assert [line[0] for line in kept] == "5 10 12 ended 15 20 24 ended".split()
-    assert float(kept[-2][1]) == metrics(tmp_path / "resumed")[-1]["train/bpc"]
+    assert [line[0] for line in kept] == "5 10 12 scored ended 15 20 24 scored ended".split()
+    assert float(kept[-3][1]) == metrics(tmp_path / "resumed")[-1]["train/bpc"]
+    scores = json.loads((tmp_path / "resumed" / "evaluation.json").read_text())
+    assert float(kept[-2][1]) == scores["splits"]["test"]["bpc"]
     told = sentence(launch("--config", "resumed/config.yaml", ok=False))
     assert "has plugins=['my_module'], whose code would run" in told
     other = sentence(launch(*OWN, "run.dir=resumed", "model.dropout=0.1", "model.attention=dense", ok=False))
