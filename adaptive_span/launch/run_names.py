@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 from adaptive_span.config.schema import Config
+from adaptive_span.terminal.plain_text import masked
 
 
 def give_names(configs: list[Config], job_overrides: Sequence[Sequence[str]], directory: Path) -> None:
@@ -18,7 +19,7 @@ def give_names(configs: list[Config], job_overrides: Sequence[Sequence[str]], di
     if len(configs) == 1:
         return
     for config, name in zip(configs, varied(job_overrides), strict=True):
-        config.run.name = f"{config.run.name} {name}" if config.run.name else name
+        config.run.name = masked(f"{config.run.name} {name}" if config.run.name else name)
         config.run.group = config.run.group or directory.name
 
 

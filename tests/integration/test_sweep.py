@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from adaptive_span.config.overrides import quoted
 from adaptive_span.launch.local import give_directories
+from adaptive_span.launch.run_names import give_names, varied
 from adaptive_span.reporting.run_directory import FAILURE
 from adaptive_span.reporting.tracking import METRICS
 from tests.conftest import ENVIRONMENT, ROOT, finish, sentence
@@ -148,3 +149,15 @@ def test_a_wandb_agent_can_call_launch(launch, tmp_path):
         launch(*(f"{key}={value}" for key, value in chosen.items()), f"run.dir={trial}", "train.steps=6")
         config = yaml.safe_load((tmp_path / str(trial) / "config.yaml").read_text())
         assert [config["train"]["span_penalty"], config["optimizer"]["lr"]] == [penalty, rate]
+
+
+def test_the_runs_of_a_sweep_are_called_by_what_varies():
+    runs = [["data=files", "train.seed=1", "model.max_span=64"], ["data=files", "train.seed=2", "model.max_span=64"]]
+    assert varied(runs) == ["seed=1", "seed=2"]
+    runs = [["model=small", "model.name=x", "optimizer.name='a b'"], ["model=base", "model.name=y", "optimizer.name=c"]]
+    assert varied(runs) == ["model=small model.name=x optimizer.name=a b", "model=base model.name=y optimizer.name=c"]
+    configs = [composed(f"run.dir=sweep/{number}") for number in range(2)]
+    give_names(configs, [["train.seed=1"], ["train.seed=2"]], Path("sweep"))
+    assert [(config.run.name, config.run.group) for config in configs] == [("seed=1", "sweep"), ("seed=2", "sweep")]
+    give_names(alone := [composed()], [["train.seed=1"]], Path("run"))
+    assert alone[0].run.name is None
