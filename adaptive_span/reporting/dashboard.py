@@ -7,7 +7,7 @@ import requests
 import wandb
 
 from adaptive_span.errors import UserError, first_line
-from adaptive_span.reporting.tracking import HEAT_MAP, head_curve
+from adaptive_span.reporting.tracked_names import HEAT_MAP, head_curve
 
 if TYPE_CHECKING:
     from wandb.apis.public import Run

@@ -20,8 +20,9 @@ def state(record: RunRecord) -> str:
 
 def table(records: Sequence[RunRecord]) -> Table:
     """Return a table with a row per run: its state, step and last training loss."""
+    names = any(record.config.run.name for record in records)
     runs_table = Table(box=None, pad_edge=False)
-    for heading in ("state", "step", "train loss", "run"):
+    for heading in ("state", "step", "train loss", *(["name"] if names else []), "run"):
         runs_table.add_column(
             heading, justify="right" if heading in ("step", "train loss") else "left", overflow="fold"
         )
@@ -29,5 +30,6 @@ def table(records: Sequence[RunRecord]) -> Table:
         loss = record.last(f"train/{record.unit}")
         figures = "" if loss is None else f"{readable(loss, 3)} {record.unit}"
         steps = f"{record.step}/{record.config.train.total_steps}"
-        runs_table.add_row(state(record), steps, figures, str(record.directory))
+        name = [record.config.run.name or ""] if names else []
+        runs_table.add_row(state(record), steps, figures, *name, str(record.directory))
     return runs_table

@@ -7,17 +7,8 @@ from adaptive_span.config.identity import identity
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.reporting.span_image import span_image
-from adaptive_span.reporting.tracking import (
-    HEAT_MAP,
-    Metrics,
-    Service,
-    Spans,
-    final_numbers,
-    head_curves,
-    is_validation,
-    last_step_logged,
-    run_name,
-)
+from adaptive_span.reporting.tracked_names import HEAT_MAP, final_numbers, head_curves, is_validation
+from adaptive_span.reporting.tracking import Metrics, Service, Spans, last_step_logged, run_name
 
 
 class TensorboardService(Service):

@@ -14,7 +14,6 @@ from adaptive_span.storage.writing import atomic_write, explain_disk_errors
 METRICS = "metrics.jsonl"
 SCORES = "evaluation.json"  # of the whole splits; a run that has them and all its steps is finished
 TRACKER = "tracker.json"  # where its tracker shows the run
-HEAT_MAP = "spans/heat_map"  # key of the picture
 SPANS = "spans"  # key of a line: effective span of every head, in tokens, layer by layer
 Metrics = dict[str, float]
 Spans = list[list[float]]  # (N, H) effective, in tokens
@@ -169,36 +168,3 @@ def whereabouts(directory: Path) -> dict[str, str]:
 def run_name(config: Config, directory: Path) -> str:
     """Return what a run is called: in a sweep by what sets it apart, else as its directory."""
     return config.run.name or directory.name
-
-
-def head_curve(layer: int, head: int) -> str:
-    """Return the name of a head's curve."""
-    return f"span/layer_{layer:02d}/head_{head}"
-
-
-def head_curves(spans: Spans) -> Metrics:
-    """Return the span of each head under the name of its curve."""
-    return {head_curve(layer, head): span for layer, row in enumerate(spans) for head, span in enumerate(row)}
-
-
-def is_validation(metrics: Metrics) -> bool:
-    """Return whether numbers are of a step that was validated."""
-    return any(key.startswith("valid/") for key in metrics)
-
-
-def final_numbers(evaluation: dict[str, Any]) -> Metrics:
-    """Return what a run came to, flat and by name: exact scores, parameters, and operations per token.
-
-    Args:
-        evaluation: What `evaluation.json` holds.
-    """
-    scores = {
-        f"exact/{split}/{unit}": value
-        for split, values in evaluation["splits"].items()
-        for unit, value in values.items()
-        if unit in ("bpc", "ppl")
-    }
-    flops = {f"flops/{name}": value for name, value in evaluation["flops_per_token"].items()}
-    heads = [span for layer in evaluation["spans"] for span in layer]
-    spans = {"exact/span/mean": sum(heads) / len(heads), "exact/span/max": max(heads)}
-    return {**scores, **spans, **flops, "parameters": evaluation["parameters"], "best_step": evaluation["step"]}

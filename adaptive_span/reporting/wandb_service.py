@@ -13,19 +13,8 @@ from typing import TYPE_CHECKING, Any
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError, first_line
 from adaptive_span.reporting.span_image import span_image
-from adaptive_span.reporting.tracking import (
-    HEAT_MAP,
-    METRICS,
-    SCORES,
-    Metrics,
-    Service,
-    Spans,
-    final_numbers,
-    head_curves,
-    is_validation,
-    logged,
-    run_name,
-)
+from adaptive_span.reporting.tracked_names import HEAT_MAP, final_numbers, head_curves, is_validation
+from adaptive_span.reporting.tracking import METRICS, SCORES, Metrics, Service, Spans, logged, run_name
 from adaptive_span.terminal.plain_text import masked
 from adaptive_span.terminal.printing import print_line
 
