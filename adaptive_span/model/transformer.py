@@ -5,7 +5,7 @@ Post-norm blocks whose heads learn how far to look lie between an embedding and 
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from adaptive_span.model.cache import AnyCache, HiddenStateCache, KeyValueCache,
 from adaptive_span.model.elementwise import Hidden, with_operand
 from adaptive_span.model.embedding import Embedding
 from adaptive_span.model.output_head import OutputHead
+
+if TYPE_CHECKING:
+    from adaptive_span.model.sampling import Sampling
 
 Past = TypeVar("Past", Tensor, list[Tensor])  # what a cache holds of one layer
 
@@ -104,6 +107,28 @@ class Transformer(nn.Module):
             return self.embedding_dropout(hidden.operand), KeyValueCache(keys_values)
         hidden, states = self._blocks(hidden, cache.layers, span_bounds, self._attend)
         return self.embedding_dropout(hidden.operand), HiddenStateCache(states)
+
+    def generate(
+        self, tokens: Tensor, length: int, sampling: "Sampling | None" = None, seed: int = 1, graphs: bool = False
+    ) -> Tensor:
+        """Continue texts, one token of each at a time, at the cost of what each head sees.
+
+        Args:
+            tokens: ids of the texts' beginnings, (B, M), M ≥ 1.
+            length: tokens to add to each.
+            sampling: how tokens are drawn; by their probabilities where not given.
+            seed: of the draws.
+            graphs: whether a step is recorded as a CUDA graph.
+
+        Returns:
+            Ids, (B, length).
+
+        Raises:
+            UserError: if the model's attention is not known to compute what the project's own does.
+        """
+        from adaptive_span.model import generation  # which reads this module
+
+        return torch.stack(list(generation.stream(self, tokens, length, sampling, seed, graphs)), dim=1)
 
     def _blocks(
         self,

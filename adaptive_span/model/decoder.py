@@ -1,0 +1,212 @@
+"""Predict a text token by token, at the cost of what each head sees.
+
+A group of heads keeps its keys and values in a ring as long as its longest span: a new token takes the place of the
+oldest one, and nothing is moved. Scores that go by distance are brought into the order of the ring, which is cheap.
+
+Besides the letters of `adaptive_span.attention`: t, the tokens read so far; the ring's slot t mod S holds the oldest one.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adaptive_span.attention.head_groups import HeadGroup, group_heads, order_of
+from adaptive_span.attention.span import log_soft_mask
+from adaptive_span.config.registry import is_exchangeable
+from adaptive_span.errors import UserError
+from adaptive_span.hardware.step_graph import StepGraph
+from adaptive_span.model.blocks import AdaptiveSpanAttention, AttentionBlock, FeedForwardBlock
+from adaptive_span.model.transformer import Transformer
+
+Spans = Sequence[Sequence[float]]  # effective, in tokens, (N, H)
+
+
+class Place(NamedTuple):
+    """Say which token is where in a ring of S slots."""
+
+    order: Tensor  # (S,): what each slot holds, counted from the oldest token
+    oldest: Tensor  # (1,): the slot of the oldest one
+
+
+class Decoder:
+    """Read texts and predict how they go on, one token of each at a time.
+
+    While it is used, the model's weights must not change.
+
+    Args:
+        model: What predicts.
+        batch_size: B, the texts that are read side by side.
+        spans: Tokens that each head is given, (N, H); where not given, as many as it has learned to see. More of them
+            change nothing but the cost, which a benchmark compares.
+        graphs: Whether to record a step as a CUDA graph.
+
+    Raises:
+        UserError: The model's attention is not the project's own.
+    """
+
+    def __init__(self, model: Transformer, batch_size: int, spans: Spans | None = None, graphs: bool = False):
+        if not is_exchangeable(model.config.attention):
+            raise UserError(
+                f"model.attention={model.config.attention} is not known to compute what the project's own does, which "
+                f"predicts token by token; register it with exchangeable=True if it does"
+            )
+        self.model, device = model.eval(), model.position_embedding.device
+        self.graph = StepGraph() if graphs else None
+        with torch.inference_mode():
+            self.read_tokens = torch.zeros(1, dtype=torch.int64, device=device)  # t
+            self.present = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)  # where a graph looks for it
+            self.layers = [
+                LayerDecoder(block.attention, model.position_embedding, heads, batch_size)
+                for block, heads in zip(model.attention_blocks, spans or model.spans().tolist(), strict=True)
+            ]
+
+    @torch.inference_mode()
+    def read_prompt(self, tokens: Tensor) -> Tensor:
+        """Read the beginning of the texts, block by block.
+
+        Args:
+            tokens: Ids, (B, M), M ≥ 1. What lies further back than all spans has no effect but through them.
+
+        Returns:
+            log p of every token that may follow, (B, V).
+        """
+        cache, bounds = self.model.empty_cache(len(tokens)), self.model.span_bounds()
+        for block in tokens.split(self.model.config.block_size, dim=1):
+            hidden, cache = self.model.hidden_states(block, cache, bounds)
+        for layer, states in zip(self.layers, cache.layers, strict=True):
+            layer.fill(states)
+        self.read_tokens.zero_()  # the rings begin with their oldest token
+        return self.model.output.log_probabilities(hidden[:, -1:])[:, 0]
+
+    @torch.inference_mode()
+    def read(self, tokens: Tensor) -> Tensor:
+        """Read one more token of each text.
+
+        Args:
+            tokens: Ids, (B,).
+
+        Returns:
+            log p of every token that may follow, (B, V). The next call may overwrite it.
+        """
+        self.present.copy_(tokens[:, None])
+        return self._step() if self.graph is None else self.graph.run(self.present.shape, self._step, self._step)
+
+    def _step(self) -> Tensor:
+        model, blocks = self.model, iter(zip(self.model.attention_blocks, self.layers, strict=True))
+        feed_forward = iter(model.feed_forward_blocks)
+        places = self._places()
+        hidden = model.embedding(self.present)[:, 0]  # (B, C)
+        for kind in model.order:
+            if kind == "a":
+                block, layer = next(blocks)
+                hidden = _norm(block, hidden + layer.attend(hidden, places))
+            else:
+                block = next(feed_forward)
+                hidden = _norm(block, hidden + block.contract(F.relu(block.expand(hidden))))
+        self.read_tokens += 1
+        return model.output.log_probabilities(hidden[:, None])[:, 0]
+
+    def _places(self) -> dict[int, Place]:
+        """Return for each length of a ring where its tokens are."""
+        lengths = {ring.span for layer in self.layers for ring in layer.rings}
+        slots = torch.arange(max(lengths), device=self.read_tokens.device)
+        return {
+            span: Place((slots[:span] - self.read_tokens).remainder(span), self.read_tokens.remainder(span))
+            for span in lengths
+        }
+
+    @property
+    def cache_bytes(self) -> int:
+        """Return what all keys and values take."""
+        return sum(ring.keys.nbytes + ring.values.nbytes for layer in self.layers for ring in layer.rings)
+
+
+class LayerDecoder:
+    """Attend from one token of each text to those that its heads still see."""
+
+    def __init__(self, attention: AdaptiveSpanAttention, position_embedding: Tensor, spans: Sequence[float], rows: int):
+        size, heads = position_embedding.size(0), attention.num_heads
+        bounds = [min(attention.max_span, max(1, math.ceil(span))) for span in spans]
+        groups = group_heads(bounds)
+        order = list(order_of(groups))
+        stacked = torch.stack([attention.query.weight * size**-0.5, attention.key.weight, attention.value.weight])
+        self.weight = stacked.unflatten(1, (heads, size))[:, order].flatten(0, 2)  # (3·H·D, C), heads by groups
+        self.output = attention.output.weight.unflatten(1, (heads, size))[:, order].flatten(1)  # (C, H·D), likewise
+        masks = attention.span.tokens() if attention.span is not None else None
+        memory = None if attention.memory is None else attention.memory()
+        self.rings = [Ring(group, position_embedding, masks, attention.ramp, memory, rows) for group in groups]
+        self.sizes = [len(group.heads) for group in groups]
+        self.heads, self.size = heads, size
+
+    def fill(self, states: Tensor) -> None:
+        """Take the hidden states of the last tokens, (B, T, C), oldest first; zeros stand for those before."""
+        projected = F.linear(states, self.weight[self.heads * self.size :])
+        keys, values = projected.unflatten(2, (2, self.heads, self.size)).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
+        parts = zip(self.rings, keys.split(self.sizes, 1), values.split(self.sizes, 1), strict=True)
+        for ring, group_keys, group_values in parts:
+            known = min(ring.span, states.size(1))
+            for kept, given in ((ring.keys, group_keys), (ring.values, group_values)):
+                kept.zero_()
+                kept[:, :, ring.span - known :] = given[:, :, states.size(1) - known :]
+
+    def attend(self, hidden: Tensor, places: dict[int, Place]) -> Tensor:
+        """Return the output of the layer, (B, C), from the present hidden states (B, C), and keep their keys."""
+        query, key, value = F.linear(hidden, self.weight).view(len(hidden), 3, self.heads, self.size).unbind(1)
+        parts = (each.split(self.sizes, 1) for each in (query, key, value))
+        outputs = [ring.attend(*part, places[ring.span]) for ring, *part in zip(self.rings, *parts, strict=True)]
+        return F.linear(torch.cat(outputs, 1).flatten(1), self.output)
+
+
+class Ring:
+    """Hold the last keys and values of a group of heads, (B, h, S, D) each."""
+
+    def __init__(
+        self,
+        group: HeadGroup,
+        position_embedding: Tensor,  # (D, L)
+        masks: Tensor | None,  # z of each head of the layer, in tokens, (H,)
+        ramp: int,
+        memory: tuple[Tensor, Tensor] | None,  # persistent keys (H, D, N) and values (H, N, D)
+        rows: int,
+    ):
+        self.span, heads = group.span, list(group.heads)
+        shape = (rows, len(heads), self.span, position_embedding.size(0))
+        self.keys, self.values = position_embedding.new_zeros(2, *shape)
+        self.position_embedding = position_embedding[:, -self.span :].contiguous()  # (D, S), oldest first
+        self.log_mask = None if masks is None else log_soft_mask(masks[heads], ramp, self.span)  # (h, S)
+        self.memory = None if memory is None else tuple(each[heads] for each in memory)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, place: Place) -> Tensor:
+        """Attend to all that the ring holds, then put the present token in the place of the oldest one.
+
+        Args:
+            query: Of the present token, (B, h, D), times 1 / √D.
+            key: Likewise, (B, h, D), which the query does not see.
+            value: Likewise.
+            place: Where the ring's tokens are.
+
+        Returns:
+            (B, h, D).
+        """
+        by_distance = query @ self.position_embedding  # (B, h, S)
+        if self.log_mask is not None:
+            by_distance += self.log_mask
+        scores = torch.matmul(self.keys, query[..., None])[..., 0] + by_distance.index_select(2, place.order)
+        if self.memory is not None:
+            to_memory = torch.matmul(query[:, :, None], self.memory[0])[:, :, 0]  # (B, h, N)
+            scores = torch.cat([scores, to_memory], 2)
+        weights = scores.softmax(2)
+        output = torch.matmul(weights[:, :, None, : self.span], self.values)[:, :, 0]
+        if self.memory is not None:
+            output += torch.matmul(weights[:, :, None, self.span :], self.memory[1])[:, :, 0]
+        self.keys.index_copy_(2, place.oldest, key[:, :, None])
+        self.values.index_copy_(2, place.oldest, value[:, :, None])
+        return output
+
+
+def _norm(block: AttentionBlock | FeedForwardBlock, hidden: Tensor) -> Tensor:
+    return F.layer_norm(hidden, block.norm.normalized_shape, block.norm.weight, block.norm.bias, block.norm.eps)
