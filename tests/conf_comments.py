@@ -7,9 +7,15 @@ import re
 
 from adaptive_span.config.descriptions import Key, describe
 from adaptive_span.config.places import CONF
-from adaptive_span.config.schema import Config, EvaluateConfig
+from adaptive_span.config.schema import Config, EvaluateConfig, GenerateConfig
 
-FILES = {"launch": Config, "evaluate": EvaluateConfig, "hardware/auto": Config, "hardware/slurm": Config}
+FILES = {
+    "launch": Config,
+    "evaluate": EvaluateConfig,
+    "generate": GenerateConfig,
+    "hardware/auto": Config,
+    "hardware/slurm": Config,
+}
 COLUMN, WIDTH = 29, 120
 
 

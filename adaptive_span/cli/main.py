@@ -10,6 +10,7 @@ from adaptive_span.terminal.program import exit_codes
 COMMANDS = {
     "train": "train a model, or resume a run: key=value …",
     "evaluate": "score a run or a checkpoint: run=DIR or checkpoint=FILE, key=value …",
+    "generate": "let a run or a checkpoint write text: run=DIR or checkpoint=FILE, prompt=TEXT key=value …",
     "sweep": "print the table of the runs below a folder: DIR",
     "figures": "draw how far heads look and how that grew, and several runs beside each other: RUN|CHECKPOINT…",
     "status": "print how a run, a sweep or their SLURM jobs are doing, and where they are tracked: DIR",

@@ -32,6 +32,37 @@ class Vocabulary:
         """Return the byte of every id. Raises `ValueError` for what is not one."""
         return bytes(map(_byte, self.symbols))
 
+    def encode(self, text: bytes, source: str) -> list[int]:
+        """Return the ids of a text. Of words, an unknown one is <unk> where the vocabulary has that.
+
+        Args:
+            text: Bytes; of words UTF-8.
+            source: What to call the text in messages.
+
+        Raises:
+            UserError: It holds symbols that the vocabulary lacks, or is no UTF-8 though it should be words.
+        """
+        if self.level == "byte":
+            numbers = {byte: number for number, byte in enumerate(self.byte_values())}
+            self.refuse([f"{byte} ({bytes([byte])!r})" for byte in sorted(set(text) - numbers.keys())], source)
+            return [numbers[byte] for byte in text]
+        try:
+            lines = text.decode().split("\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{source} is no UTF-8 at byte {error.start:,}, and the model reads words") from None
+        ids = {word: number for number, word in enumerate(self.symbols)}
+        words = [word for line in lines for word in (*line.split(), EOS)][:-1]  # the last line has not ended
+        words = words if EOS in ids else [word for word in words if word != EOS]
+        if UNKNOWN not in ids:
+            self.refuse([repr(word) for word in dict.fromkeys(words) if word not in ids], source)
+        return [ids.get(word, ids.get(UNKNOWN, 0)) for word in words]
+
+    def pieces(self) -> list[bytes]:
+        """Return what each id adds to a text, as UTF-8: a byte, or a word with the space behind it."""
+        if self.level == "byte":
+            return [bytes([byte]) for byte in self.byte_values()]
+        return [b"\n" if word == EOS else f"{word} ".encode() for word in self.symbols]
+
     def refuse(self, lacking: list[str], text: str) -> None:
         """Raise `UserError` if the text holds symbols that the vocabulary lacks."""
         if lacking:

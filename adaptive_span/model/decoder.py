@@ -3,7 +3,7 @@
 A group of heads keeps its keys and values in a ring as long as its longest span: a new token takes the place of the
 oldest one, and nothing is moved. Scores that go by distance are brought into the order of the ring, which is cheap.
 
-Besides the letters of `adaptive_span.attention`: t, the tokens read so far; the ring's slot t mod S holds the oldest one.
+Besides the letters of `adaptive_span.attention`: t, the tokens read so far; slot t mod S of a ring holds the oldest.
 """
 
 import math
@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptive_span.attention.head_groups import HeadGroup, group_heads, order_of
 from adaptive_span.attention.span import log_soft_mask
 from adaptive_span.config.registry import is_exchangeable
 from adaptive_span.errors import UserError
 from adaptive_span.hardware.step_graph import StepGraph
-from adaptive_span.model.blocks import AdaptiveSpanAttention, AttentionBlock, FeedForwardBlock
+from adaptive_span.model.blocks import AttentionBlock, FeedForwardBlock
 from adaptive_span.model.transformer import Transformer
 
 Spans = Sequence[Sequence[float]]  # effective, in tokens, (N, H)
@@ -60,7 +60,7 @@ class Decoder:
             self.read_tokens = torch.zeros(1, dtype=torch.int64, device=device)  # t
             self.present = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)  # where a graph looks for it
             self.layers = [
-                LayerDecoder(block.attention, model.position_embedding, heads, batch_size)
+                LayerDecoder(block, model.position_embedding, heads, batch_size)
                 for block, heads in zip(model.attention_blocks, spans or model.spans().tolist(), strict=True)
             ]
 
@@ -96,17 +96,11 @@ class Decoder:
         return self._step() if self.graph is None else self.graph.run(self.present.shape, self._step, self._step)
 
     def _step(self) -> Tensor:
-        model, blocks = self.model, iter(zip(self.model.attention_blocks, self.layers, strict=True))
+        model, attention, places = self.model, iter(self.layers), self._places()
         feed_forward = iter(model.feed_forward_blocks)
-        places = self._places()
-        hidden = model.embedding(self.present)[:, 0]  # (B, C)
+        hidden: Tensor = model.embedding(self.present)[:, 0]  # (B, C)
         for kind in model.order:
-            if kind == "a":
-                block, layer = next(blocks)
-                hidden = _norm(block, hidden + layer.attend(hidden, places))
-            else:
-                block = next(feed_forward)
-                hidden = _norm(block, hidden + block.contract(F.relu(block.expand(hidden))))
+            hidden = next(attention).run(hidden, places) if kind == "a" else _feed_forward(next(feed_forward), hidden)
         self.read_tokens += 1
         return model.output.log_probabilities(hidden[:, None])[:, 0]
 
@@ -126,9 +120,11 @@ class Decoder:
 
 
 class LayerDecoder:
-    """Attend from one token of each text to those that its heads still see."""
+    """Attend from one token of each text to those that the heads of a layer still see."""
 
-    def __init__(self, attention: AdaptiveSpanAttention, position_embedding: Tensor, spans: Sequence[float], rows: int):
+    def __init__(self, block: nn.Module, position_embedding: Tensor, spans: Sequence[float], rows: int):
+        assert isinstance(block, AttentionBlock)
+        attention, self.norm = block.attention, block.norm
         size, heads = position_embedding.size(0), attention.num_heads
         bounds = [min(attention.max_span, max(1, math.ceil(span))) for span in spans]
         groups = group_heads(bounds)
@@ -153,12 +149,13 @@ class LayerDecoder:
                 kept.zero_()
                 kept[:, :, ring.span - known :] = given[:, :, states.size(1) - known :]
 
-    def attend(self, hidden: Tensor, places: dict[int, Place]) -> Tensor:
-        """Return the output of the layer, (B, C), from the present hidden states (B, C), and keep their keys."""
+    def run(self, hidden: Tensor, places: dict[int, Place]) -> Tensor:
+        """Return the output of the block, (B, C), from the present hidden states (B, C), and keep their keys."""
         query, key, value = F.linear(hidden, self.weight).view(len(hidden), 3, self.heads, self.size).unbind(1)
         parts = (each.split(self.sizes, 1) for each in (query, key, value))
         outputs = [ring.attend(*part, places[ring.span]) for ring, *part in zip(self.rings, *parts, strict=True)]
-        return F.linear(torch.cat(outputs, 1).flatten(1), self.output)
+        attended: Tensor = self.norm(hidden + F.linear(torch.cat(outputs, 1).flatten(1), self.output))
+        return attended
 
 
 class Ring:
@@ -208,5 +205,8 @@ class Ring:
         return output
 
 
-def _norm(block: AttentionBlock | FeedForwardBlock, hidden: Tensor) -> Tensor:
-    return F.layer_norm(hidden, block.norm.normalized_shape, block.norm.weight, block.norm.bias, block.norm.eps)
+def _feed_forward(block: nn.Module, hidden: Tensor) -> Tensor:
+    """Return the output of the block, (B, C), from hidden states (B, C)."""
+    assert isinstance(block, FeedForwardBlock)
+    output: Tensor = block.norm(hidden + block.contract(F.relu(block.expand(hidden))))
+    return output

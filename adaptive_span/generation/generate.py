@@ -1,0 +1,123 @@
+"""Let a checkpoint write text, as a configuration of `adaptive-span generate` asks."""
+
+import codecs
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from torch import Tensor
+
+from adaptive_span.checkpoint import original
+from adaptive_span.checkpoint.files import State
+from adaptive_span.checkpoint.matching import corpus_for
+from adaptive_span.checkpoint.stored_model import model_of
+from adaptive_span.config import plugins
+from adaptive_span.config.schema import GenerateConfig, ModelConfig
+from adaptive_span.data.vocabulary import Vocabulary, unpack
+from adaptive_span.distributed import process_group
+from adaptive_span.errors import UserError
+from adaptive_span.hardware import step_graph
+from adaptive_span.model.decoder import Decoder
+from adaptive_span.model.generation import continued
+from adaptive_span.model.sampling import Sampling
+from adaptive_span.terminal.plain_text import printable
+from adaptive_span.terminal.program import sigterm_as_exit
+
+
+def generate(asked: GenerateConfig) -> None:
+    """Write text, and print at the end how fast that was and what the cache held.
+
+    Args:
+        asked: A checked configuration.
+
+    Raises:
+        UserError: The checkpoint or the prompt cannot be used.
+    """
+    plugins.load(asked.plugins)
+    file = Path(asked.checkpoint or Path(asked.run or "") / "checkpoints" / "best.pt")
+    with process_group(asked.hardware) as process, sigterm_as_exit():
+        state = original.load(file)
+        prompt = _prompt(asked)
+        model = model_of(state, file, process.device)
+        vocabulary = _vocabulary(asked, state, file, model.config)
+        ids = vocabulary.encode(prompt, "the prompt")
+        if not ids:
+            raise UserError("the prompt is empty; give at least one symbol, such as a line end")
+        tokens = torch.tensor([ids] * asked.samples, device=process.device)  # (B, M)
+        graphs, _ = step_graph.choose(asked.hardware.graphs, process.device)
+        decoder = Decoder(model, asked.samples, graphs=graphs)
+        sampling = Sampling(asked.temperature, asked.top_k, asked.top_p)
+        writer = Writer(vocabulary, prompt, asked.samples, sys.stdout)
+        started = time.perf_counter()
+        for drawn in continued(decoder, tokens, asked.length, sampling, asked.seed):
+            writer.add(drawn)
+        writer.end()
+        _print_cost(decoder, model.config, asked, time.perf_counter() - started)
+
+
+class Writer:
+    """Write texts as they grow: one at once, several of them one behind another at the end."""
+
+    def __init__(self, vocabulary: Vocabulary, prompt: bytes, samples: int, out: TextIO):
+        self.pieces, self.out = vocabulary.pieces(), out
+        self.texts = [bytearray(prompt) for _ in range(samples)]
+        self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        if samples == 1:
+            self._write(self.decode(prompt))
+
+    def add(self, drawn: Tensor) -> None:
+        """Take the next token of each text, (B,)."""
+        for text, number in zip(self.texts, drawn.tolist(), strict=True):
+            text += self.pieces[number]
+        if len(self.texts) == 1:
+            self._write(self.decode(self.pieces[int(drawn)]))
+
+    def end(self) -> None:
+        """Write what is left."""
+        if len(self.texts) == 1:
+            self._write(self.decode(b"", True) + "\n")
+            return
+        for number, text in enumerate(self.texts, 1):
+            self._write(f"=== {number} of {len(self.texts)}\n{text.decode(errors='replace')}\n")
+
+    def _write(self, text: str) -> None:
+        """Write text; on a terminal without what would steer it."""
+        if self.out.isatty():
+            text = printable(text)
+        self.out.write(text)
+        self.out.flush()
+
+
+def _prompt(asked: GenerateConfig) -> bytes:
+    if asked.prompt is not None:
+        return asked.prompt.encode()
+    if asked.prompt_file is not None:
+        try:
+            return Path(asked.prompt_file).read_bytes()
+        except OSError as error:
+            raise UserError(f"prompt_file={asked.prompt_file} cannot be read ({error.strerror})") from None
+    return b"\n" if sys.stdin.isatty() else sys.stdin.buffer.read()
+
+
+def _vocabulary(asked: GenerateConfig, state: State, file: Path, model: ModelConfig) -> Vocabulary:
+    """Return what the checkpoint's ids stand for: as it says itself, else as the data that is named numbers it."""
+    if "vocabulary" in state:
+        return unpack(state["vocabulary"], state["vocab_size"], str(file))
+    if not asked.data.name:
+        raise UserError(
+            f"{file} does not hold its vocabulary; name the text that it was trained on with data=NAME, and "
+            f"data.file=PATH if you have it, whose symbols are numbered likewise"
+        )
+    return corpus_for(state, str(file), asked.data, model.reads_by_frequency, asked.numbering).numbering
+
+
+def _print_cost(decoder: Decoder, model: ModelConfig, asked: GenerateConfig, seconds: float) -> None:
+    full = 2 * model.num_layers * model.max_span * model.hidden_size * asked.samples * 4
+    held, tokens = decoder.cache_bytes, asked.length * asked.samples
+    print(
+        f"{tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s; the cache held {held / 1e6:.1f} MB, "
+        f"{100 * held / full:.1f} % of the {full / 1e6:.1f} MB of every head at {model.max_span:,} tokens",
+        file=sys.stderr,
+    )
