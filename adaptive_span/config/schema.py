@@ -13,7 +13,7 @@ from adaptive_span.config import layer_order, plugins, quantities
 from adaptive_span.config.checks import FP32_MAX, LONG, MISSING, OneOf, Pattern, Range, check, path
 from adaptive_span.config.quantities import Gpus
 from adaptive_span.config.registry import ATTENTIONS, OPTIMIZERS, SCHEDULES, TRACKERS
-from adaptive_span.errors import UserError, check_batch, either
+from adaptive_span.errors import UserError, check_batch, either, shown
 from adaptive_span.terminal.plain_text import without_secrets
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -604,6 +604,10 @@ class GenerateConfig:
             raise UserError("generate needs one of run=DIR (its best checkpoint writes) and checkpoint=FILE")
         if self.prompt is not None and self.prompt_file is not None:
             raise UserError("generate takes one of prompt=TEXT and prompt_file=FILE")
+        if self.prompt and "\n" in self.prompt:
+            raise UserError(
+                f"prompt={shown(self.prompt)} holds a line end; give it by prompt_file=FILE or standard input"
+            )
         check(replace(self, data=replace(self.data, name=self.data.name or "any")))
         if self.data.name:
             self.data.validate()

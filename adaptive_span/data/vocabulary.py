@@ -58,10 +58,10 @@ class Vocabulary:
         return [ids.get(word, ids.get(UNKNOWN, 0)) for word in words]
 
     def pieces(self) -> list[bytes]:
-        """Return what each id adds to a text, as UTF-8: a byte, or a word with the space behind it."""
+        """Return what each id is in a text, as UTF-8: a byte, or a word without the space before it."""
         if self.level == "byte":
             return [bytes([byte]) for byte in self.byte_values()]
-        return [b"\n" if word == EOS else f"{word} ".encode() for word in self.symbols]
+        return [b"\n" if word == EOS else word.encode() for word in self.symbols]
 
     def refuse(self, lacking: list[str], text: str) -> None:
         """Raise `UserError` if the text holds symbols that the vocabulary lacks."""

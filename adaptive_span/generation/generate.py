@@ -61,7 +61,7 @@ class Writer:
     """Write texts as they grow: one at once, several of them one behind another at the end."""
 
     def __init__(self, vocabulary: Vocabulary, prompt: bytes, samples: int, out: TextIO):
-        self.pieces, self.out = vocabulary.pieces(), out
+        self.pieces, self.has_spaces, self.out = vocabulary.pieces(), vocabulary.level == "word", out
         self.texts = [bytearray(prompt) for _ in range(samples)]
         self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         if samples == 1:
@@ -70,9 +70,12 @@ class Writer:
     def add(self, drawn: Tensor) -> None:
         """Take the next token of each text, (B,)."""
         for text, number in zip(self.texts, drawn.tolist(), strict=True):
-            text += self.pieces[number]
-        if len(self.texts) == 1:
-            self._write(self.decode(self.pieces[int(drawn)]))
+            piece = self.pieces[number]
+            if self.has_spaces and piece != b"\n" and text[-1:] not in (b"", b" ", b"\n"):
+                piece = b" " + piece
+            text += piece
+            if len(self.texts) == 1:
+                self._write(self.decode(piece))
 
     def end(self) -> None:
         """Write what is left."""

@@ -1,0 +1,91 @@
+"""Token by token a model predicts what it predicts block by block, from no more than each head sees."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adaptive_span import Transformer
+from adaptive_span.attention.head_groups import group_heads
+from adaptive_span.config.registry import ATTENTIONS
+from adaptive_span.errors import UserError
+from adaptive_span.model.decoder import Decoder
+from adaptive_span.model.sampling import Sampling
+from tests.unit.model.test_model import small, with_spans
+
+KINDS = [{}, {"adaptive_span": False}, {"ffn_size": 0, "memory_size": 5}, {"cutoffs": [4, 8], "division": 2}]
+
+
+@settings(max_examples=12)
+@given(st.integers(0, 1000), st.integers(1, 90), st.sampled_from(KINDS))
+def test_tokens_are_predicted_as_in_blocks(seed, prompt, changes):
+    torch.manual_seed(seed)
+    model = with_spans(Transformer(small(**changes), 11).double().eval(), seed)
+    text = torch.randint(11, (2, 120))
+    with torch.no_grad():
+        blocks, cache = [], model.empty_cache(2)
+        for block in text.split(8, 1):
+            expected, cache = model.log_probabilities(block, cache)
+            blocks.append(expected)
+    decoder = Decoder(model, 2)
+    predicted = [decoder.read_prompt(text[:, :prompt])]
+    predicted += [decoder.read(token).clone() for token in text[:, prompt:].unbind(1)]
+    torch.testing.assert_close(torch.stack(predicted, 1), torch.cat(blocks, 1)[:, prompt - 1 :], atol=1e-9, rtol=0)
+
+
+def test_the_cache_holds_what_the_heads_of_a_group_see():
+    model = with_spans(Transformer(small(num_layers=1, max_span=500), 11), 3)
+    [spans] = model.spans().tolist()
+    [layer] = Decoder(model, 4).layers
+    groups = group_heads([math.ceil(span) for span in spans])
+    assert [ring.keys.shape for ring in layer.rings] == [(4, len(group.heads), group.span, 4) for group in groups]
+    longer = Decoder(model, 4, [[500.0] * 3])
+    assert longer.cache_bytes == 2 * 4 * 500 * 12 * 4  # keys and values, rows, tokens, hidden size, bytes
+    text = torch.randint(11, (4, 30))
+    short = Decoder(model, 4)
+    torch.testing.assert_close(longer.read_prompt(text), short.read_prompt(text))
+    torch.testing.assert_close(longer.read(text[:, 0]), short.read(text[:, 0]))
+
+
+def test_an_attention_that_computes_something_else_is_refused():
+    ATTENTIONS.add("other", "adaptive_span.attention.dense:attend")
+    try:
+        with pytest.raises(UserError, match="attention=other is not known to compute what the project's own does"):
+            Decoder(Transformer(small(attention="other"), 11), 1)
+    finally:
+        ATTENTIONS._targets.pop("other")
+
+
+def test_generate_is_drawn_from_what_the_model_predicts_and_repeats():
+    torch.manual_seed(1)
+    model = with_spans(Transformer(small(), 11).double(), 1)
+    prompt = torch.randint(11, (3, 9))
+    texts = model.generate(prompt, 40, seed=5)
+    assert texts.shape == (3, 40)
+    assert torch.equal(texts, model.generate(prompt, 40, seed=5))
+    assert not torch.equal(texts, model.generate(prompt, 40, seed=6))
+    greedy = model.generate(prompt, 12, Sampling(temperature=0))
+    whole = torch.cat([prompt, greedy], 1)
+    with torch.no_grad():
+        likely, _ = model.eval().log_probabilities(whole, model.empty_cache(3))
+    assert torch.equal(likely[:, 8:-1].argmax(2), greedy)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 12), st.floats(0.05, 1.0), st.floats(0.3, 3.0), st.integers(0, 99))
+def test_draws_come_from_the_likely_tokens_alone(top_k, top_p, temperature, seed):
+    log_p = torch.randn(1, 12, generator=torch.Generator().manual_seed(seed)).log_softmax(1)
+    source = torch.Generator().manual_seed(0)
+    drawn = {int(Sampling(temperature, top_k, top_p).draw(log_p, source)) for _ in range(40)}
+    order = log_p[0].argsort(descending=True).tolist()
+    shares = (log_p / temperature)[0, order[:top_k]].softmax(0)  # of the k most likely
+    allowed = 1 + int((shares.cumsum(0) < top_p - 1e-6).sum())
+    assert drawn <= set(order[:allowed])
+
+
+def test_draws_follow_the_probabilities():
+    log_p = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(20_000, 3)
+    counts = Sampling().draw(log_p, torch.Generator().manual_seed(0)).bincount() / 20_000
+    assert counts.tolist() == pytest.approx([0.1, 0.2, 0.7], abs=0.02)
