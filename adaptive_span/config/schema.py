@@ -605,9 +605,7 @@ class GenerateConfig:
         if self.prompt is not None and self.prompt_file is not None:
             raise UserError("generate takes one of prompt=TEXT and prompt_file=FILE")
         if self.prompt and "\n" in self.prompt:
-            raise UserError(
-                f"prompt={shown(self.prompt)} holds a line end; give it by prompt_file=FILE or standard input"
-            )
+            raise UserError(f"prompt={shown(self.prompt)} holds a line end; give it by prompt_file=FILE or on stdin")
         check(replace(self, data=replace(self.data, name=self.data.name or "any")))
         if self.data.name:
             self.data.validate()
