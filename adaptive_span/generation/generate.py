@@ -71,7 +71,7 @@ class Writer:
         """Take the next token of each text, (B,)."""
         for text, number in zip(self.texts, drawn.tolist(), strict=True):
             piece = self.pieces[number]
-            if self.has_spaces and piece != b"\n" and not (text[-1:] in b" \n"):
+            if self.has_spaces and piece != b"\n" and text[-1:] not in b" \n":
                 piece = b" " + piece
             text += piece
             if len(self.texts) == 1:
