@@ -4,9 +4,10 @@
   const runs = JSON.parse(document.getElementById("data").textContent);
   const get = (id) => document.getElementById(id);
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
-  const printing = matchMedia("print");
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => dark.matches && !printing.matches;
+  let onPaper = false;
+  const isDark = () => dark.matches && !onPaper;
+  const widthOf = (place) => (onPaper ? 640 : place.clientWidth); // pixels; of a sheet with its margins
   // Plotly reads a few tags in names. So none is left in them.
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const short = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
@@ -41,7 +42,7 @@
   });
   const steps = (last) => axis("step", { rangemode: "tozero", separatethousands: true, tickformat: ",", range: [0, last], nticks: 8 });
   const CONFIG = { displayModeBar: false, responsive: true };
-  const draw = (place, traces, look) => Plotly.react(place, traces, look, CONFIG);
+  const draw = (place, traces, look) => Plotly.react(place, traces, onPaper ? { ...look, width: widthOf(place) } : look, CONFIG);
 
   // Powers of two between two lengths, as places and words of a logarithmic axis of tokens.
   const powers = (low, high) => {
@@ -54,12 +55,12 @@
     const unit = place.dataset.unit, chosen = runs.filter((run) => run.unit === unit), traces = [];
     const seen = [], lasts = [1], pointed = chosen.length === 1;
     for (const [index, run] of chosen.entries()) {
-      const style = line(index), train = pointed ? { ...style, color: colour("bar") } : style;
+      const style = line(index), train = pointed ? { ...style, color: colour("muted") } : style;
       for (const split of ["train", "valid"]) {
         const points = run[split];
         if (!points.length) continue;
         // What the first steps lose would press all others flat: a chart of many points opens without them.
-        const rest = points.filter(([step]) => points.length < 12 || step > 0.04 * run.total).map(([, loss]) => loss);
+        const rest = points.filter(([step]) => points.length < 12 || step > 0.08 * run.total).map(([, loss]) => loss);
         seen.push(...rest);
         lasts.push(points[points.length - 1][0]);
         const alone = split === "train" && !run.valid.length;
@@ -76,7 +77,7 @@
     const low = Math.min(...seen), high = Math.max(...seen), gap = 0.04 * (high - low) + 1e-3;
     const look = { xaxis: steps(Math.max(...lasts)), yaxis: axis(unit, { range: [low - gap, high + gap], nticks: 7 }), showlegend: true };
     if (!seen.length) look.annotations = [{ text: "no losses logged yet", showarrow: false, x: 0.5, y: 0.5, xref: "paper", yref: "paper" }];
-    const rows = Math.ceil(chosen.length / Math.max(1, Math.floor(place.clientWidth / 330)));
+    const rows = Math.ceil(chosen.length / Math.max(1, Math.floor(widthOf(place) / 330)));
     const height = (innerWidth < 600 ? 300 : 400) + 20 * Math.min(rows, 14);
     const legend = { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, itemclick: "toggle" };
     return draw(place, traces, layout({ ...look, height, legend }));
@@ -87,8 +88,8 @@
 
   function drawHeat() {
     const [step, spans] = run.moments[run.frames[moment]], place = get("heat");
-    const { low, high } = scale(), heads = spans[0].length, width = place.clientWidth - 130;
-    const cell = Math.max(16, Math.min(44, width / heads));
+    const { low, high } = scale(), heads = spans[0].length, width = widthOf(place) - 130;
+    const cell = Math.max(16, Math.min(spans.length > 8 ? 30 : 52, width / heads));
     const text = spans.map((layer) => layer.map((span) => String(Math.round(span))));
     const ticks = powers(low, high);
     const every = Math.ceil(ticks.length / 7), shown = ticks.filter((_, index) => (ticks.length - 1 - index) % every === 0);
@@ -103,7 +104,7 @@
       },
     };
     const ticked = (title, length) => axis(title, { showgrid: false, tickmode: "linear", dtick: Math.ceil(length / 16), tick0: 0, fixedrange: true, showline: false });
-    const height = Math.max(240, spans.length * cell + 70);
+    const height = Math.max(innerWidth < 600 ? 240 : 330, spans.length * cell + 70);
     get("step").textContent = `${count(step)} of ${count(run.total)}`;
     get("moment").setAttribute("aria-valuetext", `step ${step}`);
     if (get("span-table").open) tabulateSpans();
@@ -144,13 +145,14 @@
         });
       }
     }
-    // The furthest heads are named at the end of their lines, unless two names would touch.
+    // The furthest heads are named at the end of their lines, a little lower where two names would touch.
     const ends = traces.map((trace) => [trace.name.replace(/layer (\d+), head (\d+)/, "L$1 H$2"), trace.y[trace.y.length - 1]]);
-    const annotations = [], apart = 0.06 * Math.log10((1.3 * high) / (low / 1.3)), used = [];
-    for (const [name, span] of ends.sort((a, b) => b[1] - a[1]).slice(0, 12)) {
-      const y = Math.log10(span);
-      if (annotations.length >= 6 || span < 1.3 * low || used.some((other) => Math.abs(other - y) < apart)) continue;
-      used.push(y);
+    const annotations = [], apart = 0.05 * Math.log10((1.3 * high) / (low / 1.3));
+    let above = Infinity;
+    for (const [name, span] of ends.sort((a, b) => b[1] - a[1]).slice(0, 8)) {
+      const end = Math.log10(span), y = Math.min(end, above - apart);
+      if (span < 1.3 * low || end - y > 2 * apart) continue;
+      above = y;
       annotations.push({ text: name, x: x[x.length - 1], y, xanchor: "left", yanchor: "middle", xshift: 4, showarrow: false, font: { size: 11 } });
     }
     const bound = (y, dash) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: colour("muted"), width: 1, dash } });
@@ -161,7 +163,7 @@
     const y = axis("span in tokens", { type: "log", range: [Math.log10(low / 1.3), Math.log10(high * 1.3)], tickvals: ticks, ticktext: ticks.map(count) });
     const look = {
       xaxis: steps(Math.max(run.total, x[x.length - 1])), yaxis: y, annotations, shapes: [bound(low, "dot"), bound(high, "dot"), now],
-      height: Math.max(340, innerWidth < 600 ? 340 : get("heat").clientHeight), margin: { l: 58, r: 50, t: 14, b: 46 },
+      height: Math.max(330, innerWidth < 600 ? 330 : get("heat").clientHeight), margin: { l: 58, r: 50, t: 14, b: 46 },
       showlegend: layer >= 0, legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0 },
     };
     return draw(place, traces, layout(look));
@@ -309,6 +311,11 @@
   get("span-table").addEventListener("toggle", () => run.moments.length && tabulateSpans());
   if (get("run")) get("run").addEventListener("change", (event) => choose(Number(event.target.value)));
   dark.addEventListener("change", redraw);
-  printing.addEventListener("change", redraw);
+  for (const [event, paper] of [["beforeprint", true], ["afterprint", false]]) {
+    addEventListener(event, () => {
+      onPaper = paper;
+      redraw();
+    });
+  }
   Promise.all([choose(0), losses()]).then(() => document.documentElement.classList.add("drawn"));
 })();

@@ -14,8 +14,8 @@ from adaptive_span.storage.stored import lookup
 SPLITS = ("valid", "test")
 COUNTED = {  # names in `evaluation.json` of what a token costs
     "learned_spans": "learned spans",
-    "longest_head_of_each_layer": "every head as long as its layer’s longest",
-    "maximum_span": "every head at the maximum",
+    "longest_head_of_each_layer": "each layer’s longest for all its heads",
+    "maximum_span": "the maximum for all heads",
 }
 
 
@@ -111,12 +111,11 @@ def units(runs: Sequence[Run]) -> list[str]:
 
 def _heads(heads: list[float], run: Run) -> str:
     model = run.record.config.model
-    count, near = len(heads), 2 * model.ramp
-    few, far = sum(span < near for span in heads), sum(span > model.max_span / 2 for span in heads)
-    mean = sum(heads) / count
+    mean, longest, near = sum(heads) / len(heads), max(heads), 2 * model.ramp
+    few = sum(span < near for span in heads)
     return (
-        f"Of {count:,} heads, {few:,} look back fewer than {near:,} tokens and {far:,} further than half the maximum "
-        f"of {model.max_span:,}. The mean is {mean:,.0f} tokens, {mean / model.max_span:.1%} of the maximum."
+        f"{few:,} of {len(heads):,} heads look back fewer than {near:,} tokens; the longest looks back {longest:,.0f} "
+        f"of at most {model.max_span:,}. The mean is {mean:,.0f} tokens, {mean / model.max_span:.1%} of the maximum."
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptive_span import ModelConfig, Transformer
+from adaptive_span.data.corpus import Corpus
+from adaptive_span.data.vocabulary import Vocabulary
 from adaptive_span.distributed import Process
-from adaptive_span.evaluation import scoring
+from adaptive_span.evaluation import scoring, token_losses
 from tests.conftest import ROOT, SHARED, finish, sentence
 
 ALONE = Process(0, 1, torch.device("cpu"))
@@ -45,6 +48,22 @@ def test_an_exact_score_is_that_of_the_text_in_one_piece(model, length, rows, bl
     score = scoring.score_exactly(model, tokens, rows, block, ALONE, "test")
     assert score.tokens == length - 1
     assert score.nats == pytest.approx(in_one_piece(model, tokens), rel=1e-9)
+
+
+def test_the_losses_of_a_text_are_those_of_its_exact_score(model):
+    """Of é the two bytes are one piece; a byte that is no text is an escape."""
+    symbols = ["97", "98", "<eos>", "195", "169", "255", "100", "101", "102", "103", "104"]
+    ids = np.random.default_rng(0).integers(11, size=3000).astype(np.uint8)
+    ids[:6] = [0, 3, 4, 5, 2, 3]
+    ids[6] = 0
+    corpus = Corpus(Path(), {}, Vocabulary("byte", symbols), {"valid": ids})
+    losses = token_losses.measure(model, corpus, 8, 7, ALONE)
+    nats = [nat for piece in losses["nats"] for nat in piece]
+    assert len(nats) == token_losses.TOKENS
+    score = scoring.score_exactly(model, ids[: token_losses.TOKENS + 1], 3, 16, ALONE, "valid")
+    assert sum(nats) == pytest.approx(score.nats, abs=1e-4 * len(nats))
+    assert losses["texts"][:6] == ["a", "é", "\\xff", "\n", "\\xc3", "a"]
+    assert list(map(len, losses["nats"][:5])) == [0, 2, 1, 1, 1]
 
 
 def test_the_published_protocol_by_hand(model):
