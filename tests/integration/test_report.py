@@ -167,8 +167,8 @@ def test_names_are_shown_and_not_run(tmp_path, opened):
     start = {"started": HOSTILE, "step": 0, "command": HOSTILE, "commit": HOSTILE, "changed": None, "python": HOSTILE}
     start |= {"packages": {HOSTILE: HOSTILE}, "device": HOSTILE, "processes": 1, "gpus": [HOSTILE], "cuda": HOSTILE}
     (run / "environment.jsonl").write_text(json.dumps(start | {"cpu": HOSTILE, "system": HOSTILE}) + "\n")
-    splits = {"splits": {HOSTILE: {"bpc": 1.0}}, "protocol": HOSTILE, "corpus": "1"}
-    scores.write_other(splits, HOSTILE, run)
+    score = {"splits": {"valid": {"bpc": 1.0}}, "protocol": HOSTILE, "corpus": "1", "step": 5, "spans": [[32.0]]}
+    scores.write_other(score, HOSTILE, run)
 
     file = made(folder)
     source = file.read_text()

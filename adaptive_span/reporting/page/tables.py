@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from adaptive_span.reporting.page.chosen import Run
 from adaptive_span.reporting.run_record import RunRecord
-from adaptive_span.reporting.scores import OTHERS
+from adaptive_span.reporting.scores import OTHERS, Summary, summaries
 from adaptive_span.reporting.tracking import SCORES
 from adaptive_span.storage.stored import lookup
 
@@ -29,7 +28,7 @@ class Row:
         scores: By split, exact ones.
         so_far: The last loss on valid while training.
         published: By split.
-        others: Scores on other texts or by other protocols: name, protocol, split, unit and value.
+        others: Scores of other texts, by other protocols, or with spans cut.
         heads: How far the heads look, in a sentence.
         mean, longest: Of the effective spans, in tokens.
         flops: Per token, forward, by the words of `COUNTED`.
@@ -43,7 +42,7 @@ class Row:
     scores: dict[str, float]
     so_far: float | None
     published: dict[str, float]
-    others: list[dict[str, Any]]
+    others: list[Summary]
     heads: str | None
     mean: float | None
     longest: float | None
@@ -67,7 +66,7 @@ def row(run: Run) -> Row:
         scores={split: record.exact[split][record.unit] for split in SPLITS if split in record.exact},
         so_far=record.last(f"valid/{record.unit}"),
         published=record.config.published,
-        others=others(record),
+        others=[score for score in summaries(record.directory) if score.name in record.scores.get(OTHERS, {})],
         heads=_heads(heads, run) if heads else None,
         mean=sum(heads) / len(heads) if heads else record.last("span/mean"),
         longest=max(heads) if heads else record.last("span/max"),
@@ -88,20 +87,6 @@ def state(record: RunRecord) -> str:
     if record.step >= total and record.exact:
         return f"finished after {total:,} steps"
     return f"{record.step:,} of {total:,} steps so far" if record.lines else "no numbers yet"
-
-
-def others(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the scores of a run on other texts, or by another protocol: a row for each name and split."""
-    rows, where = [], record.directory / SCORES
-    for name, score in record.scores.get(OTHERS, {}).items():
-        splits: dict[str, dict[str, float]] = lookup(
-            score, "splits", dict[str, dict[str, float]], f"'{name}' in {where}"
-        )
-        for split, values in splits.items():
-            unit = "ppl" if "ppl" in values else "bpc"
-            value = lookup(values, unit, float, f"'{name}' in {where}")
-            rows.append({"name": name, "protocol": score.get("protocol"), "split": split, "unit": unit, "value": value})
-    return rows
 
 
 def units(runs: Sequence[Run]) -> list[str]:
