@@ -1,65 +1,12 @@
-"""Show how a run goes: a live bar on a terminal, plain lines in the log of a batch job, tables at the end."""
+"""Put the numbers of a run into tables."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from adaptive_span.model.flops import TRAINING
 from adaptive_span.reporting.scores import Summary
-from adaptive_span.terminal.printing import console
-
-
-class TrainingProgress:
-    """Show steps, loss, spans, speed and the time left."""
-
-    def __init__(self, step: int, total: int):
-        self.first, self.total = step, total
-        self.started = time.monotonic()
-        self.bar = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.task = self.bar.add_task("", total=total, completed=step, numbers="")
-
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
-
-    def advance(self, step: int) -> None:
-        """Move the bar to a step."""
-        self.bar.update(self.task, completed=step)
-
-    def show(self, step: int, metrics: dict[str, float]) -> None:
-        """Show the numbers of a logged step: beside the bar, or as a line of their own where there is no terminal."""
-        figures = [
-            f"{key.replace('/', ' ')} {readable(metrics[key], 3)}"
-            for key in ("train/bpc", "train/ppl", "valid/bpc", "valid/ppl")
-            if key in metrics
-        ]
-        figures.append(f"span mean {metrics['span/mean']:.0f} max {metrics['span/max']:.0f}")
-        figures.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
-        if console.is_terminal:
-            self.bar.update(self.task, completed=step, numbers=" · ".join(figures))
-        else:
-            left = (time.monotonic() - self.started) / max(1, step - self.first) * (self.total - step)
-            clock = f"{int(left // 3600)}:{int(left % 3600 // 60):02d}:{int(left % 60):02d}"
-            console.print(f"step {step}/{self.total} · {' · '.join(figures)} · {clock} left")
 
 
 def readable(value: float, digits: int) -> str:

@@ -1,5 +1,6 @@
 """Print lines and tables, with every text exactly as it is."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,14 @@ def print_table(table: Table) -> None:
 
 
 def print_places(places: dict[str, str | Path | None]) -> None:
-    """Print files, addresses and the next commands to type, a line each, never cut."""
-    width = max(map(len, places))
+    """Print an empty line, then files, addresses and the next commands to type as fields."""
     console.print()
-    for name, place in places.items():
-        if place:
-            print_line(f"{name:<{width}}  {place}")
+    print_fields(places)
+
+
+def print_fields(fields: Mapping[str, str | Path | None]) -> None:
+    """Print names with their values side by side, a line each, never cut. Those without a value are left out."""
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        if value:
+            print_line(f"{name:<{width}}  {value}")

@@ -11,10 +11,11 @@ from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import gpu, precision, step_graph
 from adaptive_span.hardware.compilers import why_inductor_cannot_build
+from adaptive_span.terminal.printing import print_line
 
 
-def settle(config: Config, process: Process, before: str | None) -> tuple[Config, list[str]]:
-    """Return the configuration with its precision filled in, and what to print of device, attention and graphs.
+def settle(config: Config, process: Process, before: str | None) -> tuple[Config, dict[str, str]]:
+    """Return the configuration with its precision filled in, and device, precision, attention and graphs in words.
 
     Call it in every process; all get the same.
 
@@ -32,10 +33,15 @@ def settle(config: Config, process: Process, before: str | None) -> tuple[Config
     name, reason = precision.choose(hardware.precision, before, device)
     if process.max(int(name == "fp32")) and name == "bf16" and hardware.precision == "auto" and before is None:
         name, reason = "fp32", "the GPU of another process has no bf16 in hardware"
-    lines = [precision.EMULATED] if precision.is_emulated(name, device) else []
-    lines += [_device(config, process), f"precision: {name} ({reason})", _attention(config, device, name)]
-    lines.append(_graphs(config, device))
-    return replace(config, hardware=replace(hardware, precision=name)), lines
+    if process.is_main and precision.is_emulated(name, device):
+        print_line(precision.EMULATED)
+    settled = {
+        "device": _device(config, process),
+        "precision": f"{name} ({reason})",
+        "attention": _attention(config, device, name),
+        "graphs": _graphs(config, device),
+    }
+    return replace(config, hardware=replace(hardware, precision=name)), settled
 
 
 def begun_with(saved: State | None) -> str | None:
@@ -55,15 +61,15 @@ def _device(config: Config, process: Process) -> str:
         reason += "; it is untested"
     elif asked == "auto":
         reason = "torch sees no GPU"
-    return f"device: {name} ({reason})"
+    return f"{name} ({reason})"
 
 
 def _graphs(config: Config, device: torch.device) -> str:
     wanted, reason = step_graph.choose(config.hardware.graphs, device)
-    return f"graphs: {'on' if wanted else 'off'} ({reason})"
+    return f"{'on' if wanted else 'off'} ({reason})"
 
 
 def _attention(config: Config, device: torch.device, name: str) -> str:
     model, dtype = config.model, torch.bfloat16 if name == "bf16" else torch.float32
     attention, reason = chosen(model.attention, device, model.head_size, dtype)
-    return f"attention: {attention} ({reason})"
+    return f"{attention} ({reason})"

@@ -11,7 +11,7 @@ from adaptive_span.checkpoint import files
 from adaptive_span.checkpoint.paths import CHECKPOINTS, step_path
 from adaptive_span.checkpoint.stored_model import model_of
 from adaptive_span.config import plugins
-from adaptive_span.config.schema import Config, TrainConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.data import stream
 from adaptive_span.data.corpus import Corpus
 from adaptive_span.distributed import Process, autocast, available_memory, peak_memory, process_group
@@ -24,14 +24,15 @@ from adaptive_span.hardware.precision import tf32
 from adaptive_span.model import flops
 from adaptive_span.model.low_precision import low_precision
 from adaptive_span.reporting import scores
-from adaptive_span.reporting.console import TrainingProgress
+from adaptive_span.reporting.progress import TrainingProgress
 from adaptive_span.reporting.run_directory import claimed, refuse_changes, write_config
 from adaptive_span.reporting.tracking import METRICS, Tracker
 from adaptive_span.storage.writing import explain_disk_errors
 from adaptive_span.terminal.output import Output
-from adaptive_span.terminal.printing import print_line
+from adaptive_span.terminal.printing import print_fields, print_line
 from adaptive_span.terminal.program import sigterm_as_exit
 from adaptive_span.training import environment, out_of_memory, start
+from adaptive_span.training.header import header, phases
 from adaptive_span.training.interruption import Interruption
 from adaptive_span.training.schedule import learning_rate
 from adaptive_span.training.settle import begun_with, settle
@@ -72,7 +73,7 @@ def train(config: Config, command: Sequence[str] = ()) -> Result | None:
 
 def _train(config: Config, process: Process, directory: Path, command: Sequence[str]) -> Result | None:
     saved, problems = files.newest(directory / CHECKPOINTS)
-    config, lines = settle(config, process, begun_with(saved))
+    config, settled = settle(config, process, begun_with(saved))
     weights = start.other_weights(config, saved)
     corpus = start.open_corpus(config, saved, weights, process)
     capacity.check_memory(config, corpus.vocab_size, process.world_size, available_memory(process))
@@ -87,20 +88,11 @@ def _train(config: Config, process: Process, directory: Path, command: Sequence[
     with trainer.tracked():
         if step < total:
             if trainer.tracker:
-                places = [f"{name}: {place}" for name, place in trainer.tracker.places.items() if place]
-                for line in (*lines, _phases(config.train), *places):
-                    print_line(line)
+                print_fields(header(config, corpus, trainer.parameters, settled, trainer.tracker))
+                print_line(phases(config.train))
             with Interruption() as interruption:
                 trainer.fit(interruption)
         return trainer.score()
-
-
-def _phases(train: TrainConfig) -> str:
-    """Return how many steps the whole run has, and which."""
-    phases = f"training for {train.total_steps:,} steps"
-    if train.finetune_steps:
-        phases += f": {train.steps:,} at the full rate, then {train.finetune_steps:,} at a tenth"
-    return phases
 
 
 class Trainer:
@@ -135,7 +127,7 @@ class Trainer:
                     metrics = self._metrics(validating, time.perf_counter() - clock, step - since)
                     if self.tracker and self.progress:
                         self.tracker.log(step, metrics, state.spans)
-                        self.progress.show(step, metrics)
+                        self.progress.show(step, metrics, state.spans)
                     clock, since = time.perf_counter(), step
                 if self.progress:
                     self.progress.advance(step)
@@ -153,13 +145,21 @@ class Trainer:
         if process.is_main:
             self._forget_scores()
             self.peak = process.world_size * matrix_peak(process.device, config.hardware.precision)
-            self.progress = stack.enter_context(TrainingProgress(state.step, config.train.total_steps))
-        parameters = sum(p.numel() for p in state.model.parameters())
-        stack.enter_context(out_of_memory.explained(config, process, parameters, lambda: state.span_bounds))
+            self.progress = stack.enter_context(self._progress())
+        stack.enter_context(out_of_memory.explained(config, process, self.parameters, lambda: state.span_bounds))
         watchdog = Watchdog(process.rank, 60 * config.hardware.timeout)
         if process.world_size > 1:
             stack.enter_context(watchdog)
         return watchdog
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model learns."""
+        return sum(p.numel() for p in self.state.model.parameters())
+
+    def _progress(self) -> TrainingProgress:
+        best = scoring.headline(self.best, self.corpus.level)[1] if math.isfinite(self.best) else math.inf
+        return TrainingProgress(self.state.step, self.config.train.total_steps, self.config.model, best)
 
     def _stop(self, signal: int) -> NoReturn:
         if self.process.is_main:

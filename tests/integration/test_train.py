@@ -60,11 +60,18 @@ def test_a_run_leaves_what_it_promises(launch, tmp_path):
     assert f"{scores['splits']['test']['bpc']:.4f}" in out
     for line in ("train on", "evaluate", "layer", "metrics"):
         assert f"\n{line}" in out
-    assert out.splitlines()[:5] == [
-        "device: cpu (as asked for)",
-        "precision: fp32 (no GPU)",
-        "attention: banded (no GPU that Triton supports)",
-        "graphs: off (no GPU that records them)",
+    text = next(line for line in out.splitlines() if line.startswith("data ")).removeprefix("data        ")
+    assert text.endswith(": train 40,000, valid 5,000, test 4,001 bytes, vocabulary 256")
+    assert out.splitlines()[:10] == [
+        "model       tiny: 2 layers × 4 heads, hidden 32, ffn 64, spans up to 96",
+        "parameters  36,744",
+        f"data        {text}",
+        "device      cpu (as asked for)",
+        "precision   fp32 (no GPU)",
+        "attention   banded (no GPU that Triton supports)",
+        "graphs      off (no GPU that records them)",
+        "run         run",
+        "tracker     none",
         "training for 24 steps",
     ]
 
