@@ -107,3 +107,17 @@ def print_tables(result: dict[str, Any], config: Config, level: str, text: str |
     print_table(score_table(title, unit, by_split, {} if text else config.published))
     print_table(span_table(result["spans"], config.model.max_span))
     print_table(flops_table(result["flops_per_token"]))
+
+
+def in_a_line(result: dict[str, Any]) -> str:
+    """Return the scores, the spans and what a token costs in one line.
+
+    Args:
+        result: As `score` returns it, with the step of the weights.
+    """
+    unit = "ppl" if any("ppl" in values for values in result["splits"].values()) else "bpc"
+    by_split = [f"{split} {readable(values[unit], 4)}" for split, values in result["splits"].items()]
+    heads = [span for layer in result["spans"] for span in layer]
+    spans = f"span mean {sum(heads) / len(heads):.1f} max {max(heads):.1f}"
+    cost = f"{result['flops_per_token']['learned_spans'] / 1e6:,.1f}M operations per token"
+    return f"{unit} {' '.join(by_split)} · {spans} · {cost} · best at step {result['step']:,}"

@@ -9,7 +9,7 @@ from adaptive_span.config.schema import Config
 from adaptive_span.evaluation import report
 from adaptive_span.reporting.run_directory import CONFIG, report_finished
 from adaptive_span.reporting.tracking import METRICS
-from adaptive_span.terminal.printing import print_places
+from adaptive_span.terminal.printing import print_line, print_places
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,20 @@ class Result:
         return scores
 
 
-def print_result(result: Result, config: Config) -> None:
-    """Print the scores, the spans, what they cost, where everything is, and commands for what comes next."""
+def print_result(result: Result, config: Config, among_others: bool = False) -> None:
+    """Print the scores, the spans, what they cost, where everything is, and commands for what comes next.
+
+    Args:
+        result: What came of the training.
+        config: Of the run.
+        among_others: Whether the run is one of several: a table will show them together, and two lines are enough.
+    """
     if result.figure is None:
         report_finished(result.directory, result.step)
+        return
+    if among_others:
+        name = "" if config.run.name is None else f" ({config.run.name})"
+        print_line(f"\n{result.directory}{name}:\n{report.in_a_line(result.evaluation)}\n")
         return
     report.print_tables(result.evaluation, config, config.data.level)
     directory = result.directory

@@ -20,7 +20,7 @@ def train(config: Config, command: Sequence[str] = (), among_others: bool = Fals
     Args:
         config: What to train, as `compose` returns it.
         command: The arguments that asked for it, for the run's record.
-        among_others: Whether it is one of several runs, whose table shows what became of each.
+        among_others: Whether it is one of several runs, whose table shows what became of each: it ends in a few lines.
 
     Returns:
         The run's directory, last step and scores; None in all processes but the first of those that torchrun started.
@@ -42,5 +42,5 @@ def train(config: Config, command: Sequence[str] = (), among_others: bool = Fals
     with run_directory.failure_kept(config, among_others), run_directory.resumable(directory):
         result = processes.launch(config.hardware, trainer.train, config, command)
     if result:
-        print_result(result, config)
+        print_result(result, config, among_others)
     return result

@@ -61,6 +61,7 @@ def test_runs_that_have_not_ended_are_in_the_table_too(launch, tmp_path):
     launch("hydra.mode=MULTIRUN", "run.dir=sweep", "train.seed=1,2", "train.steps=12")
     (tmp_path / "sweep" / "1" / "evaluation.json").unlink()
     out = finish([sys.executable, "-m", "adaptive_span", "sweep", "sweep"], tmp_path).stdout
+    assert max(map(len, out.splitlines())) <= 80
     rows = {Path(row["run"]).name: row for row in table(tmp_path / "sweep")}
     assert rows["0"]["test/bpc"]
     assert not rows["1"]["test/bpc"]
