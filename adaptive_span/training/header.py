@@ -24,8 +24,7 @@ def header(
         "data": _data(config, corpus),
         **settled,
         "run": config.run.dir,
-        "tracker": f"{tracker.name}, {tracker.place}" if tracker.place else tracker.name,
-        "upload": tracker.upload,
+        **(tracker.places if tracker.place else {"tracker": tracker.name}),
     }
 
 

@@ -18,7 +18,7 @@ def test_tensorboard_holds_each_step_once_after_a_crash_and_what_the_run_came_to
     (run / "checkpoints" / "step_00000024.pt").unlink()  # as if it had been killed after step 24, and 20 was saved
     (run / "evaluation.json").unlink()
     out = launch(*settings).stdout
-    assert out.index(f"tensorboard: {run / 'tensorboard'}") < out.index("step 24/")
+    assert out.index(f"tensorboard  {run / 'tensorboard'}") < out.index("step 24/")
     kept = EventAccumulator(str(run / "tensorboard")).Reload()
     steps = [*range(1, 21), 24]
     assert [line["step"] for line in metrics(run)] == steps
