@@ -8,6 +8,7 @@ from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.terminal.program import exit_codes
 
 COMMANDS = {
+    "data": "prepare a text, and show a first look at it: NAME key=value …",
     "train": "train a model, or resume a run: key=value …",
     "evaluate": "score a run or a checkpoint: run=DIR or checkpoint=FILE, key=value …",
     "generate": "let a run or a checkpoint write text: run=DIR or checkpoint=FILE, prompt=TEXT key=value …",

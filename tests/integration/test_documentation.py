@@ -73,6 +73,8 @@ def composed(words):
     match words:
         case ["adaptive-span", "estimate", *rest]:
             return "train", [word for word in rest if word.removeprefix("gpu=") not in CARDS]
+        case ["adaptive-span", "data", name, *rest]:
+            return "train", [f"data={name}", *rest]
         case ["adaptive-span", ("train" | "evaluate") as command, *rest]:
             return command, [re.sub(r"^([\w.]+=[^,[{]+),.*", r"\1", word) for word in rest if word != "-m"]
     return None
