@@ -65,6 +65,10 @@ def _measure(arguments: argparse.Namespace, settings: Settings) -> dict[str, Row
         from adaptive_span.benchmark import counting  # and with it triton
 
         return counting.table(settings, arguments.split, CARDS[arguments.gpu])
+    if arguments.what == "generate":
+        from adaptive_span.benchmark import generation  # and with it what prints
+
+        return generation.table(settings, arguments.repeats)
     names = arguments.attention or _all_that_run(settings)
     if arguments.what == "growth":
         return workloads.growth(settings, names, arguments.repeats, not arguments.no_memory)

@@ -96,7 +96,7 @@ class Decoder:
         return self._step() if self.graph is None else self.graph.run(self.present.shape, self._step, self._step)
 
     def _step(self) -> Tensor:
-        model, attention, places = self.model, iter(self.layers), self._places()
+        model, attention, places = self.model, iter(self.layers), self.places()
         feed_forward = iter(model.feed_forward_blocks)
         hidden: Tensor = model.embedding(self.present)[:, 0]  # (B, C)
         for kind in model.order:
@@ -104,7 +104,7 @@ class Decoder:
         self.read_tokens += 1
         return model.output.log_probabilities(hidden[:, None])[:, 0]
 
-    def _places(self) -> dict[int, Place]:
+    def places(self) -> dict[int, Place]:
         """Return for each length of a ring where its tokens are."""
         lengths = {ring.span for layer in self.layers for ring in layer.rings}
         slots = torch.arange(max(lengths), device=self.read_tokens.device)
@@ -116,7 +116,7 @@ class Decoder:
     @property
     def cache_bytes(self) -> int:
         """Return what all keys and values take."""
-        return sum(ring.keys.nbytes + ring.values.nbytes for layer in self.layers for ring in layer.rings)
+        return sum(ring.keys_values.nbytes for layer in self.layers for ring in layer.rings)
 
 
 class LayerDecoder:
@@ -128,38 +128,35 @@ class LayerDecoder:
         size, heads = position_embedding.size(0), attention.num_heads
         bounds = [min(attention.max_span, max(1, math.ceil(span))) for span in spans]
         groups = group_heads(bounds)
+        weights = [attention.query.weight * size**-0.5, attention.key.weight, attention.value.weight]
+        by_head = torch.stack(weights).unflatten(1, (heads, size))  # (3, H, D, C)
+        self.weight = torch.cat([by_head[:, list(group.heads)].flatten(0, 2) for group in groups])  # (3·H·D, C)
+        self.sizes = [3 * len(group.heads) * size for group in groups]  # rows of each group: queries, keys, values
         order = list(order_of(groups))
-        stacked = torch.stack([attention.query.weight * size**-0.5, attention.key.weight, attention.value.weight])
-        self.weight = stacked.unflatten(1, (heads, size))[:, order].flatten(0, 2)  # (3·H·D, C), heads by groups
-        self.output = attention.output.weight.unflatten(1, (heads, size))[:, order].flatten(1)  # (C, H·D), likewise
+        self.output = attention.output.weight.unflatten(1, (heads, size))[:, order].flatten(1)  # (C, H·D)
         masks = attention.span.tokens() if attention.span is not None else None
         memory = None if attention.memory is None else attention.memory()
         self.rings = [Ring(group, position_embedding, masks, attention.ramp, memory, rows) for group in groups]
-        self.sizes = [len(group.heads) for group in groups]
-        self.heads, self.size = heads, size
+        self.size = size
 
     def fill(self, states: Tensor) -> None:
         """Take the hidden states of the last tokens, (B, T, C), oldest first; zeros stand for those before."""
-        projected = F.linear(states, self.weight[self.heads * self.size :])
-        keys, values = projected.unflatten(2, (2, self.heads, self.size)).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
-        parts = zip(self.rings, keys.split(self.sizes, 1), values.split(self.sizes, 1), strict=True)
-        for ring, group_keys, group_values in parts:
-            known = min(ring.span, states.size(1))
-            for kept, given in ((ring.keys, group_keys), (ring.values, group_values)):
-                kept.zero_()
-                kept[:, :, ring.span - known :] = given[:, :, states.size(1) - known :]
+        for ring, weight in zip(self.rings, self.weight.split(self.sizes), strict=True):
+            projected = F.linear(states[:, -ring.span :], weight[len(weight) // 3 :])  # (B, T, 2·h·D)
+            ring.fill(projected.unflatten(2, (2, -1, self.size)).permute(2, 0, 3, 1, 4))
 
     def run(self, hidden: Tensor, places: dict[int, Place]) -> Tensor:
         """Return the output of the block, (B, C), from the present hidden states (B, C), and keep their keys."""
-        query, key, value = F.linear(hidden, self.weight).view(len(hidden), 3, self.heads, self.size).unbind(1)
-        parts = (each.split(self.sizes, 1) for each in (query, key, value))
-        outputs = [ring.attend(*part, places[ring.span]) for ring, *part in zip(self.rings, *parts, strict=True)]
-        attended: Tensor = self.norm(hidden + F.linear(torch.cat(outputs, 1).flatten(1), self.output))
+        outputs = []
+        for ring, part in zip(self.rings, F.linear(hidden, self.weight).split(self.sizes, 1), strict=True):
+            query, key, value = part.view(len(hidden), 3, -1, self.size).unbind(1)  # (B, h, D) each
+            outputs.append(ring.attend(query, key, value, places[ring.span]))
+        attended: Tensor = self.norm(hidden + F.linear(torch.cat(outputs, 1), self.output))
         return attended
 
 
 class Ring:
-    """Hold the last keys and values of a group of heads, (B, h, S, D) each."""
+    """Hold the last keys and values of a group of heads, for n = B·h matrices."""
 
     def __init__(
         self,
@@ -171,11 +168,19 @@ class Ring:
         rows: int,
     ):
         self.span, heads = group.span, list(group.heads)
-        shape = (rows, len(heads), self.span, position_embedding.size(0))
-        self.keys, self.values = position_embedding.new_zeros(2, *shape)
+        count, size = rows * len(heads), position_embedding.size(0)
+        self.keys_values = position_embedding.new_zeros(2, count, self.span, size)  # (2, n, S, D)
         self.position_embedding = position_embedding[:, -self.span :].contiguous()  # (D, S), oldest first
-        self.log_mask = None if masks is None else log_soft_mask(masks[heads], ramp, self.span)  # (h, S)
-        self.memory = None if memory is None else tuple(each[heads] for each in memory)
+        log_mask = position_embedding.new_zeros(1, self.span)
+        if masks is not None:
+            log_mask = log_soft_mask(masks[heads], ramp, self.span).repeat(rows, 1)
+        self.log_mask = log_mask  # (n, S) or (1, S), oldest first
+        self.memory = None if memory is None else tuple(each[heads].repeat(rows, 1, 1) for each in memory)
+
+    def fill(self, keys_values: Tensor) -> None:
+        """Take the keys and values of the last tokens, (2, B, h, T, D) with T ≤ S, oldest first."""
+        self.keys_values.zero_()
+        self.keys_values[:, :, self.span - keys_values.size(3) :] = keys_values.flatten(1, 2)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, place: Place) -> Tensor:
         """Attend to all that the ring holds, then put the present token in the place of the oldest one.
@@ -187,22 +192,23 @@ class Ring:
             place: Where the ring's tokens are.
 
         Returns:
-            (B, h, D).
+            (B, h·D).
         """
-        by_distance = query @ self.position_embedding  # (B, h, S)
-        if self.log_mask is not None:
-            by_distance += self.log_mask
-        scores = torch.matmul(self.keys, query[..., None])[..., 0] + by_distance.index_select(2, place.order)
-        if self.memory is not None:
-            to_memory = torch.matmul(query[:, :, None], self.memory[0])[:, :, 0]  # (B, h, N)
-            scores = torch.cat([scores, to_memory], 2)
-        weights = scores.softmax(2)
-        output = torch.matmul(weights[:, :, None, : self.span], self.values)[:, :, 0]
-        if self.memory is not None:
-            output += torch.matmul(weights[:, :, None, self.span :], self.memory[1])[:, :, 0]
-        self.keys.index_copy_(2, place.oldest, key[:, :, None])
-        self.values.index_copy_(2, place.oldest, value[:, :, None])
-        return output
+        rows, queries = len(query), query.reshape(-1, query.size(2))  # (n, D)
+        by_distance = torch.addmm(self.log_mask, queries, self.position_embedding)  # (n, S)
+        by_slot = by_distance.index_select(1, place.order)[:, None]  # (n, 1, S)
+        keys, values = self.keys_values.unbind()
+        scores = torch.baddbmm(by_slot, queries[:, None], keys.transpose(1, 2))  # (n, 1, S)
+        if self.memory is None:
+            output = torch.bmm(scores.softmax(2), values)  # (n, 1, D)
+        else:
+            memory_keys, memory_values = self.memory
+            weights = torch.cat([scores, torch.bmm(queries[:, None], memory_keys)], 2).softmax(2)  # (n, 1, S + N)
+            output = torch.bmm(weights[:, :, : self.span], values)
+            output = torch.baddbmm(output, weights[:, :, self.span :], memory_values)
+        present = torch.stack([key, value]).view(2, -1, 1, query.size(2))  # (2, n, 1, D)
+        self.keys_values.index_copy_(2, place.oldest, present)
+        return output.view(rows, -1)
 
 
 def _feed_forward(block: nn.Module, hidden: Tensor) -> Tensor:

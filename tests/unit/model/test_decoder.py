@@ -40,7 +40,9 @@ def test_the_cache_holds_what_the_heads_of_a_group_see():
     [spans] = model.spans().tolist()
     [layer] = Decoder(model, 4).layers
     groups = group_heads([math.ceil(span) for span in spans])
-    assert [ring.keys.shape for ring in layer.rings] == [(4, len(group.heads), group.span, 4) for group in groups]
+    assert [ring.keys_values.shape for ring in layer.rings] == [
+        (2, 4 * len(group.heads), group.span, 4) for group in groups
+    ]
     longer = Decoder(model, 4, [[500.0] * 3])
     assert longer.cache_bytes == 2 * 4 * 500 * 12 * 4  # keys and values, rows, tokens, hidden size, bytes
     text = torch.randint(11, (4, 30))

@@ -1,0 +1,85 @@
+"""Time the prediction of a token, with each head's own span, its layer's longest, and the maximum."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adaptive_span.benchmark.profiles import VOCAB_SIZE
+from adaptive_span.benchmark.timing import Workload, time_interleaved
+from adaptive_span.benchmark.workloads import Row, Settings
+from adaptive_span.hardware import step_graph
+from adaptive_span.model.decoder import Decoder
+from adaptive_span.model.transformer import Transformer
+
+TOKENS = 10  # that a workload predicts
+LINEAR = "linear layers alone"
+
+
+def table(settings: Settings, repeats: int) -> dict[str, Row]:
+    """Measure a token of each text.
+
+    Returns:
+        Per kind of span: milliseconds of a step, of its attention without projections, and MB of keys and values, which
+        each step reads once. A row of their own for the products of all linear layers with one token of each text.
+    """
+    model = settings.build("auto").eval()
+    spans: list[list[float]] = model.spans().tolist()
+    given = {
+        "learned spans": spans,
+        "longest head of each layer": [[max(heads)] * len(heads) for heads in spans],
+        "maximum span": [[float(model.config.max_span)] * len(heads) for heads in spans],
+    }
+    graphs, _ = step_graph.choose("auto", settings.device)
+    decoders = {name: Decoder(model, settings.batch_size, each, graphs) for name, each in given.items()}
+    token = torch.randint(VOCAB_SIZE, (settings.batch_size,), device=settings.device)
+
+    def repeated(workload: Callable[[], object]) -> Workload:
+        def run() -> None:
+            with torch.inference_mode():
+                for _ in range(TOKENS):
+                    workload()
+
+        return run
+
+    steps = {name: repeated(functools.partial(decoder.read, token)) for name, decoder in decoders.items()}
+    attentions = {f"attention, {name}": repeated(_attention(decoder)) for name, decoder in decoders.items()}
+    seconds = time_interleaved(repeats, **steps, **attentions, linear=repeated(_linear_layers(model, settings)))
+    milliseconds = {name: 1000 * each / TOKENS for name, each in seconds.items()}
+    rows: dict[str, Row] = {
+        name: {
+            "ms a token": milliseconds[name],
+            "attention, ms": milliseconds[f"attention, {name}"],
+            "cache, MB": decoder.cache_bytes / 1e6,
+        }
+        for name, decoder in decoders.items()
+    }
+    return rows | {LINEAR: {"ms a token": milliseconds["linear"], "attention, ms": None, "cache, MB": None}}
+
+
+def _attention(decoder: Decoder) -> Workload:
+    """Return a workload: the attention of all heads, from queries that are there."""
+    rows = len(decoder.present)
+    rings = [ring for layer in decoder.layers for ring in layer.rings]
+    shapes = [(rows, ring.keys_values.size(1) // rows, ring.keys_values.size(3)) for ring in rings]
+    random = [torch.randn(3, *shape, device=decoder.present.device) for shape in shapes]  # queries, keys, values
+
+    def workload() -> None:
+        places = decoder.places()
+        for ring, (query, key, value) in zip(rings, random, strict=True):
+            ring.attend(query, key, value, places[ring.span])
+
+    return workload
+
+
+def _linear_layers(model: Transformer, settings: Settings) -> Workload:
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    inputs = [torch.randn(settings.batch_size, weight.size(1), device=settings.device) for weight in weights]
+
+    def workload() -> None:
+        for states, weight in zip(inputs, weights, strict=True):
+            F.linear(states, weight)
+
+    return workload
