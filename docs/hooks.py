@@ -16,14 +16,15 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def every_key() -> str:
-    """Return a table for each part of the configuration of a training, and one for an evaluation."""
-    training, evaluation = describe(schema.Config), describe(schema.EvaluateConfig)
+    """Return a table for each part of the configuration of a training, and one for each other command."""
+    training = describe(schema.Config)
     tables = [
         table(group, {name: key for name, key in training.items() if name.startswith(f"{group}.")})
         for group in groups(schema.Config)
     ]
     tables.append(table("top level", {name: key for name, key in training.items() if "." not in name}))
-    tables.append(table("evaluate", {name: key for name, key in evaluation.items() if "." not in name}))
+    for command, config in {"evaluate": schema.EvaluateConfig, "generate": schema.GenerateConfig}.items():
+        tables.append(table(command, {name: key for name, key in describe(config).items() if "." not in name}))
     return "\n\n".join(tables)
 
 

@@ -57,7 +57,8 @@ def loop(settings: Settings, repeats: int) -> dict[str, Row]:
                 training.optimizer.step()
                 training.optimizer.zero_grad()
 
-        seconds = time_interleaved(repeats, loop=whole, bare=bare)
+        with run.tracked():
+            seconds = time_interleaved(repeats, loop=whole, bare=bare)
     overhead = 100 * (seconds["loop"] / seconds["bare"] - 1)
     return {
         "bare step": {"ms": 1000 * seconds["bare"] / STEPS, "% more": None},
