@@ -32,7 +32,10 @@ from adaptive_span.data import source
 from adaptive_span.errors import UserError
 from adaptive_span.launch.slurm import status
 from adaptive_span.reporting import run_record, scores
-from adaptive_span.reporting.tracking import logged
+from adaptive_span.reporting.page import build as build_page
+from adaptive_span.reporting.page import chosen
+from adaptive_span.reporting.run_record import Start, TokenLosses
+from adaptive_span.reporting.tracking import METRICS, logged
 from adaptive_span.storage.stored import from_dict, read_yaml
 from tests import strangers
 
@@ -55,6 +58,10 @@ PLACES = {
     "jobs": "slurm/jobs.json",
     "scores": "evaluation.json",
     "table": "metrics.jsonl",
+    "page of numbers": "metrics.jsonl",
+    "page of scores": "evaluation.json",
+    "page of losses": "token_losses.json",
+    "page of starts": "environment.jsonl",
 }  # read by folder
 
 
@@ -102,12 +109,22 @@ def record(path: Path) -> None:
     run.seconds(), run.spans(), run.exact
 
 
+def page(path: Path) -> None:
+    if path.name != METRICS:
+        (path.parent / METRICS).write_bytes(LINES)
+    build_page.page(chosen.read([path.parent]))
+
+
 TEXT = Path(random.__file__).read_bytes()[:20000]
-LINE = {"step": 1, "tokens_per_second": 2.0, "span/mean": 3.0, "valid/bpc": 5.0, "spans": [[1.0, 2.0]]}
+LINE = {"step": 1, "tokens_per_second": 2.0, "span/mean": 3.0, "valid/bpc": 5.0, "spans": [[1.0, 2.0], [1.0, 2.0]]}
 LINES = "".join(json.dumps(LINE | {"step": step}) + "\n" for step in range(1, 9)).encode()
 JOB = asdict(status.SubmittedJob("1_0", "runs/a", "runs/a/slurm", 100))
 CONFIG = yaml.safe_dump(strangers.state()["config"]).encode()
 SCORES = json.dumps({"protocol": "exact", "splits": {"valid": {"bpc": 1.0}}, "others": {"x": {"step": 1}}}).encode()
+LOSSES = TokenLosses("valid", "exact", 1, "byte", ["a", "é"], [[], [1.0, 2.0]])
+START = Start("now", 0, "launch.py", None, None, "3", {"torch": "2"}, "cpu", 1, [], None, "cpu", "Linux")
+SCORED = {"step": 1, "spans": [[1.0]], "splits": {"valid": {"bpc": 1.0}}, "flops_per_token": {"learned_spans": 5.0}}
+ALL_SCORES = json.dumps({"protocol": "exact", **SCORED, "others": {"x": SCORED}}).encode()
 # The name of each: the ending of its file, a real one, what is done after it was changed, what reads it.
 TARGETS: dict[str, tuple[str, bytes, Callable[[bytes], bytes], Callable[[Path], object]]] = {
     "checkpoint": (".pt", checkpoint_file(), bytes, build),
@@ -118,6 +135,10 @@ TARGETS: dict[str, tuple[str, bytes, Callable[[bytes], bytes], Callable[[Path], 
     "metrics": (".jsonl", LINES, bytes, logged),
     "table": (".jsonl", LINES, bytes, record),
     "scores": (".json", SCORES, bytes, lambda path: scores.read(path.parent)),
+    "page of numbers": (".jsonl", LINES, bytes, page),
+    "page of scores": (".json", ALL_SCORES, bytes, page),
+    "page of losses": (".json", json.dumps(asdict(LOSSES)).encode(), bytes, page),
+    "page of starts": (".jsonl", json.dumps(asdict(START)).encode() + b"\n", bytes, page),
     "jobs": (".json", json.dumps([JOB, JOB]).encode(), bytes, lambda path: status.read(path.parent.parent)),
     "zip": (".zip", zipped("text", TEXT), bytes, unpack),
     "gz": (".gz", gzip.compress(TEXT, mtime=0), bytes, unpack),

@@ -124,7 +124,7 @@ class RunRecord:
         """Return how long its steps have taken, validations and saving left aside."""
         tokens_per_step, before, total = self.config.train.batch_size * self.config.model.block_size, 0, 0.0
         for step, speed in self.curve("tokens_per_second"):
-            total += (step - before) * tokens_per_step / speed if speed else 0.0
+            total += float(step - before) * tokens_per_step / speed if speed else 0.0
             before = step
         return total
 

@@ -5,6 +5,7 @@ Every error is a `UserError` that names the file.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import MISSING as REQUIRED
 from dataclasses import fields, is_dataclass
@@ -60,8 +61,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def loads(text: str) -> Any:
-    """Parse strict JSON, in which NaN and infinity are errors."""
-    return json.loads(text, parse_constant=_refuse)
+    """Parse strict JSON, in which NaN, infinity and what is too large for a double are errors."""
+    return json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
 
 
 def lookup(values: dict[str, Any], key: str, hint: Any, where: object) -> Any:
@@ -169,6 +170,17 @@ def _parsed(path: Path, parse: Any, kind: type[T]) -> T:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if math.isfinite(value) else _refuse(digits)
+
+
+def _whole(digits: str) -> int:
+    value = int(digits)
+    float(value)
+    return value
 
 
 def _default(schema: Any, key: str) -> Any:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.resources import files
@@ -76,6 +77,8 @@ def large(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time with two units at most."""
+    if not math.isfinite(seconds):
+        return "–"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from adaptive_span.errors import UserError
 from adaptive_span.reporting.page.chosen import Run
 from adaptive_span.reporting.run_record import TokenLosses
-from adaptive_span.reporting.tracking import Spans
+from adaptive_span.reporting.tracking import METRICS, Spans
 
 T = TypeVar("T")
 POINTS = 500  # of a curve
@@ -30,6 +31,12 @@ def data(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _run(run: Run, most: int) -> dict[str, Any]:
     record, model = run.record, run.record.config.model
     moments = evenly(record.spans_over_time(), most)
+    for step, spans in moments:
+        if [len(heads) for heads in spans] != model.num_layers * [model.num_heads]:
+            raise UserError(
+                f"the spans of step {step} in {record.directory / METRICS} are not of {model.num_layers} layers × "
+                f"{model.num_heads} heads; it has been changed or damaged; restore it, or delete it"
+            )
     text = record.token_losses()
     return {
         "name": run.name,

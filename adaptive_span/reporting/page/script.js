@@ -69,13 +69,13 @@
           name: plain(pointed ? split : short(run.label, innerWidth < 600 ? 30 : 60)), legendgroup: pointed ? split : String(index),
           showlegend: pointed || alone || split === "valid",
           line: { ...(split === "train" ? train : style), width: split === "train" ? 1 : 2.2 },
-          opacity: split === "train" && !pointed ? 0.5 : 1,
+          opacity: split === "train" && !pointed ? 0.4 : 1,
           hovertemplate: `${split} %{y:.4f} ${unit}<br>step %{x:,}`,
         });
       }
     }
     const low = Math.min(...seen), high = Math.max(...seen), gap = 0.04 * (high - low) + 1e-3;
-    const look = { xaxis: steps(Math.max(...lasts)), yaxis: axis(unit, { range: [low - gap, high + gap], nticks: 7 }), showlegend: true };
+    const look = { xaxis: steps(Math.max(...lasts)), yaxis: axis(unit, { range: [low - gap, high + gap], nticks: 7, separatethousands: true }), showlegend: true };
     if (!seen.length) look.annotations = [{ text: "no losses logged yet", showarrow: false, x: 0.5, y: 0.5, xref: "paper", yref: "paper" }];
     const rows = Math.ceil(chosen.length / Math.max(1, Math.floor(widthOf(place) / 330)));
     const height = (innerWidth < 600 ? 300 : 400) + 20 * Math.min(rows, 14);
@@ -90,7 +90,7 @@
     const [step, spans] = run.moments[run.frames[moment]], place = get("heat");
     const { low, high } = scale(), heads = spans[0].length, width = widthOf(place) - 130;
     const cell = Math.max(16, Math.min(spans.length > 8 ? 30 : 52, width / heads));
-    const text = spans.map((layer) => layer.map((span) => String(Math.round(span))));
+    const text = spans.map((layer) => layer.map((span) => count(Math.round(span))));
     const ticks = powers(low, high);
     const every = Math.ceil(ticks.length / 7), shown = ticks.filter((_, index) => (ticks.length - 1 - index) % every === 0);
     const trace = {
@@ -181,8 +181,8 @@
   }
 
   // A text by loss: each piece is a word, or a character of one or more bytes.
-  const BOUNDS = [0.5, 1, 2, 4, 8];
-  const level = (bits) => BOUNDS.filter((bound) => bits >= bound).length;
+  const bounds = () => (run.text.level === "word" ? [1, 2, 4, 8, 12] : [0.5, 1, 2, 4, 8]); // bits
+  const level = (bits) => bounds().filter((bound) => bits >= bound).length;
   const NAMES = { "\n": "line end", "\t": "tab", " ": "space" };
   let pieces = [], here = -1;
 
@@ -205,12 +205,12 @@
       if (words && piece !== "<eos>") nodes.push(" ");
     }
     get("pieces").replaceChildren(...nodes);
-    const bounds = [0, ...BOUNDS];
-    get("legend").replaceChildren(...bounds.map((low, index) => {
+    const lows = [0, ...bounds()];
+    get("legend").replaceChildren(...lows.map((low, index) => {
       const item = document.createElement("li"), sample = document.createElement("span");
       sample.className = `t l${index}`;
       sample.textContent = "abc";
-      item.append(sample, index === 5 ? "8 bits and more" : `${low} to ${bounds[index + 1]}${index ? "" : " bits"}`);
+      item.append(sample, index === 5 ? `${low} bits and more` : `${low} to ${lows[index + 1]}${index ? "" : " bits"}`);
       return item;
     }));
     const worst = pieces.map((each, index) => ({ ...each, index })).filter((each) => each.bits.length);
@@ -314,6 +314,7 @@
   for (const [event, paper] of [["beforeprint", true], ["afterprint", false]]) {
     addEventListener(event, () => {
       onPaper = paper;
+      if (runs.length === 1) document.querySelectorAll("#settings details").forEach((each) => { each.open = paper; });
       redraw();
     });
   }

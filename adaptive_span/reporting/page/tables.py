@@ -86,6 +86,8 @@ def state(record: RunRecord) -> str:
         return f"failed after step {record.step:,}"
     if record.step >= total and record.exact:
         return f"finished after {total:,} steps"
+    if record.step >= total:
+        return f"all {total:,} steps, not scored yet"
     return f"{record.step:,} of {total:,} steps so far" if record.lines else "no numbers yet"
 
 
@@ -107,9 +109,10 @@ def _heads(heads: list[float], run: Run) -> str:
 def _flops(record: RunRecord) -> dict[str, float]:
     if "flops_per_token" not in record.scores:
         now = record.last("flops_per_token")
-        return {} if now is None else {COUNTED["learned_spans"]: now}
-    counted: dict[str, float] = lookup(record.scores, "flops_per_token", dict[str, float], record.directory / SCORES)
-    return {words: counted[name] for name, words in COUNTED.items() if name in counted}
+        return {COUNTED["learned_spans"]: float(now)} if now else {}
+    where = record.directory / SCORES
+    counted: dict[str, float] = lookup(record.scores, "flops_per_token", dict[str, float], where)
+    return {words: float(counted[name]) for name, words in COUNTED.items() if counted.get(name, 0) > 0}
 
 
 def _median(record: RunRecord, key: str) -> float | None:
