@@ -51,6 +51,10 @@ class TrainingProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the lines as they are: what is printed from now on stands below them."""
         self.screen.stop()
 
     def advance(self, step: int) -> None:
@@ -73,20 +77,22 @@ class TrainingProgress:
             mark = " (new best)" if valid < self.best else ""
             losses.append(f"valid {unit} {readable(valid, 3)}{mark}")
             self.best = min(self.best, valid)
-        heads = f"span mean {metrics['span/mean']:.0f} max {metrics['span/max']:.0f}"
+        reach = f"mean {metrics['span/mean']:.0f} max {metrics['span/max']:.0f}"
         speed = f"{metrics['tokens_per_second']:,.0f} tokens/s"
         if not console.is_terminal:
             left = (time.monotonic() - self.started) / max(1, step - self.first) * (self.total - step)
-            console.print(f"step {step}/{self.total} · {' · '.join([*losses, heads, speed])} · {clock(left)} left")
+            console.print(
+                f"step {step}/{self.total} · {' · '.join([*losses, f'span {reach}', speed])} · {clock(left)} left"
+            )
             return
-        if valid is not None:
-            console.print(f"step {step:,} · {' · '.join(reversed(losses))}")
         best = [f"best valid {unit} {readable(self.best, 3)}"] if math.isfinite(self.best) else []
         pace = [f"{metrics['ms_per_step']:,.0f} ms/step", f"{metrics['peak_memory_mib']:,.0f} MiB"]
         bars = span_bars(spans, self.model.ramp, self.model.max_span)
         numbers = " · ".join([*best, speed, *pace])
-        self.screen.below = numbers, f"{heads} of {self.model.max_span:,} · longest by layer {bars}"
+        self.screen.below = numbers, f"span by layer {bars} {reach} of {self.model.max_span:,}"
         self.screen.update(self.task, completed=step, loss=losses[0])
+        if valid is not None:
+            console.print(f"step {step:,} · {' · '.join(reversed(losses))}")
 
 
 class _Screen(Progress):

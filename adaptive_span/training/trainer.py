@@ -162,7 +162,8 @@ class Trainer:
         return TrainingProgress(self.state.step, self.config.train.total_steps, self.config.model, best)
 
     def _stop(self, signal: int) -> NoReturn:
-        if self.process.is_main:
+        if self.progress:
+            self.progress.close()
             total = self.config.train.total_steps
             print_line(f"stopped after step {self.state.step} of {total}, and saved; the same command resumes it")
         raise SystemExit(128 + signal)

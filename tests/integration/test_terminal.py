@@ -11,6 +11,7 @@ import termios
 import pyte
 import pytest
 
+from adaptive_span.reporting.progress import span_bars
 from tests.conftest import ENVIRONMENT
 
 ROWS, STEPS = 40, 90
@@ -33,6 +34,11 @@ def printed(words, directory, columns):
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, output
     return output
+
+
+def test_a_bar_is_a_layers_longest_head_on_a_logarithmic_scale():
+    assert span_bars([[32, 32], [32, 64], [512, 32], [40, 4096], [20, 30]], shortest=32, longest=4096) == "▁▂▅█▁"
+    assert span_bars([[16]], shortest=32, longest=16) == "▁"
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -59,7 +65,7 @@ def test_every_frame_shows_step_total_loss_and_time_left(columns, command, tmp_p
             continue
         assert re.match(rf"step {step}/{STEPS} · train bpc \d+\.\d{{3}} · \d:\d\d:\d\d left ", shown[bar])
         assert re.fullmatch(r"(best valid bpc [\d.]+ · )?[\d,]+ tokens/s · [\d,]+ ms/step · [\d,]+ MiB", shown[bar + 1])
-        assert re.fullmatch(r"span mean \d+ max \d+ of 96 · longest by layer [▁▂▃▄▅▆▇█]{2}", shown[bar + 2])
+        assert re.fullmatch(r"span by layer [▁▂▃▄▅▆▇█]{2} mean \d+ max \d+ of 96", shown[bar + 2])
     assert steps == sorted(steps)
     assert steps[-1] == STEPS
     assert not any(code in output for code in (b"\x1b[2J", b"\x1b[?1049h"))  # the whole screen
