@@ -47,6 +47,7 @@ class TensorboardService(Service):
         settings = {
             key: value if isinstance(value, bool | int | float | str) else str(value)
             for key, value in identity(self.config.as_dict(), type(self.config)).items()
+            if value is not None
         }
         # `add_hparams` would write a second run beside this one.
         for summary in hparams(settings, numbers):

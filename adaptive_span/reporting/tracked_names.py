@@ -37,4 +37,4 @@ def final_numbers(evaluation: dict[str, Any]) -> Metrics:
     flops = {f"flops/{name}": value for name, value in evaluation["flops_per_token"].items()}
     heads = [span for layer in evaluation["spans"] for span in layer]
     spans = {"exact/span/mean": sum(heads) / len(heads), "exact/span/max": max(heads)}
-    return {**scores, **spans, **flops, "parameters": evaluation["parameters"], "best_step": evaluation["step"]}
+    return {**scores, **spans, "exact/step": evaluation["step"], **flops, "parameters": evaluation["parameters"]}
