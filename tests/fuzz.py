@@ -32,6 +32,7 @@ from adaptive_span.data import source
 from adaptive_span.errors import UserError
 from adaptive_span.launch.slurm import status
 from adaptive_span.reporting import run_record, scores
+from adaptive_span.reporting.console import all_scores_table
 from adaptive_span.reporting.page import build as build_page
 from adaptive_span.reporting.page import chosen
 from adaptive_span.reporting.run_record import Start, TokenLosses
@@ -120,7 +121,6 @@ LINE = {"step": 1, "tokens_per_second": 2.0, "span/mean": 3.0, "valid/bpc": 5.0,
 LINES = "".join(json.dumps(LINE | {"step": step}) + "\n" for step in range(1, 9)).encode()
 JOB = asdict(status.SubmittedJob("1_0", "runs/a", "runs/a/slurm", 100))
 CONFIG = yaml.safe_dump(strangers.state()["config"]).encode()
-SCORES = json.dumps({"protocol": "exact", "splits": {"valid": {"bpc": 1.0}}, "others": {"x": {"step": 1}}}).encode()
 LOSSES = TokenLosses("valid", "exact", 1, "byte", ["a", "é"], [[], [1.0, 2.0]])
 START = Start("now", 0, "launch.py", None, None, "3", {"torch": "2"}, "cpu", 1, [], None, "cpu", "Linux")
 SCORED = {"step": 1, "spans": [[1.0]], "splits": {"valid": {"bpc": 1.0}}, "flops_per_token": {"learned_spans": 5.0}}
@@ -134,7 +134,7 @@ TARGETS: dict[str, tuple[str, bytes, Callable[[bytes], bytes], Callable[[Path], 
     "config": (".yaml", CONFIG, bytes, lambda path: from_dict(read_yaml(path), Config, path)),
     "metrics": (".jsonl", LINES, bytes, logged),
     "table": (".jsonl", LINES, bytes, record),
-    "scores": (".json", SCORES, bytes, lambda path: scores.read(path.parent)),
+    "scores": (".json", ALL_SCORES, bytes, lambda path: all_scores_table(scores.summaries(path.parent), path)),
     "page of numbers": (".jsonl", LINES, bytes, page),
     "page of scores": (".json", ALL_SCORES, bytes, page),
     "page of losses": (".json", json.dumps(asdict(LOSSES)).encode(), bytes, page),

@@ -1,5 +1,7 @@
 """A score with spans cut is that of a model whose heads look no farther, and stands beside the others."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -61,6 +63,19 @@ def test_nothing_beyond_a_cut_reaches_a_loss(adaptive, tokens):
     differs = (losses(model, tokens) != losses(model, changed))[0]  # at t: that of predicting token t + 1
     assert differs[30:41].tolist() == [True] * 11
     assert not differs[41:].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["banded", "fused"])
+def test_every_attention_cuts_alike_also_below_the_ramp(attention, model, tokens):
+    """There z is negative, as it never is in a training."""
+    other = Transformer(replace(model.config, attention=attention), 11)
+    other.load_state_dict(model.state_dict())
+    model = Transformer(replace(model.config, attention="dense"), 11)
+    model.load_state_dict(other.state_dict())
+    for most in (1, 3, 20):
+        expected, found = (losses(with_spans_cut(each, most), tokens) for each in (model, other))
+        torch.testing.assert_close(found, expected)
 
 
 def test_every_score_is_kept_under_its_name(launch, tmp_path, capsys):
