@@ -86,8 +86,8 @@ def draw(result: dict[str, Any], directory: Path, config: ModelConfig, name: str
     model = checkpoint.parent.parent.name if checkpoint.parent.name == CHECKPOINTS else checkpoint.name
     valid = result["splits"]["valid"]
     score = f"{readable(valid['ppl'], 1)} ppl on valid" if "ppl" in valid else f"{valid['bpc']:.3f} bpc on valid"
-    score += f" ({name.rpartition('/')[2]})" if name else ""
     title = figure_files.heading(model, result["spans"], config.max_span, result["step"], score)
+    title += f"\n{name if len(name) < 60 else f'…{name[-60:]}'}" if name else ""
     save_figure(figures.heat_map(result["spans"], config.max_span, config.ramp, title), path)
     return path
 
