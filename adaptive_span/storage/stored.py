@@ -121,6 +121,8 @@ def from_dict(values: Any, schema: type[T], where: object, prefix: str = "") -> 
 
 def is_a(value: Any, hint: Any, depth: int = 0) -> bool:
     """Return whether a value has a type as a configuration writes it, including what containers hold."""
+    if hint == list[float] and isinstance(value, list) and {*map(type, value)} <= {int, float}:
+        return True  # the same as below, twenty times as fast: a run logs the spans of hundreds of heads
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return depth < 8 and _is_plain(value, depth)

@@ -5,6 +5,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from adaptive_span.storage.writing import atomic_write
 from adaptive_span.terminal.plain_text import without_secrets
 
 try:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined, Template
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 except ModuleNotFoundError as missing:
@@ -41,19 +42,9 @@ def write(folders: Sequence[Path], path: Path) -> int:
 
 def page(runs: Sequence[Run]) -> str:
     """Return the page of some runs as HTML. What comes from their files is escaped, as text and as JSON."""
-    # Escaped everywhere: what is marked as safe is this package's own.
-    environment = Environment(
-        loader=PackageLoader(PACKAGE, "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    environment.filters |= {"score": lambda value: readable(value, 4), "large": large, "duration": duration}
-    scripts = [get_plotlyjs(), files(PACKAGE).joinpath("script.js").read_text(encoding="utf-8")]
     rows = [tables.row(run) for run in runs]
-    return environment.get_template("template.html.j2").render(
+    scripts = _scripts()
+    return _template().render(
         rows=rows,
         most=max((value for row in rows for value in row.flops.values()), default=1.0),
         units=tables.units(runs),
@@ -61,8 +52,8 @@ def page(runs: Sequence[Run]) -> str:
         settings=[without_secrets(run.record.settings) for run in runs],
         data=charts.data(runs),
         style=Markup(files(PACKAGE).joinpath("style.css").read_text(encoding="utf-8")),
-        scripts=[Markup(script) for script in scripts],
-        hashes=[_hash(script) for script in scripts],
+        scripts=list(scripts),
+        hashes=list(scripts.values()),
         made=datetime.now().astimezone(),
     )
 
@@ -86,6 +77,27 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _hash(script: str) -> str:
-    """Return how the page's policy names a script: no other one is run."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+@cache
+def _template() -> Template:
+    """Return the template, which escapes everything but the style and the scripts of this package."""
+    environment = Environment(
+        loader=PackageLoader(PACKAGE, "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.filters |= {"score": lambda value: readable(value, 4), "large": large, "duration": duration}
+    return environment.get_template("template.html.j2")
+
+
+@cache
+def _scripts() -> dict[Markup, str]:
+    """Return the scripts of the page, each with its checksum: the page's policy runs no other one."""
+    scripts = [get_plotlyjs(), files(PACKAGE).joinpath("script.js").read_text(encoding="utf-8")]
+    digests = (hashlib.sha256(script.encode()).digest() for script in scripts)
+    return {
+        Markup(script): f"sha256-{base64.b64encode(digest).decode()}"
+        for script, digest in zip(scripts, digests, strict=True)
+    }
