@@ -163,7 +163,7 @@
     const y = axis("span in tokens", { type: "log", range: [Math.log10(low / 1.3), Math.log10(high * 1.3)], tickvals: ticks, ticktext: ticks.map(count) });
     const look = {
       xaxis: steps(Math.max(run.total, x[x.length - 1])), yaxis: y, annotations, shapes: [bound(low, "dot"), bound(high, "dot"), now],
-      height: Math.max(330, innerWidth < 600 ? 330 : get("heat").clientHeight), margin: { l: 58, r: 50, t: 14, b: 46 },
+      height: Math.max(330, innerWidth < 600 ? 330 : get("heat").clientHeight) + (layer < 0 ? 0 : 50), margin: { l: 58, r: 50, t: 14, b: 46 },
       showlegend: layer >= 0, legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0 },
     };
     return draw(place, traces, layout(look));
