@@ -1,6 +1,7 @@
 """How all figures look: colours that colour-blind people tell apart, plain tick labels, and one way to save them."""
 
 import math
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from adaptive_span.storage.writing import atomic_write, explain_disk_errors
@@ -67,10 +69,16 @@ def open_axes(axes: Axes) -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure atomically, in the format that the ending of `path` names.
 
+    Its words are shown as they are: a name may hold $, which would begin a formula, and signs that the font lacks,
+    which become boxes.
+
     Raises:
         UserError: The file cannot be written.
     """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
+    with atomic_write(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(temporary, dpi=150, format=path.suffix.removeprefix("."))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from adaptive_span.cli.figures import main
 from adaptive_span.errors import UserError
 from adaptive_span.reporting import figures, run_figures, run_record
-from adaptive_span.reporting.figure_style import doubling_ticks, log_ticks, plain
+from adaptive_span.reporting.figure_style import doubling_ticks, log_ticks, plain, save_figure
 from tests.integration.test_strangers import CONFIG
 
 
@@ -42,6 +42,11 @@ def test_a_heat_map_keeps_each_head_in_its_place_and_names_the_far_ones():
     figure.draw_without_rendering()
     assert [label.get_text() for label in bar.get_yticklabels()] == ["32", "64", "128", "256", "512", "1,024"]
     assert figure.get_suptitle() == "a title"
+
+
+def test_a_name_is_no_formula_and_may_hold_signs_that_the_font_lacks(tmp_path):
+    save_figure(figures.heat_map([[32.0, 900.4]], 1024, 32, "a $x_{$ 日本"), tmp_path / "spans.png")
+    assert (tmp_path / "spans.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_evolution_has_a_panel_per_layer_and_a_line_per_head_between_ramp_and_maximum():
