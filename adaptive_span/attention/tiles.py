@@ -7,13 +7,6 @@ Besides the letters of `adaptive_span.attention`: L is the layer's longest span,
 """
 
 import ctypes
-import functools
-import hashlib
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from adaptive_span.attention import MemoryKeysValues, Projected
 from adaptive_span.attention.own_types import OwnTypes
-from adaptive_span.hardware.compilers import cpp_compiler
-from adaptive_span.storage.user_cache import user_cache
+from adaptive_span.hardware import cpp
 
 SOURCE = Path(__file__).with_name("tiles.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
 TYPES = {torch.float32: "float", torch.float64: "double"}
 MOST_PARTS = 8  # of a batch, which have gradients of their own that add up in one order whatever the threads
 
@@ -56,53 +47,6 @@ class Layer(ctypes.Structure):
         ("position_stride", ctypes.c_int64),
         ("scale", ctypes.c_double),
     ]
-
-
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, built where they are not yet; print why and return None where they cannot be."""
-    try:
-        return ctypes.CDLL(str(_build()))
-    except (OSError, subprocess.CalledProcessError) as error:
-        message = (error.stderr if isinstance(error, subprocess.CalledProcessError) else "") or str(error)
-        reason = message.splitlines()[0]
-        print(
-            f"warning: attention is not compiled for this CPU ({reason}); PyTorch's operations compute it",
-            file=sys.stderr,
-        )
-        return None
-
-
-def _build() -> Path:
-    """Build the kernels for this processor and this release of torch, whose BLAS and threads they use."""
-    compiler = cpp_compiler()
-    if not shutil.which(compiler):
-        raise FileNotFoundError(f"there is no C++ compiler {compiler}")
-    what = (SOURCE.read_text(), compiler, *FLAGS, torch.__version__, _processor())
-    key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
-    folder = user_cache()
-    built = folder / f"tiles-{key}.so"
-    if not built.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        libraries = Path(torch.__file__).parent / "lib"
-        with tempfile.TemporaryDirectory(dir=folder) as private:  # another process may be building the same
-            compiled, linked = Path(private, "tiles.o"), Path(private, "tiles.so")
-            _run(compiler, *FLAGS, "-c", SOURCE, "-o", compiled)
-            # Without -fopenmp: torch's own OpenMP then runs the threads, and its BLAS knows that it is in one of them.
-            _run(compiler, "-shared", compiled, "-o", linked, f"-L{libraries}", "-ltorch_cpu")
-            linked.replace(built)
-    return built
-
-
-def _run(*command: str | Path) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
-
-
-def _processor() -> str:
-    """Return what decides which instructions `-march=native` means."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
-    return "\n".join([platform.machine(), *sorted({line for line in lines if line.startswith(("flags", "Features"))})])
 
 
 class DropoutMask(NamedTuple):
@@ -156,7 +100,7 @@ class LayerShape:
 
 def run_on(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether these kernels compute there, in that type."""
-    return device.type == "cpu" and dtype in TYPES and library() is not None
+    return device.type == "cpu" and dtype in TYPES and cpp.library(SOURCE) is not None
 
 
 def exact_spans(bounds: Sequence[int], log_mask: Tensor | None) -> list[int]:
@@ -261,7 +205,7 @@ class TiledAttentionFunction(OwnTypes):
 
 
 def _call(which: str, dtype: torch.dtype, layer: Layer) -> None:
-    getattr(library(), f"{which}_{TYPES[dtype]}")(ctypes.byref(layer))
+    getattr(cpp.library(SOURCE), f"{which}_{TYPES[dtype]}")(ctypes.byref(layer))
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -60,16 +60,13 @@ def table(settings: Settings, repeats: int) -> dict[str, Row]:
 
 
 def _attention(decoder: Decoder) -> Workload:
-    """Return a workload: the attention of all heads, from queries that are there."""
-    rows = len(decoder.present)
-    rings = [ring for layer in decoder.layers for ring in layer.rings]
-    shapes = [(rows, ring.keys_values.size(1) // rows, ring.keys_values.size(3)) for ring in rings]
-    random = [torch.randn(3, *shape, device=decoder.present.device) for shape in shapes]  # queries, keys, values
+    """Return a workload: the attention of all heads, from projections that are there."""
+    shape = len(decoder.present), len(decoder.layers[0].weight)
+    projected = torch.randn(shape, device=decoder.present.device)
 
     def workload() -> None:
-        places = decoder.places()
-        for ring, (query, key, value) in zip(rings, random, strict=True):
-            ring.attend(query, key, value, places[ring.span])
+        for layer in decoder.layers:
+            layer.rings.attend(projected)
 
     return workload
 

@@ -13,6 +13,7 @@ from adaptive_span.attention import SpanGeometry, banded, tiles
 from adaptive_span.attention.context import HiddenStates, join
 from adaptive_span.attention.span import AdaptiveSpan, log_soft_mask, upper_bound
 from adaptive_span.config.registry import ATTENTIONS
+from adaptive_span.hardware import cpp
 from tests import dropped
 from tests.conftest import ROOT
 from tests.dropped import IN_TORCH, choose
@@ -252,7 +253,7 @@ def test_banded_computes_what_dense_does(attention, layer):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="there is no compiler")
 def test_banded_is_compiled_for_a_cpu():
-    assert tiles.library() is not None
+    assert cpp.library(tiles.SOURCE) is not None
 
 
 def test_what_cannot_be_compiled_is_told_once_and_pytorch_computes_it(monkeypatch, capsys, tmp_path):
@@ -260,9 +261,9 @@ def test_what_cannot_be_compiled_is_told_once_and_pytorch_computes_it(monkeypatc
     compiled = output_and_gradients("banded", layer)
     monkeypatch.setenv("CXX", "no_such_compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    tiles.library.cache_clear()
+    cpp.library.cache_clear()
     found = [output_and_gradients("banded", layer) for _ in range(2)]
-    tiles.library.cache_clear()
+    cpp.library.cache_clear()
     torch.testing.assert_close(found, [compiled, compiled])
     assert capsys.readouterr().err.count("there is no C++ compiler no_such_compiler") == 1
 
