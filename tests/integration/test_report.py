@@ -126,6 +126,9 @@ def test_a_run_on_a_page(launch, text, tmp_path, opened):
     page.locator("#pieces").press("ArrowRight")
     page.locator("#pieces").press("ArrowRight")
     losses = json.loads((run / TOKEN_LOSSES).read_text())
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    widths = page.locator(".main-svg").evaluate_all("all => all.map(each => each.getBoundingClientRect().width)")
+    assert 0 < max(widths) < 680  # pixels between the margins of a sheet
     bits = round(losses["nats"][1][0], 3) / math.log(2)
     assert f"{bits:.2f} bits" in page.locator("#reading").text_content()
 
@@ -202,15 +205,27 @@ def test_runs_that_do_not_go_together(tmp_path, opened):
         "".join(json.dumps(line | {"spans": None}).replace(', "spans": null', "") + "\n" for line in lines)
     )
 
+    scores.write({"spans": [[32.0, 33.0, 34.0, 35.0], [36.0, 37.0, 38.0, 39.0]]}, old)
+
     page = opened(made(tmp_path))
     assert page.locator("[data-chart=loss]").evaluate_all("all => all.map(each => each.dataset.unit)") == ["bpc", "ppl"]
     assert page.get_by_text("do not compare").is_visible()
     for what in ("there is no such text", f"300 of {total} steps so far", "no numbers yet"):
         assert page.get_by_text(what).first.is_visible() or page.get_by_text("failed after step 0").count(), what
-    page.locator("#run").select_option(index=[*page.locator("#run option").all_text_contents()].index("old"))
+
+    def choose(name: str) -> None:
+        page.locator("#run").select_option(index=page.locator("#run option").all_text_contents().index(name))
+
+    choose("failed")
     assert page.locator("#no-spans").is_visible()
     assert page.locator("#no-text").is_visible()
     assert not page.locator("#heat").is_visible()
+    choose("old")
+    assert page.evaluate("document.getElementById('heat').data[0].customdata") == [[32, 33, 34, 35], [36, 37, 38, 39]]
+    assert page.locator("#no-time").is_visible()
+    assert not page.locator("#evolution").is_visible()
+    choose("bytes")
+    assert page.locator("#evolution").is_visible()
 
 
 def test_forty_runs(tmp_path, opened):

@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 
 from adaptive_span.errors import UserError
 from adaptive_span.reporting.page.chosen import Run
+from adaptive_span.reporting.run_directory import CONFIG
 from adaptive_span.reporting.run_record import TokenLosses
-from adaptive_span.reporting.tracking import METRICS, Spans
+from adaptive_span.reporting.tracking import Spans
 
 T = TypeVar("T")
 POINTS = 500  # of a curve
@@ -30,12 +31,13 @@ def data(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _run(run: Run, most: int) -> dict[str, Any]:
     record, model = run.record, run.record.config.model
-    moments = evenly(record.spans_over_time(), most)
+    last = record.spans()
+    moments = evenly(record.spans_over_time(), most) or ([(record.step, last)] if last else [])
     for step, spans in moments:
         if [len(heads) for heads in spans] != model.num_layers * [model.num_heads]:
             raise UserError(
-                f"the spans of step {step} in {record.directory / METRICS} are not of {model.num_layers} layers × "
-                f"{model.num_heads} heads; it has been changed or damaged; restore it, or delete it"
+                f"the spans of step {step} in {record.directory} are not of {model.num_layers} layers × "
+                f"{model.num_heads} heads, as its {CONFIG} has it; bring back the files of that run"
             )
     text = record.token_losses()
     return {

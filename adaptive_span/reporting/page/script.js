@@ -276,7 +276,11 @@
     const known = run.moments.length > 0;
     get("no-spans").hidden = known;
     get("with-spans").hidden = !known;
+    const moved = run.moments.length > 1;
+    get("no-time").hidden = !known || moved;
+    get("slider").hidden = get("over-time").hidden = !moved;
     if (!known) return Promise.resolve();
+    if (!moved) return drawHeat();
     return Promise.all([drawHeat(), drawEvolution().then(markMoment)]);
   }
 
