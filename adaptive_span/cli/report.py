@@ -26,6 +26,8 @@ def main(argv: Sequence[str]) -> None:
     path = arguments.out or folder / "report.html"
     if path.is_dir():
         raise UserError(f"--out={path} is a folder; give the name of a file, like {path / 'report.html'}")
+    if not path.parent.is_dir() and arguments.out:
+        raise UserError(f"--out={path} names a folder that is not there; make it first, or give another file")
     if not arguments.out:
         refuse_links(folder)
     count = build.write(arguments.folders, path)
