@@ -531,7 +531,8 @@ class EvaluateConfig:
     """How to score. exact: every token, each from all that the model can see. published: as the papers' numbers were
     made."""
     max_span: list[Size] = field(default_factory=list)
-    """Cuts, in tokens: a score for each, with no head looking farther. Empty: one score, with the spans as they are."""
+    """Cuts, in tokens: a score for each, with no head looking farther. The soft ramp of a head that would ends at the
+    cut. Empty: one score, with the spans as they are."""
     batch_size: Size = 8
     """Rows scored at once. Changes an exact score only by rounding."""
     block_size: Size | None = None
