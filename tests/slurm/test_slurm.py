@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from adaptive_span.errors import UserError
 from adaptive_span.launch.slurm import resources
@@ -186,6 +187,9 @@ def test_a_sweep_is_an_array_whose_jobs_each_have_a_directory(name, slurm):
         for number, run in enumerate(runs):
             assert re.search(rf"{job}_{number} +COMPLETED +6/6 +{metrics(run)[-1]['train/bpc']:.3f} +{run}", told)
     assert metrics(runs[0]) != metrics(runs[1])
+    called = [yaml.safe_load((run / "config.yaml").read_text())["run"] for run in runs]
+    assert len({each["name"] for each in called}) == 2
+    assert {each["group"] for each in called} == {home}
     assert [row["step"] for row in table(slurm.directory / home)] == ["6", "6"]
     assert slurm.ask("sacct", "-X", "-n", "-P", "-j", job, "-o", "JobID").split() == [f"{job}_0", f"{job}_1"]
 
