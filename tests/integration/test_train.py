@@ -327,11 +327,14 @@ def test_wandb_holds_every_head_and_one_axis_of_steps_over_a_resume(launch, tmp_
     assert min(spans) >= 32  # the effective span: never less than the ramp
 
 
-def test_wandb_ends_with_what_the_run_came_to(launch, tmp_path):
-    out = launch("run.dir=run", "tracking=offline", "train.steps=10").stdout
+def test_wandb_ends_with_what_the_run_came_to(launch, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "WANDB_API_KEY", "")
+    monkeypatch.setitem(ENVIRONMENT, "NETRC", str(tmp_path / "netrc"))
+    out = launch("run.dir=run", "tracking=wandb", "train.steps=10").stdout
+    assert out.startswith("warning: nobody is logged in to Weights & Biases")
     time.sleep(1.1)  # wandb names the folder of each part by the second
     (tmp_path / "run" / "evaluation.json").unlink()  # as if it had been killed while it was scored
-    launch("run.dir=run", "tracking=offline", "train.steps=10")
+    assert "warning" not in launch("run.dir=run", "tracking=offline", "train.steps=10").stdout
     scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     parts = wandb_records(tmp_path / "run")
