@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from adaptive_span.errors import UserError
 from adaptive_span.reporting.figure_style import PALETTE, line_style, log_ticks, new_figure, open_axes, plain, set_ticks
 from adaptive_span.reporting.run_record import RunRecord, varied_settings
 
+MOST_TICKS = 8
 NAMED = 12  # runs that a legend names; the best of them where there are more
 
 
@@ -92,19 +94,20 @@ def cost(records: Sequence[RunRecord]) -> Figure:
 
 
 def _spread(axes: Axes, values: Sequence[float | None]) -> None:
-    """Give a logarithmic axis limits with room around the values, and plain ticks."""
-    known = [value for value in values if value]
-    low, high = min(known) / 1.15, max(known) * 1.15
+    """Give a logarithmic axis limits with room around the values, and plain ticks: at the values, if they are few."""
+    known = sorted({value for value in values if value})
+    low, high = known[0] / 1.15, known[-1] * 1.15
     axes.set_xlim(low, high)
-    ticks = log_ticks(low, high)
-    set_ticks(axes.xaxis, ticks if len(ticks) > 1 else sorted({min(known), max(known)}))
+    apart = all(after / before > 1.2 for before, after in pairwise(known))
+    set_ticks(axes.xaxis, known if apart and len(known) <= MOST_TICKS else log_ticks(low, high))
 
 
 def _limit_losses(axes: Axes, records: Sequence[RunRecord]) -> None:
     """Leave out how high the losses began, which would press all else together."""
     unit = records[0].unit
     validations = [[value for _, value in record.curve(f"valid/{unit}")] for record in records]
-    lowest, highest = min(map(min, validations)), max(values[0] for values in validations)
+    losses = [value for record in records for _, value in record.curve(f"train/{unit}")]
+    lowest, highest = min(*losses, *map(min, validations)), max(values[0] for values in validations)
     axes.set_ylim(lowest - 0.08 * (highest - lowest), highest + 0.15 * (highest - lowest) or None)
 
 
@@ -117,4 +120,5 @@ def _legend(figure: Figure, records: Sequence[RunRecord]) -> None:
 def _title(records: Sequence[RunRecord]) -> str:
     best = records[0]
     runs = f"{len(records)} runs" if len(records) > 1 else best.directory.name
-    return f"{runs} on {best.config.data.name}: the best has {best.score('valid'):.3f} {best.unit} on valid"
+    data = " and ".join(sorted({record.config.data.name for record in records}))
+    return f"{runs} on {data}: the best has {best.score('valid'):.3f} {best.unit} on valid"
