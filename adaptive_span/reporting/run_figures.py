@@ -107,7 +107,7 @@ def _limit_losses(axes: Axes, records: Sequence[RunRecord]) -> None:
     unit = records[0].unit
     validations = [[value for _, value in record.curve(f"valid/{unit}")] for record in records]
     losses = [value for record in records for _, value in record.curve(f"train/{unit}")]
-    lowest, highest = min(*losses, *map(min, validations)), max(values[0] for values in validations)
+    lowest, highest = min([*losses, *map(min, validations)]), max(values[0] for values in validations)
     axes.set_ylim(lowest - 0.08 * (highest - lowest), highest + 0.15 * (highest - lowest) or None)
 
 
