@@ -230,9 +230,10 @@ def test_runs_that_do_not_go_together(tmp_path, opened):
 
 def test_forty_runs(tmp_path, opened):
     for seed in range(40):
-        written(tmp_path / f"{seed:02}", 3, seed)
+        written(tmp_path / str(seed), 3, seed)
     page = opened(made(tmp_path), viewport={"width": 360, "height": 800})
-    assert page.locator("#run option").count() == 40
+    names = page.locator("#run option").all_text_contents()
+    assert names == [f"{seed} (seed={seed})" for seed in range(40)]
     assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 

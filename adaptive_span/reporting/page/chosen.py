@@ -1,6 +1,7 @@
 """Find the runs that a page shows, and give each a name that tells it from the others."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,13 @@ def read(folders: Sequence[Path]) -> list[Run]:
     records = [run_record.read(path) for path in directories.values()]
     above = Path(os.path.commonpath([path.parent for path in directories]))
     keys = list(run_record.varied_settings(records))
-    return [
+    runs = [
         Run(str(path.relative_to(above)), {key: without_secrets(record.settings.get(key)) for key in keys}, record)
         for path, record in zip(directories, records, strict=True)
     ]
+    return sorted(
+        runs, key=lambda run: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", run.name)]
+    )
 
 
 def _directories(folder: Path) -> list[Path]:

@@ -58,7 +58,7 @@
       const style = line(index), train = pointed ? { ...style, color: colour("muted") } : style;
       for (const split of ["train", "valid"]) {
         const points = run[split];
-        if (!points.length) continue;
+        if (!points.length || (split === "train" && place.dataset.crowded === "true" && run.valid.length)) continue;
         // What the first steps lose would press all others flat: a chart of many points opens without them.
         const rest = points.filter(([step]) => points.length < 12 || step > 0.08 * run.total).map(([, loss]) => loss);
         seen.push(...rest);
