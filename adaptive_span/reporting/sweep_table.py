@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from adaptive_span.config.overrides import PATHS
 from adaptive_span.errors import UserError
 from adaptive_span.reporting import run_record
 from adaptive_span.reporting.progress import clock
@@ -30,7 +31,6 @@ RESULTS: dict[str, Callable[[float], str]] = {  # columns of the file, and how t
 }
 HEADINGS = {"span/mean": "span\nmean", "flops_per_token": "flops\n/token", "seconds": "time"}
 GAP = 2  # characters between columns
-NUMBER = re.compile(r"[-+.]?\d")  # begins with it: the - of 1e-5 parts no words
 
 
 def summarize(directories: Sequence[Path], sweep_directory: Path) -> None:
@@ -129,14 +129,15 @@ def _settings(rows: list[Row], keys: list[str]) -> list[Column]:
     columns = []
     for key, last in zip(keys, lasts, strict=True):
         heading = last if lasts.count(last) == 1 else key
-        cells = without_common_start([str(row["settings"].get(key)) for row in rows])
+        cells = [str(row["settings"].get(key)) for row in rows]
+        cells = without_common_start(cells) if key in PATHS else cells
         columns.append((heading if len(heading) <= max(map(len, cells)) else heading.replace("_", "\n"), cells))
     return columns
 
 
 def without_common_start(names: list[str]) -> list[str]:
-    """Return paths and names without the folders and words, parted by `-`, that all of them begin with."""
-    if len(set(names)) == 1 or any(NUMBER.match(name) for name in names):
+    """Return paths without the folders and words, parted by `-`, that all of them begin with."""
+    if len(set(names)) == 1:
         return names
     words = [re.split(r"(?<=[/-])", name) for name in names]
     same = sum(
