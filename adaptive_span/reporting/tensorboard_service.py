@@ -10,22 +10,24 @@ from adaptive_span.reporting.span_image import span_image
 from adaptive_span.reporting.tracked_names import HEAT_MAP, final_numbers, head_curves, is_validation
 from adaptive_span.reporting.tracking import Metrics, Service, Spans, last_step_logged, run_name
 
+try:
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
+except ImportError:
+    raise UserError(
+        "tracking=tensorboard needs a package that is not there; pip install 'adaptive-span[tensorboard]'"
+    ) from None
+
 
 class TensorboardService(Service):
     """Event files in `tensorboard/`, one for each time that the training is begun or resumed."""
 
     def __init__(self, directory: Path, config: Config, run_id: str | None):
-        try:
-            from torch.utils import tensorboard
-        except ImportError:
-            raise UserError(
-                "tracking=tensorboard needs a package that is not there; pip install 'adaptive-span[tensorboard]'"
-            ) from None
         self.config, self.name = config, run_name(config, directory)
         self.place = str((directory / "tensorboard").absolute())
         self.step = last_step_logged(directory)
         # What a killed run wrote after its last checkpoint comes again, so readers are told to drop it.
-        self.writer = tensorboard.SummaryWriter(self.place, purge_step=self.step + 1)
+        self.writer = SummaryWriter(self.place, purge_step=self.step + 1)
         layers = {
             f"layer {layer}": ["Multiline", [f"span/layer_{layer:02d}/.*"]] for layer in range(config.model.num_layers)
         }
@@ -41,8 +43,6 @@ class TensorboardService(Service):
         self.writer.flush()  # else a killed run would lack up to two minutes that a resumed one does not write again
 
     def result(self, evaluation: dict[str, Any]) -> None:
-        from torch.utils.tensorboard.summary import hparams
-
         numbers = final_numbers(evaluation)
         settings = {
             key: value if isinstance(value, bool | int | float | str) else str(value)

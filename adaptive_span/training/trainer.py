@@ -11,6 +11,7 @@ from adaptive_span.checkpoint import files
 from adaptive_span.checkpoint.paths import CHECKPOINTS, step_path
 from adaptive_span.checkpoint.stored_model import model_of
 from adaptive_span.config import plugins
+from adaptive_span.config.registry import TRACKERS
 from adaptive_span.config.schema import Config
 from adaptive_span.data import stream
 from adaptive_span.data.corpus import Corpus
@@ -59,6 +60,7 @@ def train(config: Config, command: Sequence[str] = ()) -> Result | None:
         SystemExit: A signal has stopped it; everything is saved.
     """
     plugins.load(config.plugins)
+    _ = TRACKERS[config.tracking.name]  # a package that it lacks is a sentence before anything is made
     directory = Path(config.run.dir or "")
     with process_group(config.hardware) as process, sigterm_as_exit(), ExitStack() as stack:
         check_batch("train.batch_size", config.train.batch_size, process.world_size, config.train.batch_split)

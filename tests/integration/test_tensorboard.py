@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from tests.conftest import finish, metrics
+from tests.conftest import finish, metrics, sentence
 
 
 def test_tensorboard_holds_each_step_once_after_a_crash_and_what_the_run_came_to(launch, tmp_path):
@@ -39,3 +39,18 @@ def test_tensorboard_holds_each_step_once_after_a_crash_and_what_the_run_came_to
     out = finish([sys.executable, "-m", "adaptive_span", "status", "run"], tmp_path).stdout
     assert f"tensorboard  {run / 'tensorboard'}" in out
     assert "finished  24/24" in out
+
+
+WITHOUT = """
+import runpy, sys
+sys.modules["tensorboard"] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_without_the_package_it_is_one_sentence_and_nothing_is_left(launch, tmp_path):
+    program = (sys.executable, "-c", WITHOUT)
+    told = sentence(launch("run.dir=run", "tracking=tensorboard", ok=False, program=program))
+    assert told.endswith("pip install 'adaptive-span[tensorboard]'")
+    assert not (tmp_path / "run").exists()
