@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 try:
     from wandb_workspaces.reports.v2.interface import LinePlot, MediaBrowser, PanelTypes, ScatterPlot, SummaryMetric
     from wandb_workspaces.workspaces import Section, Workspace
-except ImportError:
-    raise UserError(
-        "adaptive-span dashboard needs wandb-workspaces, which is not installed; pip install 'adaptive-span[dashboard]'"
-    ) from None
+except ModuleNotFoundError as missing:
+    raise UserError(f"there is no {missing.name} here; pip install 'adaptive-span[dashboard]' brings it") from None
 
 NAME = "adaptive-span"
 COST = ("tokens_per_second", "ms_per_step", "mfu", "peak_memory_mib", "flops_per_token")

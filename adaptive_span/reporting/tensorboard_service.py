@@ -13,10 +13,8 @@ from adaptive_span.reporting.tracking import Metrics, Service, Spans, last_step_
 try:
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
-except ImportError:
-    raise UserError(
-        "tracking=tensorboard needs a package that is not there; pip install 'adaptive-span[tensorboard]'"
-    ) from None
+except ModuleNotFoundError as missing:
+    raise UserError(f"there is no {missing.name} here; pip install 'adaptive-span[tensorboard]' brings it") from None
 
 
 class TensorboardService(Service):
