@@ -52,5 +52,5 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_without_the_package_it_is_one_sentence_and_nothing_is_left(launch, tmp_path):
     program = (sys.executable, "-c", WITHOUT)
     told = sentence(launch("run.dir=run", "tracking=tensorboard", ok=False, program=program))
-    assert told.endswith("pip install 'adaptive-span[tensorboard]'")
+    assert told == "there is no tensorboard here; pip install 'adaptive-span[tensorboard]' brings it"
     assert not (tmp_path / "run").exists()

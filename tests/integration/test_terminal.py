@@ -15,6 +15,9 @@ from adaptive_span.reporting.progress import span_bars
 from tests.conftest import ENVIRONMENT
 
 ROWS, STEPS = 40, 90
+# COLUMNS, which pytest-xdist sets, would count for more than the size of the terminal.
+TERMINAL = {name: value for name, value in ENVIRONMENT.items() if name not in ("COLUMNS", "LINES")}
+TERMINAL["TERM"] = "xterm-256color"
 FRAME = b"\r\x1b[2K"  # each begins by going back to the start of its last line
 
 
@@ -24,7 +27,7 @@ def printed(words, directory, columns):
     if pid == 0:
         os.chdir(directory)
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
-        os.execvpe(words[0], words, ENVIRONMENT | {"TERM": "xterm-256color"})
+        os.execvpe(words[0], words, TERMINAL)
     output = b""
     try:
         while block := os.read(terminal, 1 << 16):

@@ -170,14 +170,14 @@ def test_what_a_cpu_cannot_have_is_one_sentence(hardware, sentence, monkeypatch)
 def test_a_run_that_is_resumed_keeps_its_precision_and_scores_stay_in_fp32(launch, tmp_path):
     launch("run.dir=run", "train.steps=2", "hardware.precision=bf16")
     out = launch("run.dir=run", "train.steps=3").stdout
-    assert "\nprecision: bf16 (as it was begun)\n" in out
+    assert "\nprecision   bf16 (as it was begun)\n" in out
     assert read_yaml(tmp_path / "run" / "config.yaml")["hardware"]["precision"] == "bf16"
     scored = json.loads((tmp_path / "run" / "evaluation.json").read_text())["splits"]
     finish([sys.executable, str(ROOT / "evaluate.py"), "run=run", "block_size=128"], tmp_path)
     again = json.loads((tmp_path / "run" / "evaluation.json").read_text())["splits"]
     assert again["test"]["bpc"] == pytest.approx(scored["test"]["bpc"], abs=1e-6)
     assert (
-        "\nprecision: fp32 (as asked for)\n" in launch("run.dir=run", "train.steps=4", "hardware.precision=fp32").stdout
+        "\nprecision   fp32 (as asked for)\n" in launch("run.dir=run", "train.steps=4", "hardware.precision=fp32").stdout
     )
 
 
