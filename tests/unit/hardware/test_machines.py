@@ -176,9 +176,8 @@ def test_a_run_that_is_resumed_keeps_its_precision_and_scores_stay_in_fp32(launc
     finish([sys.executable, str(ROOT / "evaluate.py"), "run=run", "block_size=128"], tmp_path)
     again = json.loads((tmp_path / "run" / "evaluation.json").read_text())["splits"]
     assert again["test"]["bpc"] == pytest.approx(scored["test"]["bpc"], abs=1e-6)
-    assert (
-        "\nprecision   fp32 (as asked for)\n" in launch("run.dir=run", "train.steps=4", "hardware.precision=fp32").stdout
-    )
+    fp32 = launch("run.dir=run", "train.steps=4", "hardware.precision=fp32").stdout
+    assert "\nprecision   fp32 (as asked for)\n" in fp32
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has a GPU of Apple's")
