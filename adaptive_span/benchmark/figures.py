@@ -13,11 +13,12 @@ from adaptive_span.reporting.figure_style import (
 )
 
 
-def draw_growth(rows: dict[str, dict[str, float | None]], path: Path) -> None:
+def draw_growth(rows: dict[str, dict[str, float | None]], title: str, path: Path) -> None:
     """Draw time and memory of a step against the mean span, a curve per implementation.
 
     Args:
         rows: As `benchmark growth` makes them.
+        title: What was measured, and where.
         path: The file to write.
     """
     figure = new_figure(9.0, 3.8)
@@ -33,11 +34,11 @@ def draw_growth(rows: dict[str, dict[str, float | None]], path: Path) -> None:
         means, values = zip(*points.values(), strict=True)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        set_ticks(axes.xaxis, doubling_ticks(min(means), max(means)))
+        set_ticks(axes.xaxis, doubling_ticks(min(means), max(means), most=5))
         set_ticks(axes.yaxis, log_ticks(min(values) / 1.2, max(values) * 1.2))
         axes.set_xlabel("mean span (tokens)")
         axes.set_ylabel(label)
         open_axes(axes)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    figure.suptitle("What a training step costs while spans grow", size="medium")
+    figure.suptitle(f"A training step while spans grow: {title}", size="medium")
     save_figure(figure, path)

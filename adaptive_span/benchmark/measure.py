@@ -47,7 +47,7 @@ def measure(arguments: argparse.Namespace) -> None:
     if arguments.figure:
         from adaptive_span.benchmark.figures import draw_growth  # matplotlib
 
-        draw_growth(rows, arguments.figure)
+        draw_growth(rows, f"{settings.model}, {settings.batch_size} rows, {machine}", arguments.figure)
 
 
 def _machine(settings: Settings) -> str:

@@ -61,7 +61,7 @@ def test_growth_is_measured_and_drawn(tmp_path):
     drawn = set()
     for size in (1, 2):  # of the memory, which --no-memory left out
         rows |= {name: row | {"MiB": size * row["mean span"] ** size} for name, row in rows.items()}
-        figures.draw_growth(rows, tmp_path / "growth.png")
+        figures.draw_growth(rows, "tiny", tmp_path / "growth.png")
         drawn.add((tmp_path / "growth.png").read_bytes())
     assert len(drawn) == 2
 
