@@ -51,6 +51,16 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
+def instructions() -> set[str] | None:
+    """Return the extensions of the processor's instructions, as Linux names them; None where nothing lists them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    lists = [line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))]
+    return set(lists[0]) if lists else None
+
+
 def may_have_gpu() -> bool:
     """Return whether a driver of GPUs is visible. torch, which knows, takes seconds to import."""
     drivers = ("nvidiactl", "kfd", "dxg")  # of NVIDIA, of AMD, of WSL

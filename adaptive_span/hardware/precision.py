@@ -7,6 +7,7 @@ import torch
 
 from adaptive_span.config.schema import PRECISIONS
 from adaptive_span.errors import UserError, shown
+from adaptive_span.hardware import machine
 from adaptive_span.hardware.gpu import TENSOR_CORES, Gpu, describe
 
 EMULATED = "warning: this processor has no instructions for bf16: it is emulated, and slower than fp32"
@@ -84,4 +85,7 @@ def tf32(wanted: bool) -> Iterator[None]:
 
 def is_emulated(precision: str, device: torch.device) -> bool:
     """Return whether this is bf16 on a processor without instructions for it."""
-    return precision == "bf16" and device.type == "cpu" and not any(map(torch.cpu.get_capabilities().get, NATIVE))
+    if precision != "bf16" or device.type != "cpu":
+        return False
+    known = machine.instructions()
+    return known is not None and known.isdisjoint(NATIVE)

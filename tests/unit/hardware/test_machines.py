@@ -18,9 +18,11 @@ from tests.conftest import ROOT, finish, sentence
 from tests.unit.config.test_config import composed
 
 # A program, on a processor without instructions for bf16.
-WITHOUT_BF16 = """
-import runpy, sys, torch
-torch.cpu.get_capabilities = lambda: {"avx2": True, "avx512_f": True, "avx512_bf16": False}
+WITHOUT_BF16 = f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+from adaptive_span.hardware import machine
+machine.instructions = lambda: {{"avx2", "avx512f"}}
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
