@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from adaptive_span.hardware import machine
 from adaptive_span.hardware.compilers import cpp_compiler
 from adaptive_span.storage.user_cache import user_cache
 
@@ -60,6 +61,4 @@ def _run(*command: str | Path) -> None:
 
 def _processor() -> str:
     """Return what decides which instructions `-march=native` means."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
-    return "\n".join([platform.machine(), *sorted({line for line in lines if line.startswith(("flags", "Features"))})])
+    return "\n".join([platform.machine(), *sorted(machine.instructions() or ())])

@@ -43,22 +43,22 @@ def cores() -> int:
 
 def processor() -> str:
     """Return the name of the processor as the system knows it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return names[0] if names else platform.machine()
+    names = [line.partition(":")[2].strip() for line in _described() if line.startswith(("model name", "Model"))]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def instructions() -> set[str] | None:
     """Return the extensions of the processor's instructions, as Linux names them; None where nothing lists them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    lists = [line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))]
+    lists = [line.partition(":")[2].split() for line in _described() if line.startswith(("flags", "Features"))]
     return set(lists[0]) if lists else None
+
+
+def _described() -> list[str]:
+    """Return the lines in which Linux describes the processor; none elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
 
 
 def may_have_gpu() -> bool:

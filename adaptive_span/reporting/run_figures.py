@@ -121,4 +121,9 @@ def _title(records: Sequence[RunRecord]) -> str:
     best = records[0]
     runs = f"{len(records)} runs" if len(records) > 1 else best.directory.name
     data = " and ".join(sorted({record.config.data.name for record in records}))
-    return f"{runs} on {data}: the best has {best.score('valid'):.3f} {best.unit} on valid"
+    title = f"{runs} on {data}: the best has {best.score('valid'):.3f} {best.unit} on valid after {best.step:,} steps"
+    heads = [span for layer in best.spans() or [] for span in layer]
+    if not heads:
+        return title
+    mean, most = sum(heads) / len(heads), best.config.model.max_span
+    return f"{title}\nits mean span is {mean:.0f} tokens, {100 * mean / most:.2g} % of the maximum, {most:,}"

@@ -64,7 +64,7 @@ def test_several_runs_are_named_by_what_they_differ_in_the_best_first(tmp_path):
     runs = [write_run(tmp_path / str(size), [5.0, loss], max_span=size) for size, loss in ((64, 3.0), (256, 2.0))]
     records = [run_record.read(run) for run in runs]
     figure = run_figures.cost(records)
-    assert figure.get_suptitle().endswith("the best has 2.000 bpc on valid")
+    assert figure.get_suptitle().endswith("the best has 2.000 bpc on valid after 20 steps")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["max_span=256", "max_span=64"]
     flops, span = ([tuple(line.get_xydata()[0]) for line in axes.get_lines()] for axes in figure.axes)
     assert (flops, span) == ([(2.0, 2.0), (3.0, 3.0)], [(256.0, 2.0), (64.0, 3.0)])
