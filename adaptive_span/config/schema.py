@@ -577,14 +577,14 @@ class GenerateConfig:
     samples: Size = 1
     """Texts to write, side by side."""
     temperature: Annotated[float, Range(0, 1000)] = 1.0
-    """What log-probabilities are divided by. Below 1 the text is more likely and less varied; 0 takes the most likely
+    """Divisor of log-probabilities. Below 1 the text is more likely and less varied; 0 takes the most likely
     token."""
     top_k: Size | None = None
     """Draw from the k most likely tokens. null: from all."""
     top_p: Annotated[float, Range(0, 1, above=True)] | None = None
     """Draw from the fewest tokens whose probabilities add up to p. null: from all."""
     seed: Annotated[int, Range(0, LONG)] = 1
-    """Of the draws. The same seed gives the same text."""
+    """Seed of the draws. The same seed gives the same text."""
     data: DataConfig = field(default_factory=DataConfig)
     """The text that a checkpoint without a vocabulary was trained on: its symbols are numbered by it."""
     numbering: Numbering | None = None
