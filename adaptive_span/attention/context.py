@@ -157,13 +157,16 @@ class ProjectionFunction(OwnTypes):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the present hidden states and of both weights."""
+        """Return the gradients of the present hidden states, and of both weights unless they are frozen."""
         states, query_weight, key_value_weight = ctx.saved_tensors
         grad_queries, grad_keys_values = grads[: len(ctx.sizes)], grads[len(ctx.sizes) :]
         recent = states[:, -ctx.block :]
         rows = as_rows(recent)  # (B·M, C), as are the others
         grad_present = torch.empty_like(rows)
-        grad_query_weight, grad_key_value_weight = torch.empty_like(query_weight), torch.empty_like(key_value_weight)
+        is_learning = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]  # the weights
+        grad_query_weight, grad_key_value_weight = (
+            torch.empty_like(weight) if is_learning else None for weight in (query_weight, key_value_weight)
+        )
         first = 0
         for (size, length), grad_query, grad_key_value in zip(ctx.sizes, grad_queries, grad_keys_values, strict=True):
             heads, seen = slice(first, first + size), states[:, -length:]
@@ -171,11 +174,13 @@ class ProjectionFunction(OwnTypes):
             grad_key_value = grad_key_value.flatten(2)  # (B, T, h·2·D)
             grad_present.addmm_(grad_query, query_weight[heads].flatten(0, 1), beta=min(first, 1))
             _add_products(grad_present, grad_key_value[:, -ctx.block :], key_value_weight[heads].flatten(0, 2), recent)
+            first += size
+            if grad_query_weight is None or grad_key_value_weight is None:
+                continue
             torch.mm(grad_query.t(), rows, out=grad_query_weight[heads].flatten(0, 1))
             torch.mm(
                 as_rows(grad_key_value, seen).t(), as_rows(seen), out=grad_key_value_weight[heads].flatten(0, 2)
             )  # (h·2·D, C)
-            first += size
         return None, out_of_rows(grad_present, recent), None, grad_query_weight, grad_key_value_weight
 
 

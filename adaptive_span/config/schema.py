@@ -17,6 +17,7 @@ from adaptive_span.errors import UserError, check_batch, either, shown
 from adaptive_span.terminal.plain_text import without_secrets
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+FREEZES = ("none", "weights")
 GRAPHS = ("auto", "off")
 IDS = ("auto", "appearance", "frequency")
 LEVELS = ("byte", "word")
@@ -389,9 +390,12 @@ class TrainConfig:
     seed: CountOrNone = 1
     """Seed of the initial weights, of dropout, and of the token where each later pass begins."""
     init_from: Path | None = None
-    """Checkpoint whose weights to start from. null: new weights."""
+    """Checkpoint whose weights to start from. null: new weights. Its heads may have fixed spans, or a smaller
+    `model.max_span`: they begin at their old reach."""
     continue_from: Path | None = None
     """Checkpoint to resume in a new run: weights, optimizer state and step. null: start at step 0."""
+    freeze: Annotated[str, OneOf(FREEZES)] = "none"
+    """What stays as it is. weights: all that `train.init_from` brings but the spans, which alone are trained."""
     deterministic: bool = False
     """On a GPU, use only operations that give the same bits each time. They can be slower."""
     schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
@@ -414,6 +418,10 @@ class TrainConfig:
             raise UserError(
                 f"train.init_from={self.init_from} takes weights alone and train.continue_from="
                 f"{self.continue_from} resumes a training; give one of them"
+            )
+        if self.freeze == "weights" and not (self.init_from or self.continue_from):
+            raise UserError(
+                "train.freeze=weights trains the spans alone, of weights that are there; give train.init_from=FILE"
             )
 
 
@@ -508,6 +516,11 @@ class Config:
             raise UserError(
                 f"model.cutoffs={self.model.cutoffs} cut a vocabulary of words, but data.level={self.data.level}; "
                 f"take data=wikitext103, or data=files with data.level=word"
+            )
+        if self.train.freeze == "weights" and not self.model.adaptive_span:
+            raise UserError(
+                "train.freeze=weights trains the spans alone, but with model.adaptive_span=false there are none; leave "
+                "one of them out"
             )
 
     def as_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import fields
 from itertools import pairwise
 
 from adaptive_span.config.registry import OPTIMIZERS
-from adaptive_span.config.schema import Config, HardwareConfig, ModelConfig, OptimizerConfig
+from adaptive_span.config.schema import Config, HardwareConfig, ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import machine
 
@@ -62,8 +62,7 @@ def check_memory(config: Config, vocab_size: int, processes: int, memory: int | 
         UserError: It does not fit.
     """
     rows = max(1, config.train.batch_size // processes // config.train.batch_split)
-    copies = 2 + optimizer_state(config.optimizer)
-    sizes = {key: copies * count for key, count in _weights(config.model, vocab_size).items()}
+    sizes = {key: copies(config) * count for key, count in _weights(config.model, vocab_size).items()}
     tokens = rows * config.model.block_size
     kept = tokens * (config.model.num_layers * config.model.hidden_size + vocab_size) // 2  # of 2 bytes in bf16
     key = "train.batch_size" if rows >= config.model.block_size else "model.block_size"
@@ -86,10 +85,12 @@ def parameters(model: ModelConfig, vocab_size: int) -> int:
     return sum(_weights(model, vocab_size).values())
 
 
-def optimizer_state(optimizer: OptimizerConfig) -> int:
-    """Return how many numbers an optimizer keeps for each weight."""
-    own: int = OPTIMIZERS.fact(optimizer.name, "state", 0)
-    return own + (optimizer.momentum > 0)
+def copies(config: Config) -> int:
+    """Return how many numbers a training keeps for each weight: itself, its gradient, and the optimizer's state."""
+    if config.train.freeze == "weights":
+        return 1
+    state: int = OPTIMIZERS.fact(config.optimizer.name, "state", 0)
+    return 2 + state + (config.optimizer.momentum > 0)
 
 
 def warn_of_slurm_keys(hardware: HardwareConfig) -> None:

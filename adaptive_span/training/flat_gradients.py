@@ -1,6 +1,6 @@
 """Keep the gradients of all parameters in one tensor, so that processes add them up in one call."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,8 +14,7 @@ class FlatGradients:
     hooks to run on the host.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter]):
-        parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    def __init__(self, parameters: Sequence[nn.Parameter]):
         self.flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
         sizes = [parameter.numel() for parameter in parameters]
         for parameter, view in zip(parameters, self.flat.split(sizes), strict=True):

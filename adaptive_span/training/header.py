@@ -7,20 +7,21 @@ from adaptive_span.reporting.tracking import Tracker
 
 
 def header(
-    config: Config, corpus: Corpus, parameters: int, settled: dict[str, str], tracker: Tracker
+    config: Config, corpus: Corpus, parameters: int, learning: int, settled: dict[str, str], tracker: Tracker
 ) -> dict[str, str | None]:
     """Return what to print before the first step, by name.
 
     Args:
         config: Of the run.
         corpus: Its text.
-        parameters: How many numbers the model learns.
+        parameters: How many numbers the model has.
+        learning: How many of them updates change.
         settled: Device, precision, attention and graphs, as `settle` puts them.
         tracker: Where the run can be looked at.
     """
     return {
         "model": _model(config.model),
-        "parameters": f"{parameters:,}",
+        "parameters": f"{parameters:,}" if learning == parameters else f"{parameters:,}, of which {learning:,} learn",
         "data": _data(config, corpus),
         **settled,
         "run": config.run.dir,

@@ -15,7 +15,7 @@ from adaptive_span.config.identity import flatten
 from adaptive_span.config.schema import Config, ModelConfig
 from adaptive_span.distributed import Process, available_memory
 from adaptive_span.errors import UserError
-from adaptive_span.hardware.capacity import optimizer_state
+from adaptive_span.hardware.capacity import copies
 from adaptive_span.model.cache import cache_length
 
 GIB = 2**30
@@ -59,7 +59,7 @@ def step_bytes(config: Config, processes: int, parameters: int, span_bounds: Spa
     model, train = config.model, config.train
     rows, block = train.batch_size // processes // train.batch_split, model.block_size
     width = 2 if config.hardware.precision == "bf16" else 4
-    state = parameters * (4 * (2 + optimizer_state(config.optimizer)) + (2 if width == 2 else 0))
+    state = parameters * (4 * copies(config) + (2 if width == 2 else 0))
     caches = 2 * train.batch_split * model.hidden_size * sum(cache_length(model, heads) for heads in span_bounds)
     kept, widest = [], 0.0
     for heads in span_bounds:

@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
-from adaptive_span.checkpoint import original
+from adaptive_span.checkpoint import files, original
 from adaptive_span.checkpoint.files import State
 from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.config.schema import Config
 from adaptive_span.data.corpus import Corpus, prepare
 from adaptive_span.distributed import Process
+from adaptive_span.errors import UserError
 from adaptive_span.terminal.printing import print_line
+from adaptive_span.training import optimizer
+from adaptive_span.training.old_reach import with_old_reach
+from adaptive_span.training.state import TrainState
 
 
 def other_weights(config: Config, saved: State | None) -> State | None:
@@ -35,3 +39,46 @@ def open_corpus(config: Config, saved: State | None, weights: State | None, proc
         for warning in corpus.warnings(config.data):
             print_line(f"warning: {warning}")
     return corpus
+
+
+def begin(training: TrainState, weights: State) -> None:
+    """Start from the weights of another training; for `train.continue_from` also from its optimizer state and step.
+
+    Raises:
+        UserError: The weights do not fit, are not finite, or come without the optimizer state that is wanted.
+    """
+    train, model = training.config.train, training.model
+    source = Path(train.init_from or train.continue_from or "")
+    tensors = with_old_reach(weights, model.config, source) if train.init_from else weights["model"]
+    files.check_fits(model, tensors, source)
+    files.check_finite(tensors, source)
+    model.load_state_dict(tensors)
+    training.read_spans()
+    if train.continue_from:
+        _continue(training, weights)
+
+
+def _continue(training: TrainState, state: State) -> None:
+    """Take over the optimizer's state and the step."""
+    train, ours, theirs = training.config.train, training.config.optimizer.name, state["config"]["optimizer"]["name"]
+    source, gathered = train.continue_from, state.get("optimizer", {}).get("state")
+    if not gathered:
+        raise UserError(f"train.continue_from={source} holds weights alone; give train.init_from={source}")
+    if theirs != ours:
+        raise UserError(
+            f"train.continue_from={source} was trained with {theirs}, whose state optimizer={ours} cannot take "
+            f"over; give optimizer={theirs}, or train.init_from={source}"
+        )
+    frozen = state["config"].get("train", {}).get("freeze", "none")
+    if frozen != train.freeze:
+        raise UserError(
+            f"train.continue_from={source} was trained with train.freeze={frozen}, whose optimizer's state "
+            f"train.freeze={train.freeze} cannot take over; give train.init_from={source}"
+        )
+    training.step = state["step"]
+    if training.step >= train.total_steps:
+        raise UserError(
+            f"train.continue_from={source} has {training.step} steps behind it, and this training ends after "
+            f"{train.total_steps}; raise train.steps"
+        )
+    optimizer.load_state_dict(training.optimizer, {"state": gathered})

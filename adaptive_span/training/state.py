@@ -5,7 +5,6 @@ M is the block size, b the rows of this process, P the number of parameters, N t
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from adaptive_span.model.low_precision import low_precision
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.training import optimizer, random_state
 from adaptive_span.training.flat_gradients import FlatGradients
+from adaptive_span.training.frozen import freeze_weights
 from adaptive_span.training.schedule import learning_rate
 from adaptive_span.training.step_metrics import StepMetrics
 
@@ -43,8 +43,10 @@ class TrainState:
         random_state.seed(train.seed)  # the same weights in every process
         self.model = Transformer(config.model, corpus.vocab_size, config.hardware.activation_checkpointing)
         self.model.to(process.device)
+        if train.freeze == "weights":
+            freeze_weights(self.model)
         random_state.seed(train.seed + 1 + process.rank)  # and dropout of its own
-        self.optimizer = optimizer.build(config.optimizer, self.model.parameters())
+        self.optimizer = optimizer.build(config.optimizer, self.learning())
         self.graph = self._step_graph()
         self.gradients: FlatGradients | None = None  # of several processes whose steps are graphs
         self.parallel = self._parallel()
@@ -62,6 +64,10 @@ class TrainState:
         self._grad_norms = torch.zeros(0)  # (P,) of the last update, on the device
         self.read_spans()
 
+    def learning(self) -> list[nn.Parameter]:
+        """Return the parameters that updates change."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
     def _parallel(self) -> nn.Module:
         """Return the model as it is run: compiled block by block, its gradients averaged over the processes."""
         if self.config.hardware.compile:
@@ -70,7 +76,7 @@ class TrainState:
         if self.process.world_size == 1:
             return self.model
         if self.graph is not None:
-            self.gradients = FlatGradients(self.model.parameters())
+            self.gradients = FlatGradients(self.learning())
             return self.model
         return DistributedDataParallel(self.model, gradient_as_bucket_view=True)
 
@@ -210,36 +216,6 @@ class TrainState:
             if not tensor.isfinite().all():
                 raise self.diverged(f"{name} is not finite after step {self.step}")
         return weights
-
-    def begin_with(self, state: files.State, source: Path) -> None:
-        """Start from the weights of another training; for `train.continue_from` also from its optimizer state and step.
-
-        Raises:
-            UserError: The weights do not fit, are not finite, or come without the optimizer state that is wanted.
-        """
-        files.check_fits(self.model, state["model"], source)
-        files.check_finite(state["model"], source)
-        self.model.load_state_dict(state["model"])
-        self.read_spans()
-        if not self.config.train.continue_from:
-            return
-        ours, theirs = self.config.optimizer.name, state["config"]["optimizer"]["name"]
-        gathered = state.get("optimizer", {}).get("state")
-        if not gathered:
-            raise UserError(f"train.continue_from={source} holds weights alone; give train.init_from={source}")
-        if theirs != ours:
-            raise UserError(
-                f"train.continue_from={source} was trained with {theirs}, whose state optimizer={ours} cannot take "
-                f"over; give optimizer={theirs}, or train.init_from={source}"
-            )
-        self.step = state["step"]
-        total = self.config.train.total_steps
-        if self.step >= total:
-            raise UserError(
-                f"train.continue_from={source} has {self.step} steps behind it, and this training ends after {total}; "
-                f"raise train.steps"
-            )
-        optimizer.load_state_dict(self.optimizer, {"state": gathered})
 
     def read_spans(self) -> None:
         """Take the spans and their bounds from weights that have been replaced."""

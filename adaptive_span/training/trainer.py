@@ -83,14 +83,14 @@ def _train(config: Config, process: Process, directory: Path, command: Sequence[
     if saved is not None:
         trainer.resume(saved, problems)
     elif weights is not None:
-        trainer.state.begin_with(weights, Path(config.train.init_from or config.train.continue_from or ""))
+        start.begin(trainer.state, weights)
     step, total = trainer.state.step, config.train.total_steps
     if step >= total and (evaluation := scores.exact_score(directory)) is not None:
         return Result(directory, step, evaluation) if process.is_main else None
     with trainer.tracked():
         if step < total:
             if trainer.tracker:
-                print_fields(header(config, corpus, trainer.parameters, settled, trainer.tracker))
+                print_fields(header(config, corpus, trainer.parameters, trainer.learning, settled, trainer.tracker))
                 print_line(phases(config.train))
             with Interruption() as interruption:
                 trainer.fit(interruption)
@@ -156,8 +156,13 @@ class Trainer:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the model learns."""
+        """How many numbers the model has."""
         return sum(p.numel() for p in self.state.model.parameters())
+
+    @property
+    def learning(self) -> int:
+        """How many of them updates change."""
+        return sum(p.numel() for p in self.state.learning())
 
     def _progress(self) -> TrainingProgress:
         best = scoring.headline(self.best, self.corpus.level)[1] if math.isfinite(self.best) else math.inf
