@@ -28,6 +28,7 @@ CASES = [
     "hardware.precision=bf16 model.ffn_size=0 model.memory_size=40",
     "hardware.precision=fp32 model.attention=banded",
     "hardware.precision=bf16 model.attention=dense",
+    "hardware.precision=bf16 train.init_from=x train.freeze=weights",
 ]
 GROWING = "hardware=gpu model.hidden_size=64 model.dropout=0.2 model.max_span=300 train.span_penalty=0".split()
 

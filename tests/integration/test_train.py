@@ -259,6 +259,17 @@ def test_training_can_begin_with_other_weights(launch, tmp_path):
     wrong = launch("run.dir=third", f"train.init_from={weights}", "model.hidden_size=64", ok=False)
     assert "positions has shape (8, 96) there and (16, 96) here" in sentence(wrong)
     assert not (tmp_path / "third").exists()
+    longer = launch(
+        "run.dir=longer", f"train.init_from={weights}", "train.freeze=weights", "model.max_span=160",
+        "hardware.processes=2", "train.batch_split=2", "hardware.precision=bf16",
+        "hardware.activation_checkpointing=true", "train.steps=4",
+    )  # fmt: skip
+    assert "\nparameters  34,760, of which 8 learn\n" in longer.stdout  # 64 more distances of 8 numbers
+    before, after = torch.load(weights, weights_only=True)["model"], newest(tmp_path / "longer")["model"]
+    assert torch.equal(after["positions"][:, 64:], before.pop("positions"))
+    assert [name for name in before if not torch.equal(before[name], after[name])] == [
+        f"attention_blocks.{layer}.attention.span.fraction" for layer in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "adam", "sgd"])
