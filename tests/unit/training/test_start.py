@@ -62,7 +62,7 @@ def test_outputs_are_the_same_before_the_first_step_or_it_is_refused(seed, longe
     config = replace(before, max_span=longest + farther, adaptive_span=True)
     sees_all = kind == "fixed" or bool((spans > longest - ramp).any())
     if farther and ramp > 1 and sees_all:
-        with pytest.raises(UserError, match=f"cannot grow from {longest} to model.max_span={longest + farther} and"):
+        with pytest.raises(UserError, match=f"from {longest} to model[.]max_span={longest + farther} and"):
             with_old_reach(stored(old), config, FILE)
         return
     new = model_with(config)
@@ -75,7 +75,9 @@ def test_what_has_no_longer_spans_is_left_as_it_is():
     old = stored(Transformer(small(), 11))
     for config in (small(ramp=9), small(max_span=60), small(adaptive_span=False)):
         assert with_old_reach(old, config, FILE) is old["model"]
-    with pytest.raises(UserError, match="from 70 to model.max_span=90 with another model.ramp=9; give model.ramp=5"):
+    with pytest.raises(
+        UserError, match=r"from 70 to model\.max_span=90 with another model\.ramp=9; give model\.ramp=5"
+    ):
         with_old_reach(old, small(ramp=9, max_span=90), FILE)
 
 
@@ -98,7 +100,9 @@ def checkpoint(training: TrainState) -> State:
 FROZEN = ["train.init_from=old.pt", "train.freeze=weights", "train.span_penalty=0.01", "model.max_span=40"]
 
 
-@pytest.mark.parametrize("settings", [(), ("train.batch_split=2", "model.dropout=0.1"), ("optimizer=adam", "optimizer.lr=0.01")], ids=str)
+@pytest.mark.parametrize(
+    "settings", [(), ("train.batch_split=2", "model.dropout=0.1"), ("optimizer=adam", "optimizer.lr=0.01")], ids=str
+)
 def test_frozen_weights_stay_to_the_bit_while_spans_learn_and_a_resumed_training_is_the_same(settings, corpus):
     fixed = corpus("model.adaptive_span=false", "model.max_span=40")
     fixed.update()
@@ -125,5 +129,7 @@ def test_frozen_weights_stay_to_the_bit_while_spans_learn_and_a_resumed_training
 def test_the_state_of_another_optimizer_is_not_taken_over(corpus):
     old = checkpoint(corpus())
     training = corpus("train.continue_from=old.pt", "train.freeze=weights")
-    with pytest.raises(UserError, match="trained with train.freeze=none, whose optimizer's state train.freeze=weights"):
+    with pytest.raises(
+        UserError, match=r"trained with train\.freeze=none, whose optimizer's state train\.freeze=weights"
+    ):
         start.begin(training, old)
