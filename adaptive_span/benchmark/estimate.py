@@ -11,6 +11,7 @@ import torch
 from adaptive_span.benchmark import cost_model, counting, profiles
 from adaptive_span.benchmark.cost_model import CARDS, Card
 from adaptive_span.config.schema import Config, DataConfig
+from adaptive_span.data.vocabulary import tokenizer_of
 from adaptive_span.errors import UserError, did_you_mean
 
 GIB = 2**30
@@ -73,6 +74,8 @@ def estimate(config: Config, card: Card, spans: torch.Tensor) -> Estimate:
 
 def vocabulary(data: DataConfig) -> int:
     """Return how many symbols a text has, as far as that is known before it is read."""
+    if data.vocab_size is None and data.tokenizer is not None:
+        return len(tokenizer_of(data).symbols)
     return data.vocab_size or (256 if data.level == "byte" else WORDS)
 
 

@@ -4,7 +4,7 @@ from adaptive_span.checkpoint.files import State
 from adaptive_span.config.schema import DataConfig
 from adaptive_span.data.corpus import Corpus, prepare
 from adaptive_span.data.source import described
-from adaptive_span.data.vocabulary import unpack
+from adaptive_span.data.vocabulary import tokenizer_of, unpack
 from adaptive_span.errors import UserError
 
 
@@ -30,6 +30,11 @@ def corpus_for(state: State, source: str, data: DataConfig, by_frequency: bool, 
         if vocabulary.level != data.level:
             raise UserError(
                 f"{source} reads {vocabulary.level}s, but data.level={data.level}; give data.level={vocabulary.level}"
+            )
+        if data.tokenizer and tokenizer_of(data).digest != vocabulary.digest:
+            raise UserError(
+                f"{source} reads by another tokenizer than data.tokenizer={data.tokenizer}; leave that out, and the "
+                f"text is read by the one in {source}"
             )
         return prepare(data, by_frequency, vocabulary)
     corpus = prepare(data, by_frequency)

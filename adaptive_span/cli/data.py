@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adaptive_span.data.corpus import Corpus
 
 MOST_FREQUENT = 12  # symbols
-SHOWN = {"byte": 300, "word": 60}  # tokens of a sample
+SHOWN = {"byte": 300, "word": 60, "subword": 80}  # tokens of a sample
 
 
 def main(argv: Sequence[str]) -> None:
@@ -81,14 +81,19 @@ def _splits(corpus: "Corpus", order_zero: dict[str, float]) -> "Table":
     """Return a table of the splits: tokens, and the order-0 score in bits per token."""
     from rich.table import Table
 
-    unit = "bpc" if corpus.level == "byte" else "bits per word"
+    unit = "bpc" if corpus.level == "byte" else f"bits per {corpus.level}"
     table = Table(
         title=f"{corpus.manifest['name']}, by {corpus.level}s", title_justify="left", box=None, pad_edge=False
     )
-    for heading in ("split", f"{corpus.level}s", f"order-0 {unit}"):
+    of_bytes = ["bytes per token", "order-0 bits/byte"] if corpus.level == "subword" else []
+    for heading in ("split", f"{corpus.level}s", f"order-0 {unit}", *of_bytes):
         table.add_column(heading, justify="left" if heading == "split" else "right")
     for split, bits in order_zero.items():
-        table.add_row(split, f"{len(corpus.tokens(split)):,}", f"{bits:.3f}")
+        cells = [split, f"{len(corpus.tokens(split)):,}", f"{bits:.3f}"]
+        if of_bytes:
+            per_token = corpus.bytes_per_token(split)
+            cells += [f"{per_token:.3f}", f"{bits / per_token:.3f}"]
+        table.add_row(*cells)
     return table
 
 

@@ -16,7 +16,8 @@ from adaptive_span.config.schema import Config
 MAY_CHANGE = (
     "train.steps train.finetune_steps train.batch_split train.deterministic validation.every checkpoint log run "
     "hardware tracking published sweep numbering plugins model.attention data.file data.path data.directory "
-    "data.urls data.unpacked_size data.unpacked_sha256 data.symbols data.holds data.source data.members data.vocab_size"
+    "data.urls data.unpacked_size data.unpacked_sha256 data.symbols data.holds data.source data.members "
+    "data.vocab_size data.tokenizer"
 ).split()
 
 # What counts even at its default, because it always did: directories are named after it. A key that is
@@ -62,9 +63,11 @@ def changes(before: dict[str, Any], now: Config) -> list[str]:
 
 def default_run_dir(config: Config) -> str:
     """Return the directory of a run that names none: the same for the same run, so that a command resumes it."""
-    identifying = {**identity(config.as_dict(), type(config)), "data": [config.data.file, config.data.path]}
+    data = config.data
+    places = [data.file, data.path, *([data.tokenizer] if data.tokenizer else [])]
+    identifying = {**identity(config.as_dict(), type(config)), "data": places}
     digest = hashlib.sha256(json.dumps(identifying, sort_keys=True).encode()).hexdigest()
-    return f"runs/{config.data.name}-{config.model.name}-{digest[:8]}"
+    return f"runs/{data.name}-{config.model.name}-{digest[:8]}"
 
 
 def _defaults(schema: type, config: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any, get_type_hints
 from adaptive_span.config.places import CHECKOUT
 
 PATHS = (
-    "data.directory data.file data.path train.init_from train.continue_from run.dir run checkpoint output prompt_file"
+    "data.directory data.file data.path data.tokenizer train.init_from train.continue_from run.dir run checkpoint "
+    "output prompt_file"
 ).split()
 PROGRAMS = {"train": "launch.py", "evaluate": "evaluate.py"}  # at the top of a checkout
 SETTING = re.compile(r"(\+{0,2})([\w.]+)=(.*)", re.DOTALL)

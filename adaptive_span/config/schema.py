@@ -20,7 +20,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 FREEZES = ("none", "weights")
 GRAPHS = ("auto", "off")
 IDS = ("auto", "appearance", "frequency")
-LEVELS = ("byte", "word")
+LEVELS = ("byte", "word", "subword")
 LINE_ENDS = ("auto", "eos", "plain")
 PRECISIONS = ("auto", "fp32", "bf16", "tf32")
 PROTOCOLS = ("exact", "published")
@@ -150,7 +150,8 @@ class DataConfig:
     name: Name = MISSING
     """Name of the text. It stands in the names of runs and of numbered texts."""
     level: Annotated[str, OneOf(LEVELS)] = "byte"
-    """What a token is: a byte, or a word between white space."""
+    """What a token is: a byte, a word between white space, or what the tokenizer of `data.tokenizer` makes of the
+    text."""
     file: Path | None = None
     """A local copy of a downloadable text: raw, .zip, .gz or .xz. null: download it."""
     path: Path | None = None
@@ -192,6 +193,9 @@ class DataConfig:
     """Whether to leave out the spaces at both ends of each split of bytes."""
     vocab_size: Count | None = None
     """Number of different tokens, for estimates before the text is read. null: unknown."""
+    tokenizer: Path | None = None
+    """The tokenizer.json of `data.level=subword`, or a folder that holds one. null: of weights that are named, their
+    own."""
 
     def validate(self) -> None:
         """Check the values, and how they go together.
@@ -206,6 +210,10 @@ class DataConfig:
             raise UserError(f"data.members={self.members} must be one name, or those of train, valid and test")
         if self.ids == "frequency" and self.level != "word":
             raise UserError(f"data.ids=frequency numbers words, but data.level={self.level}; take data.ids=appearance")
+        if self.tokenizer is not None and self.level != "subword":
+            raise UserError(
+                f"data.tokenizer={self.tokenizer} goes with data.level=subword, not with data.level={self.level}"
+            )
         self._check_source()
 
     def _check_source(self) -> None:
@@ -521,6 +529,11 @@ class Config:
             raise UserError(
                 "train.freeze=weights trains the spans alone, but with model.adaptive_span=false there are none; leave "
                 "one of them out"
+            )
+        weights = self.train.init_from or self.train.continue_from
+        if self.data.level == "subword" and self.data.tokenizer is None and weights is None:
+            raise UserError(
+                "data.level=subword needs data.tokenizer=PATH, a tokenizer.json as the library `tokenizers` saves it"
             )
 
     def as_dict(self) -> dict[str, Any]:

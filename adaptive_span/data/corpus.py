@@ -1,8 +1,8 @@
 """Numbered texts, kept on disk and mapped into memory.
 
 A prepared corpus is a folder: `train.bin`, `valid.bin`, `test.bin` (ids in the smallest integer type that holds them),
-`vocabulary.json` (symbols by id) and `manifest.json` (where it came from, and checksums). It appears whole or not at
-all. Whenever it is opened every byte is checked, and a damaged one is made again.
+`vocabulary.json` (symbols by id, or the text of a tokenizer.json) and `manifest.json` (where it came from, and
+checksums). It appears whole or not at all. Whenever it is opened every byte is checked; a damaged one is made again.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from filelock import FileLock
 from adaptive_span.config.data_sets import own
 from adaptive_span.config.schema import DataConfig
 from adaptive_span.data import source
-from adaptive_span.data.numbering import number_bytes, number_words
-from adaptive_span.data.vocabulary import Vocabulary
+from adaptive_span.data.numbering import Texts, number_bytes, number_words
+from adaptive_span.data.vocabulary import Vocabulary, of_content, tokenizer_of
 from adaptive_span.errors import UserError
 from adaptive_span.storage import strict_json
 from adaptive_span.terminal.printing import print_line
@@ -46,7 +46,7 @@ class Corpus:
 
     @property
     def level(self) -> str:
-        """What a token is: 'byte' or 'word'."""
+        """What a token is: 'byte', 'word' or 'subword'."""
         return self.numbering.level
 
     @property
@@ -66,6 +66,11 @@ class Corpus:
     def tokens(self, split: str) -> np.ndarray:
         """Return the ids of train, valid or test, (n,)."""
         return self.ids[split]
+
+    def bytes_per_token(self, split: str) -> float:
+        """Return how many bytes of text a token of a split stands for, by the mean. Of words it is not known."""
+        about: dict[str, int] = self.manifest["splits"][split]
+        return (about["tokens"] if self.level == "byte" else about["bytes"]) / about["tokens"]
 
     def is_published(self, config: DataConfig) -> bool:
         """Return whether the text is the whole published one, by its checksum, packed or not."""
@@ -92,6 +97,8 @@ def prepare(config: DataConfig, by_frequency: bool = False, vocabulary: Vocabula
     `by_frequency`: number words by falling frequency, as adaptive input and output need it, not by first appearance.
     `vocabulary`: number by it; raises `UserError` where it lacks symbols of the text.
     """
+    if config.level == "subword" and vocabulary is None:
+        vocabulary = tokenizer_of(config)
     try:
         own = _folder(config, by_frequency, None)
         directory = own if vocabulary is None else _folder(config, by_frequency, vocabulary)
@@ -135,10 +142,10 @@ def _opened(directory: Path) -> tuple[Corpus | None, str | None]:
     if not directory.exists():
         return None, None
     try:
-        manifest, symbols = (_json(directory / name) for name in (MANIFEST, VOCABULARY))
-        if not isinstance(manifest, dict) or not isinstance(symbols, list) or not symbols:
+        manifest, content = (_json(directory / name) for name in (MANIFEST, VOCABULARY))
+        if not isinstance(manifest, dict) or not isinstance(content, list | str) or not content:
             raise Damaged(f"{MANIFEST} and {VOCABULARY} do not hold what they should")
-        if manifest.get("fingerprint") != _fingerprint(symbols, manifest.get("splits")):
+        if manifest.get("fingerprint") != _fingerprint(content, manifest.get("splits")):
             raise Damaged(f"{MANIFEST} and {VOCABULARY} do not match")
         if manifest.pop("checksum", None) != _checksum(manifest):
             raise Damaged(f"the checksum of {MANIFEST} is wrong, or missing as in earlier versions")
@@ -148,7 +155,7 @@ def _opened(directory: Path) -> tuple[Corpus | None, str | None]:
         return None, f"{MANIFEST} cannot be read"
     except Damaged as damage:
         return None, str(damage)
-    return Corpus(directory, manifest, Vocabulary(manifest["level"], symbols), ids), None
+    return Corpus(directory, manifest, of_content(manifest["level"], content), ids), None
 
 
 def _json(path: Path) -> Any:
@@ -181,12 +188,8 @@ def _build(config: DataConfig, by_frequency: bool, vocabulary: Vocabulary | None
     shutil.rmtree(building, ignore_errors=True)  # what a killed process left
     building.mkdir()
     try:
-        texts = source.splits(config, paths)
-        if config.level == "word":
-            symbols, unknown = number_words(config, by_frequency, vocabulary, texts, building)
-        else:
-            symbols, unknown = number_bytes(config, vocabulary, texts, building)
-        _describe(config, paths, building, symbols, unknown)
+        numbering, unknown, sizes = _number(config, by_frequency, vocabulary, source.splits(config, paths), building)
+        _describe(config, paths, building, numbering, unknown, sizes)
         if directory.exists():
             shutil.rmtree(directory)
         os.rename(building, directory)
@@ -195,13 +198,38 @@ def _build(config: DataConfig, by_frequency: bool, vocabulary: Vocabulary | None
         raise
 
 
-def _describe(config: DataConfig, paths: list[Path], directory: Path, symbols: list[str], unknown: int) -> None:
+def _number(
+    config: DataConfig, by_frequency: bool, vocabulary: Vocabulary | None, texts: Texts, directory: Path
+) -> tuple[Vocabulary, int, dict[str, int]]:
+    """Write the ids. Returns their vocabulary, how many words are <unk>, and of subwords the bytes of each split."""
+    if config.level == "subword":
+        from adaptive_span.data.encoding import number_subwords  # what an extra brings
+
+        assert vocabulary is not None
+        return vocabulary, 0, number_subwords(vocabulary, texts, directory)
+    if config.level == "word":
+        symbols, unknown = number_words(config, by_frequency, vocabulary, texts, directory)
+    else:
+        symbols, unknown = number_bytes(config, vocabulary, texts, directory)
+    return Vocabulary(config.level, symbols), unknown, {}
+
+
+def _describe(
+    config: DataConfig,
+    paths: list[Path],
+    directory: Path,
+    numbering: Vocabulary,
+    unknown: int,
+    sizes: dict[str, int],
+) -> None:
     """Write the vocabulary and the manifest."""
-    dtype = np.min_scalar_type(len(symbols) - 1)
+    size, content = len(numbering.symbols), numbering.content
+    dtype = np.min_scalar_type(size - 1)
     splits = {
         split: {
             "tokens": (directory / f"{split}.bin").stat().st_size // dtype.itemsize,
             "sha256": _sha256([directory / f"{split}.bin"]),
+            **({"bytes": sizes[split]} if sizes else {}),
         }
         for split in source.SPLITS
     }
@@ -213,14 +241,14 @@ def _describe(config: DataConfig, paths: list[Path], directory: Path, symbols: l
         "split_bytes": config.split,
         "splits": splits,
         "dtype": dtype.str,
-        "vocab_size": len(symbols),
-        "fingerprint": _fingerprint(symbols, splits),
+        "vocab_size": size,
+        "fingerprint": _fingerprint(content, splits),
     }
     if unknown:
         manifest["unknown_words"] = unknown
     if config.file and config.unpacked_size:
         manifest["text_bytes"], manifest["text_sha256"] = source.unpacked(paths[0])
-    strict_json.write(symbols, directory / VOCABULARY)
+    strict_json.write(content, directory / VOCABULARY)
     strict_json.write(manifest | {"checksum": _checksum(manifest)}, directory / MANIFEST)
 
 
@@ -228,8 +256,8 @@ def _checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
-def _fingerprint(symbols: list[str], splits: Any) -> str:
-    return hashlib.sha256(json.dumps([symbols, splits]).encode()).hexdigest()
+def _fingerprint(content: list[str] | str, splits: Any) -> str:
+    return hashlib.sha256(json.dumps([content, splits]).encode()).hexdigest()
 
 
 def _sha256(paths: list[Path]) -> str:

@@ -38,15 +38,17 @@ def order_zero(counts: np.ndarray, known: np.ndarray) -> float:
 def beginning(corpus: Corpus, split: str, tokens: int) -> str:
     """Return the first tokens of a split as text, in which bytes that are not UTF-8 are written out."""
     ids = corpus.tokens(split)[:tokens]
-    if corpus.level == "word":
-        return " ".join(corpus.vocabulary[number] for number in ids)
+    if corpus.level != "byte":
+        return corpus.numbering.decode(ids.tolist())
     values = corpus.numbering.byte_values()
     return bytes(values[number] for number in ids).decode("utf-8", errors="backslashreplace")
 
 
 def symbol_name(corpus: Corpus, number: int) -> str:
-    """Return how people read a symbol: a character in quotes, a byte that is none as its number, a word as it is."""
+    """Return how people read a symbol: characters in quotes, a byte that is none as its number, a word as it is."""
     symbol = corpus.vocabulary[number]
+    if corpus.level == "subword":
+        return repr(corpus.numbering.decode([number]))
     if corpus.level == "word" or symbol == EOS:
         return symbol
     value = corpus.numbering.byte_values()[number]

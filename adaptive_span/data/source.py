@@ -1,5 +1,6 @@
 """Where a text comes from: the machine's own standard library, a file, or a download that is checked."""
 
+import codecs
 import gzip
 import hashlib
 import io
@@ -86,11 +87,11 @@ def not_utf8(name: str, split: str, offset: int, start: bytes) -> UserError:
     if offset == 0 and start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         kind = "UTF-32" if start[:4] == b"\xff\xfe\0\0" else "UTF-16"
         return UserError(
-            f"{where} begins the mark of {kind}, and words are read as UTF-8; convert the file, with iconv -f "
+            f"{where} begins the mark of {kind}, and text is read as UTF-8; convert the file, with iconv -f "
             f"{kind.lower()} -t utf-8, or take data.level=byte"
         )
     return UserError(
-        f"{where} is not UTF-8, as which words are read; convert the file, with iconv -f latin1 -t utf-8 if it is "
+        f"{where} is not UTF-8, as which text is read; convert the file, with iconv -f latin1 -t utf-8 if it is "
         f"Latin-1, or take data.level=byte"
     )
 
@@ -157,20 +158,22 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
 def _cut(text: IO[bytes], name: str, config: DataConfig) -> Iterator[tuple[str, str, IO[bytes]]]:
     """Yield the consecutive parts that `data.split` asks for, and ignore what follows them; or 90, 5 and 5 %."""
     if config.split is None:
-        parts = _shares(text.read(), config.level == "word")
+        parts = _shares(text.read(), config.level != "byte")
         _refuse_another(parts, name, config)
     else:
         parts = _of_sizes(text, config.split, name, config)
+        if config.level == "subword":
+            parts = _of_whole_characters(parts)
     yield from ((split, name, io.BytesIO(part)) for split, part in zip(SPLITS, parts, strict=True))
 
 
-def _shares(whole: bytes, of_words: bool) -> list[bytes]:
-    """Return 90, 5 and 5 % of a text. Words are parted at the end of a line, or of a word where there are no lines."""
+def _shares(whole: bytes, by_lines: bool) -> list[bytes]:
+    """Return 90, 5 and 5 % of a text: of bytes exactly, else up to the end of a line, or of a word without lines."""
     sizes = [len(whole) * part // 20 for part in (18, 1, 1)]
     cuts = [sizes[0], sizes[0] + sizes[1]]
-    if of_words:
+    if by_lines:
         cuts = [whole.find(b"\n", cut) + 1 or whole.find(b" ", cut) + 1 or cut for cut in cuts]
-    return [whole[: cuts[0]], whole[cuts[0] : cuts[1]], whole[cuts[1] : len(whole) if of_words else sum(sizes)]]
+    return [whole[: cuts[0]], whole[cuts[0] : cuts[1]], whole[cuts[1] : len(whole) if by_lines else sum(sizes)]]
 
 
 def _of_sizes(text: IO[bytes], sizes: list[int], name: str, config: DataConfig) -> list[bytes]:
@@ -189,6 +192,19 @@ def _of_sizes(text: IO[bytes], sizes: list[int], name: str, config: DataConfig) 
             f"less, or give a whole file"
         )
     return parts
+
+
+def _of_whole_characters(parts: list[bytes]) -> list[bytes]:
+    """Return parts that end where a character of UTF-8 does. The next one begins with what is moved over."""
+    moved, whole = b"", []
+    for part in parts:
+        part = moved + part
+        end = part[-3:]  # of which a character that is cut off has at most all
+        _, used = codecs.utf_8_decode(end, "replace", False)
+        cut = len(part) - len(end) + used
+        moved = part[cut:]
+        whole.append(part[:cut])
+    return whole
 
 
 def _refuse_another(parts: list[bytes], name: str, config: DataConfig) -> None:

@@ -1,11 +1,12 @@
 """The symbols that ids stand for: they decide which text a model's weights can read."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from adaptive_span.config.schema import LEVELS, DataConfig
-from adaptive_span.errors import UserError
+from adaptive_span.errors import UserError, shown
 
 EOS, UNKNOWN = "<eos>", "<unk>"
 NEWLINE, SPACE = 10, 32
@@ -16,13 +17,18 @@ SHOWN = 5  # symbols in a sentence
 class Vocabulary:
     """The symbols by id. A byte is written as its number, as a letter (text8), or as <eos>, which is the line end."""
 
-    level: str  # byte or word
+    level: str  # byte, word or subword
     symbols: list[str]
     source: str = field(default="", compare=False)  # the checkpoint that holds it, for error messages
 
     def pack(self) -> dict[str, str]:
         """Return it as a checkpoint holds it: one text, for no symbol holds a line end."""
         return {"level": self.level, "symbols": "\n".join(self.symbols)}
+
+    @property
+    def content(self) -> list[str] | str:
+        """What a prepared corpus keeps of it, as JSON."""
+        return self.symbols
 
     @property
     def digest(self) -> str:
@@ -57,11 +63,12 @@ class Vocabulary:
             self.refuse([repr(word) for word in dict.fromkeys(words) if word not in ids], source)
         return [ids.get(word, ids.get(UNKNOWN, 0)) for word in words]
 
-    def pieces(self) -> list[bytes]:
-        """Return what each id is in a text, as UTF-8: a byte, or a word without the space before it."""
-        if self.level == "byte":
-            return [bytes([byte]) for byte in self.byte_values()]
-        return [b"\n" if word == EOS else word.encode() for word in self.symbols]
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some ids: words with spaces between them; of bytes, U+FFFD for no whole character."""
+        if self.level == "word":
+            return " ".join(self.symbols[number] for number in ids)
+        values = self.byte_values()
+        return bytes(values[number] for number in ids).decode(errors="replace")
 
     def refuse(self, lacking: list[str], text: str) -> None:
         """Raise `UserError` if the text holds symbols that the vocabulary lacks."""
@@ -76,12 +83,51 @@ class Vocabulary:
 def unpack(packed: Any, size: int, source: str) -> Vocabulary:
     """Return the vocabulary that `pack` made, as a checkpoint holds it. Raises `UserError` where it is malformed."""
     try:
+        if packed["level"] == "subword":
+            return _subwords(packed["tokenizer"], size, source)
         vocabulary = Vocabulary(packed["level"], packed["symbols"].split("\n"), source)
         known = vocabulary.byte_values() if vocabulary.level == "byte" else vocabulary.symbols
     except (AttributeError, KeyError, TypeError, ValueError):
         known = []
     if len(set(known)) != size or len(known) != size or vocabulary.level not in LEVELS:
         raise UserError(f"the checkpoint {source} is damaged: its vocabulary is not one of {size} different symbols")
+    return vocabulary
+
+
+def of_content(level: str, content: Any) -> Vocabulary:
+    """Return the vocabulary that a prepared corpus keeps: its symbols, or the text of a tokenizer.json."""
+    if level != "subword":
+        return Vocabulary(level, content)
+    from adaptive_span.data import subword  # what an extra brings
+
+    return subword.from_text(content)
+
+
+def tokenizer_of(config: DataConfig) -> Vocabulary:
+    """Return the vocabulary of `data.tokenizer`.
+
+    Raises:
+        UserError: There is no such file, it is no tokenizer, or the extra `subword` is missing.
+    """
+    from adaptive_span.data import subword  # what an extra brings
+
+    if config.tokenizer is None:
+        raise UserError("data.level=subword needs data.tokenizer=PATH, a tokenizer.json")
+    return subword.read(config.tokenizer)
+
+
+def _subwords(text: Any, size: int, source: str) -> Vocabulary:
+    from adaptive_span.data import subword  # what an extra brings
+
+    try:
+        vocabulary = subword.from_text(text, source)
+    except ValueError as error:
+        raise UserError(f"the checkpoint {source} is damaged: its tokenizer cannot be read ({shown(error)})") from None
+    if len(vocabulary.symbols) != size:
+        raise UserError(
+            f"the checkpoint {source} is damaged: its tokenizer has {len(vocabulary.symbols):,} ids, and its weights "
+            f"{size:,}"
+        )
     return vocabulary
 
 

@@ -153,7 +153,8 @@ def _data(asked: DataConfig, trained: DataConfig, file: Path) -> DataConfig:
         )
     default = DataConfig()
     moved = {key: value for key, value in vars(asked).items() if key != "name" and value != getattr(default, key)}
-    return replace(trained, **moved)
+    # A checkpoint holds its tokenizer: where its file was does not matter.
+    return replace(trained, **({"tokenizer": None} | moved))
 
 
 def _check_writable(directory: Path) -> None:

@@ -13,7 +13,7 @@ from adaptive_span.errors import UserError
 from adaptive_span.evaluation import scoring
 from adaptive_span.model import flops
 from adaptive_span.model.transformer import Transformer
-from adaptive_span.reporting import figure_files, figures, scores
+from adaptive_span.reporting import figure_files, figures, scores, units
 from adaptive_span.reporting.console import flops_table, readable, score_table, span_table
 from adaptive_span.reporting.figure_style import save_figure
 from adaptive_span.terminal.printing import print_line, print_table
@@ -42,8 +42,9 @@ def score(
         graphs: Whether steps are recorded as CUDA graphs.
 
     Returns:
-        What `evaluation.json` holds: protocol, splits (bpc, nats, tokens, ppl of words), spans in tokens,
-        floating-point operations per token, tokens per second.
+        What `evaluation.json` holds: protocol, splits (bpc, nats, tokens, ppl of words; of subwords bits_per_byte,
+        nats_per_token and bytes_per_token in place of bpc), spans in tokens, floating-point operations per token,
+        tokens per second.
 
     Raises:
         UserError: A score is not finite, or a split is too short.
@@ -58,9 +59,11 @@ def score(
             raise UserError(
                 f"the score of {split} is {result.nats}: the weights are finite, but what they compute is not"
             )
-        splits[split] = {"bpc": result.bpc, "nats": result.nats, "tokens": result.tokens}
-        if corpus.level == "word":
-            splits[split]["ppl"] = result.perplexity
+        splits[split] = {} if corpus.level == "subword" else {"bpc": result.bpc}
+        splits[split] |= {"nats": result.nats, "tokens": result.tokens}
+        splits[split] |= scoring.quoted(result.nats / result.tokens, corpus, split)
+        if corpus.level == "subword":
+            splits[split]["bytes_per_token"] = corpus.bytes_per_token(split)
     tokens = sum(int(s["tokens"]) for s in splits.values())
     spans = model.spans().tolist()
     return {
@@ -85,7 +88,8 @@ def draw(result: dict[str, Any], directory: Path, config: ModelConfig, name: str
     checkpoint = Path(result["checkpoint"]).absolute()
     model = checkpoint.parent.parent.name if checkpoint.parent.name == CHECKPOINTS else checkpoint.name
     valid = result["splits"]["valid"]
-    score = f"{readable(valid['ppl'], 1)} ppl on valid" if "ppl" in valid else f"{valid['bpc']:.3f} bpc on valid"
+    unit = units.of_scores(valid)
+    score = f"{readable(valid[unit], 1 if unit == 'ppl' else 3)} {units.label(unit)} on valid"
     title = figure_files.heading(model, result["spans"], config.max_span, result["step"], score)
     title += f"\n{name if len(name) < 60 else f'…{name[-60:]}'}" if name else ""
     save_figure(figures.heat_map(result["spans"], config.max_span, config.ramp, title), path)
@@ -98,13 +102,13 @@ def print_tables(result: dict[str, Any], config: Config, level: str, text: str |
     Args:
         result: As `score` returns it.
         config: Of the training. Its published scores stand beside those of its own text.
-        level: What a token is: byte or word.
+        level: What a token is: byte, word or subword.
         text: Name of the text where it is not the training's.
     """
-    unit = "bpc" if level == "byte" else "ppl"
-    by_split = {split: values[unit] for split, values in result["splits"].items()}
+    shown = [units.of_level(level), *(["nats_per_token"] if level == "subword" else [])]
+    by_split = {split: {unit: values[unit] for unit in shown} for split, values in result["splits"].items()}
     title = f"{result['protocol']} evaluation" + (f" of {text}" if text else "")
-    print_table(score_table(title, unit, by_split, {} if text else config.published))
+    print_table(score_table(title, by_split, {} if text else config.published))
     print_table(span_table(result["spans"], config.model.max_span))
     print_table(flops_table(result["flops_per_token"]))
 
@@ -115,9 +119,9 @@ def in_a_line(result: dict[str, Any]) -> str:
     Args:
         result: As `score` returns it, with the step of the weights.
     """
-    unit = "ppl" if any("ppl" in values for values in result["splits"].values()) else "bpc"
+    unit = units.of_scores({name for values in result["splits"].values() for name in values})
     by_split = [f"{split} {readable(values[unit], 4)}" for split, values in result["splits"].items()]
     heads = [span for layer in result["spans"] for span in layer]
     spans = f"span mean {sum(heads) / len(heads):.1f} max {max(heads):.1f}"
     cost = f"{result['flops_per_token']['learned_spans'] / 1e6:,.1f}M operations per token"
-    return f"{unit} {' '.join(by_split)} · {spans} · {cost} · best at step {result['step']:,}"
+    return f"{units.label(unit)} {' '.join(by_split)} · {spans} · {cost} · best at step {result['step']:,}"

@@ -34,7 +34,10 @@ class Result:
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
-        """Scores of the splits, by name: `bpc`, `nats` (of all tokens), `tokens`, and of words `ppl`."""
+        """Scores of the splits, by name: `bpc` (not of subwords), `nats` (of all tokens), `tokens`, and of words `ppl`.
+
+        Of subwords `bits_per_byte`, `nats_per_token` and `bytes_per_token`.
+        """
         scores: dict[str, dict[str, float]] = self.evaluation["splits"]
         return scores
 

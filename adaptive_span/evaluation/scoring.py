@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adaptive_span.attention.span_bounds import SpanBounds
 from adaptive_span.data import stream
+from adaptive_span.data.corpus import Corpus
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.hardware.step_graph import StepGraph
@@ -36,18 +37,22 @@ class Score:
         return math.exp(min(self.nats / self.tokens, 700.0))  # a number even where the model knows nothing
 
 
-def headline(nats_per_token: float, level: str) -> tuple[str, float]:
-    """Return the figure that people quote.
+def quoted(nats_per_token: float, corpus: Corpus, split: str) -> dict[str, float]:
+    """Return a loss in the units that people quote, by their names, the one that scores are compared by first.
 
     Args:
         nats_per_token: Mean negative log-likelihood.
-        level: What a token is: byte or word.
+        corpus: The text.
+        split: Which part of it was scored.
 
     Returns:
-        ('bpc', bits per byte), or ('ppl', perplexity) where a token is a word.
+        `bpc` of bytes; `ppl`, the perplexity, of words; of subwords `bits_per_byte` and `nats_per_token`. The bytes of
+        a token are the mean over the whole split: a token that was not scored counts as if it cost the mean.
     """
     score = Score(nats_per_token, 1)
-    return ("bpc", score.bpc) if level == "byte" else ("ppl", score.perplexity)
+    if corpus.level == "subword":
+        return {"bits_per_byte": score.bpc / corpus.bytes_per_token(split), "nats_per_token": nats_per_token}
+    return {"bpc": score.bpc} if corpus.level == "byte" else {"ppl": score.perplexity}
 
 
 class Reader:

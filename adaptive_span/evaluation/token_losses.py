@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from adaptive_span.data.corpus import Corpus
+from adaptive_span.data.text_stream import TextStream, text_stream
 from adaptive_span.data.vocabulary import Vocabulary
 from adaptive_span.distributed import Process
 from adaptive_span.evaluation.scoring import Reader
@@ -33,8 +34,8 @@ def measure(model: Transformer, corpus: Corpus, block_size: int, step: int, proc
         process: The place of this process among all.
 
     Returns:
-        What `token_losses.json` holds: `split`, `protocol`, `step`, `level`, `texts` (of bytes, whole characters), and
-        `nats`, a list for each of them: one number per token, of the very first token none.
+        What `token_losses.json` holds: `split`, `protocol`, `step`, `level`, `texts` (of bytes and subwords, whole
+        characters), and `nats`, a list for each of them: one number per token, of the very first token none.
     """
     ids = corpus.tokens(SPLIT)[: TOKENS + 1].astype(np.int64)
     text = torch.from_numpy(ids)[None].to(process.device)  # (1, n)
@@ -63,12 +64,27 @@ def write(losses: dict[str, Any], directory: Path) -> None:
 
 
 def _texts(ids: np.ndarray, numbering: Vocabulary) -> tuple[list[str], list[int]]:
-    """Return words or whole characters, and of how many tokens each consists."""
+    """Return words, whole characters or the text of subwords, and of how many tokens each consists."""
     if numbering.level == "word":
         return [numbering.symbols[number] for number in ids], [1] * len(ids)
+    if numbering.level == "subword":
+        return _subwords(ids, text_stream(numbering))
     values = numbering.byte_values()
     characters = list(_characters(bytes(values[number] for number in ids)))
     return [text for text, _ in characters], [size for _, size in characters]
+
+
+def _subwords(ids: np.ndarray, stream: TextStream) -> tuple[list[str], list[int]]:
+    """Return the text of each subword, or of several that make whole characters only together."""
+    texts, ends = [], []
+    for place, number in enumerate(ids.tolist(), 1):
+        if text := stream.add(number):
+            texts.append(text)
+            ends.append(place)
+    if rest := stream.end():
+        texts.append(rest)
+        ends.append(len(ids))
+    return texts, np.diff(ends, prepend=0).tolist()
 
 
 def _characters(text: bytes) -> Iterator[tuple[str, int]]:

@@ -1,6 +1,5 @@
 """Let a checkpoint write text, as a configuration of `adaptive-span generate` asks."""
 
-import codecs
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.checkpoint.stored_model import model_of
 from adaptive_span.config import plugins
 from adaptive_span.config.schema import GenerateConfig, ModelConfig
+from adaptive_span.data.text_stream import text_stream
 from adaptive_span.data.vocabulary import Vocabulary, unpack
 from adaptive_span.distributed import process_group
 from adaptive_span.errors import UserError
@@ -61,29 +61,29 @@ class Writer:
     """Write texts as they grow: one at once, several of them one behind another at the end."""
 
     def __init__(self, vocabulary: Vocabulary, prompt: bytes, samples: int, out: TextIO):
-        self.pieces, self.has_spaces, self.out = vocabulary.pieces(), vocabulary.level == "word", out
-        self.texts = [bytearray(prompt) for _ in range(samples)]
-        self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self.streams, self.out = [text_stream(vocabulary) for _ in range(samples)], out
+        self.texts = [stream.begin(prompt) for stream in self.streams]
         if samples == 1:
-            self._write(self.decode(prompt))
+            self._write(self.texts[0])
 
     def add(self, drawn: Tensor) -> None:
         """Take the next token of each text, (B,)."""
-        for text, number in zip(self.texts, drawn.tolist(), strict=True):
-            piece = self.pieces[number]
-            if self.has_spaces and piece != b"\n" and text[-1:] not in b" \n":
-                piece = b" " + piece
-            text += piece
-            if len(self.texts) == 1:
-                self._write(self.decode(piece))
+        self._grow([stream.add(number) for stream, number in zip(self.streams, drawn.tolist(), strict=True)])
 
     def end(self) -> None:
         """Write what is left."""
+        self._grow([stream.end() for stream in self.streams])
         if len(self.texts) == 1:
-            self._write(self.decode(b"", True) + "\n")
+            self._write("\n")
             return
         for number, text in enumerate(self.texts, 1):
-            self._write(f"=== {number} of {len(self.texts)}\n{text.decode(errors='replace')}\n")
+            self._write(f"=== {number} of {len(self.texts)}\n{text}\n")
+
+    def _grow(self, pieces: list[str]) -> None:
+        if len(pieces) == 1:
+            self._write(pieces[0])
+        else:
+            self.texts = [text + piece for text, piece in zip(self.texts, pieces, strict=True)]
 
     def _write(self, text: str) -> None:
         """Write text; on a terminal without what would steer it."""

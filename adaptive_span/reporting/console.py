@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from adaptive_span.model.flops import TRAINING
+from adaptive_span.reporting import units
 from adaptive_span.reporting.scores import Summary
 
 
@@ -24,22 +25,22 @@ def span_table(spans: list[list[float]], max_span: int) -> Table:
     return table
 
 
-def score_table(title: str, unit: str, scores: dict[str, float], published: dict[str, float] | None = None) -> Table:
+def score_table(title: str, scores: dict[str, dict[str, float]], published: dict[str, float] | None = None) -> Table:
     """Return a table with a row per split.
 
     Args:
         title: Above the table.
-        unit: bpc or ppl.
-        scores: By split.
+        scores: By split, then by unit; each unit is a column.
         published: What the papers report, by split; a column of its own where there is any.
     """
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("split")
-    table.add_column(unit, justify="right")
+    for unit in next(iter(scores.values()), {}):
+        table.add_column(units.label(unit), justify="right")
     if published:
         table.add_column("published", justify="right")
-    for split, value in scores.items():
-        cells = [split, readable(value, 4)]
+    for split, values in scores.items():
+        cells = [split, *(readable(value, 4) for value in values.values())]
         if published:
             cells.append(f"{published[split]:.2f}" if split in published else "")
         table.add_row(*cells)
@@ -59,7 +60,7 @@ def all_scores_table(summaries: Sequence[Summary], path: Path) -> Table:
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for score in summaries:
         values = [readable(score.values[split], 4) if split in score.values else "–" for split in ("valid", "test")]
-        table.add_row(score.name, str(score.step), *values, score.unit, f"{score.mean_span:.1f}")
+        table.add_row(score.name, str(score.step), *values, units.label(score.unit), f"{score.mean_span:.1f}")
     return table
 
 

@@ -7,6 +7,7 @@ import requests
 import wandb
 
 from adaptive_span.errors import UserError, first_line
+from adaptive_span.reporting import units
 from adaptive_span.reporting.tracked_names import HEAT_MAP, head_curve
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ def shape(runs: "list[Run]", project: str) -> Shape:
     models = [run.config["model"] for run in runs if "num_heads" in run.config.get("model", ())]
     if not models:
         raise UserError(f"{project} holds no run of adaptive-span; train one with tracking.project={project} first")
-    units = {"ppl" if run.config["data"]["level"] == "word" else "bpc" for run in runs if "data" in run.config}
+    quoted = {units.of_level(run.config["data"]["level"]) for run in runs if "data" in run.config}
     layers, heads = (max(model[key] for model in models) for key in ("num_layers", "num_heads"))
-    return Shape(layers, heads, tuple(sorted(units)))
+    return Shape(layers, heads, tuple(sorted(quoted)))
 
 
 def workspace(entity: str, project: str, of: Shape) -> Workspace:

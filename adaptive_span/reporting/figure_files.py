@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from adaptive_span.errors import UserError
-from adaptive_span.reporting import figures, run_figures, run_record
+from adaptive_span.reporting import figures, run_figures, run_record, units
 from adaptive_span.reporting.figure_style import save_figure
 from adaptive_span.reporting.run_directory import refuse_links
 from adaptive_span.reporting.run_record import RunRecord
@@ -95,7 +95,7 @@ def _of_run(record: RunRecord, folder: Path) -> Iterator[Named]:
     if spans is None:
         return
     valid = record.score("valid")
-    score = "" if valid is None else f"{valid:.3f} {record.unit} on valid"
+    score = "" if valid is None else f"{valid:.3f} {units.label(record.unit)} on valid"
     step = record.scores.get("step", record.step)
     title = heading(record.directory.name, spans, model.max_span, step, score)
     yield folder / "spans", figures.heat_map(spans, model.max_span, model.ramp, title)

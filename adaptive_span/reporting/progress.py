@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, Task, TextColumn
 from rich.text import Text
 
 from adaptive_span.config.schema import ModelConfig
+from adaptive_span.reporting import units
 from adaptive_span.reporting.console import readable
 from adaptive_span.reporting.tracking import Metrics, Spans
 from adaptive_span.terminal.printing import console
@@ -71,11 +72,14 @@ class TrainingProgress:
             metrics: By name, as they are logged.
             spans: Effective span of every head, in tokens, (N, H).
         """
-        unit = "ppl" if "train/ppl" in metrics else "bpc"
-        losses = [f"train {unit} {readable(metrics[f'train/{unit}'], 3)}"]
+        unit = units.of_scores(key.removeprefix("train/") for key in metrics)
+        shown = units.label(unit)
+        losses = [f"train {shown} {readable(metrics[f'train/{unit}'], 3)}"]
+        if (nats := metrics.get("train/nats_per_token")) is not None:
+            losses[0] += f" ({nats:.3f} nats/token)"
         if (valid := metrics.get(f"valid/{unit}")) is not None:
             mark = " (new best)" if valid < self.best else ""
-            losses.append(f"valid {unit} {readable(valid, 3)}{mark}")
+            losses.append(f"valid {shown} {readable(valid, 3)}{mark}")
             self.best = min(self.best, valid)
         reach = f"mean {metrics['span/mean']:.0f} max {metrics['span/max']:.0f}"
         speed = f"{metrics['tokens_per_second']:,.0f} tokens/s"
@@ -85,7 +89,7 @@ class TrainingProgress:
                 f"step {step}/{self.total} · {' · '.join([*losses, f'span {reach}', speed])} · {clock(left)} left"
             )
             return
-        best = [f"best valid {unit} {readable(self.best, 3)}"] if math.isfinite(self.best) else []
+        best = [f"best valid {shown} {readable(self.best, 3)}"] if math.isfinite(self.best) else []
         pace = [f"{metrics['ms_per_step']:,.0f} ms/step", f"{metrics['peak_memory_mib']:,.0f} MiB"]
         bars = span_bars(spans, self.model.ramp, self.model.max_span)
         numbers = " · ".join([*best, speed, *pace])

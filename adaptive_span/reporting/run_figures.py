@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from adaptive_span.errors import UserError
+from adaptive_span.reporting import units
 from adaptive_span.reporting.figure_style import PALETTE, line_style, log_ticks, new_figure, open_axes, plain, set_ticks
 from adaptive_span.reporting.run_record import RunRecord, varied_settings
 
@@ -30,11 +31,11 @@ def best_first(records: Sequence[RunRecord]) -> list[RunRecord]:
     Raises:
         UserError: None has one, or their losses are in different units.
     """
-    units = {record.unit for record in records}
-    if len(units) > 1:
+    different = {record.unit for record in records}
+    if len(different) > 1:
         raise UserError(
-            f"{records[0].directory} and others have losses in {' and '.join(sorted(units))}, which one figure cannot "
-            f"compare; give runs on bytes, or runs on words"
+            f"{records[0].directory} and others have losses in {' and '.join(sorted(different))}, which one figure "
+            f"cannot compare; give runs on bytes, on words, or on subwords"
         )
     known = [record for record in records if record.score("valid") is not None]
     if not known:
@@ -58,7 +59,7 @@ def curves(records: Sequence[RunRecord]) -> Figure:
         axes.plot(*zip(*valid, strict=True), linewidth=1.6, marker=".", label=label, zorder=order, **style)
     _limit_losses(axes, best)
     axes.set_xlabel("step  (thin: the training loss)")
-    axes.set_ylabel(f"{unit} on a part of valid")
+    axes.set_ylabel(f"{units.label(unit)} on a part of valid")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     open_axes(axes)
@@ -87,7 +88,7 @@ def cost(records: Sequence[RunRecord]) -> Figure:
         _spread(axes, [value(record) for record in best])
         axes.set_xlabel(quantity, size="small")
         open_axes(axes)
-    figure.axes[0].set_ylabel(f"{best[0].unit} on valid")
+    figure.axes[0].set_ylabel(f"{units.label(best[0].unit)} on valid")
     _legend(figure, best)
     figure.suptitle(_title(best), size="medium")
     return figure
@@ -121,7 +122,8 @@ def _title(records: Sequence[RunRecord]) -> str:
     best = records[0]
     runs = f"{len(records)} runs" if len(records) > 1 else best.directory.name
     data = " and ".join(sorted({record.config.data.name for record in records}))
-    title = f"{runs} on {data}: the best has {best.score('valid'):.3f} {best.unit} on valid after {best.step:,} steps"
+    score = f"{best.score('valid'):.3f} {units.label(best.unit)}"
+    title = f"{runs} on {data}: the best has {score} on valid after {best.step:,} steps"
     heads = [span for layer in best.spans() or [] for span in layer]
     if not heads:
         return title

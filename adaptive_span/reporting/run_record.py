@@ -11,7 +11,7 @@ from adaptive_span.config.data_sets import completed
 from adaptive_span.config.identity import flatten
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
-from adaptive_span.reporting import scores
+from adaptive_span.reporting import scores, units
 from adaptive_span.reporting.run_directory import CONFIG, ENVIRONMENT, FAILURE, TOKEN_LOSSES, has_begun, reason
 from adaptive_span.reporting.tracking import METRICS, SCORES, SPANS, Spans, logged
 from adaptive_span.storage.stored import from_dict, lookup, read_json, read_lines, read_yaml
@@ -46,8 +46,8 @@ class TokenLosses:
         split: Where the text is from.
         protocol: How it was scored.
         step: Updates that the weights had seen.
-        level: What a token is: byte or word.
-        texts: Words, or whole characters.
+        level: What a token is: byte, word or subword.
+        texts: Words, whole characters, or the text of one or more subwords.
         nats: For each of them the losses of its tokens.
     """
 
@@ -79,8 +79,8 @@ class RunRecord:
 
     @property
     def unit(self) -> str:
-        """The unit of its losses: bpc (bits per byte), or ppl (perplexity per word)."""
-        return "ppl" if self.config.data.level == "word" else "bpc"
+        """The unit of its losses: bpc of bytes, ppl (perplexity) of words, bits_per_byte of subwords."""
+        return units.of_level(self.config.data.level)
 
     @property
     def step(self) -> int:
@@ -95,7 +95,7 @@ class RunRecord:
 
     @cached_property
     def exact(self) -> dict[str, dict[str, float]]:
-        """Exact scores of its splits on its own data: bpc, nats (of all tokens), tokens, and of words ppl."""
+        """Exact scores of its splits on its own data, as `Result.scores` has them."""
         if self.scores.get("protocol") != "exact":
             return {}
         splits: dict[str, dict[str, float]] = lookup(

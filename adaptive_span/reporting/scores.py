@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adaptive_span.reporting import units
 from adaptive_span.reporting.tracking import SCORES, Spans
 from adaptive_span.storage import stored, strict_json
 from adaptive_span.storage.writing import explain_disk_errors
@@ -61,7 +62,7 @@ class Summary:
     Attributes:
         name: Text, protocol and cut.
         step: Of the weights.
-        unit: bpc, or ppl where a token is a word.
+        unit: As `units.of_level` has it.
         values: By split, in that unit.
         mean_span: Over all heads, in tokens.
     """
@@ -88,7 +89,7 @@ def _summary(name: str, score: Scores, path: Path) -> Summary:
     where = f"the score '{name}' in {path}"
     splits = stored.lookup(score, "splits", dict[str, dict[str, float]], where)
     heads = [span for layer in stored.lookup(score, "spans", Spans, where) for span in layer]
-    unit = "ppl" if any("ppl" in values for values in splits.values()) else "bpc"
+    unit = units.of_scores({each for values in splits.values() for each in values})
     values = {split: stored.lookup(values, unit, float, where) for split, values in splits.items()}
     return Summary(name, stored.lookup(score, "step", int, where), unit, values, sum(heads) / max(1, len(heads)))
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from adaptive_span.config.overrides import PATHS
 from adaptive_span.errors import UserError
-from adaptive_span.reporting import run_record
+from adaptive_span.reporting import run_record, units
 from adaptive_span.reporting.progress import clock
 from adaptive_span.reporting.run_directory import has_begun, refuse_links
 from adaptive_span.reporting.run_record import RunRecord
@@ -60,7 +60,8 @@ def summarize(directories: Sequence[Path], sweep_directory: Path) -> None:
             settings = [row["settings"].get(key) for key in varied]
             out.writerow([row["run"], row["step"], *settings, *(row[key] for key in RESULTS), row["reason"]])
     names = without_common_start([str(row["run"].relative_to(sweep_directory)) for row in rows])
-    table, left_out = _table(rows, names, varied, unit)
+    shown = " or ".join(sorted({units.label(record.unit) for record in records}))
+    table, left_out = _table(rows, names, varied, shown)
     print_table(table)
     for name, row in zip(names, rows, strict=True):
         if row["reason"]:

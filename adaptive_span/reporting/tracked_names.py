@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from adaptive_span.reporting import units
 from adaptive_span.reporting.tracking import Metrics, Spans
 
 HEAT_MAP = "spans/heat_map"
@@ -32,7 +33,7 @@ def final_numbers(evaluation: dict[str, Any]) -> Metrics:
         f"exact/{split}/{unit}": value
         for split, values in evaluation["splits"].items()
         for unit, value in values.items()
-        if unit in ("bpc", "ppl")
+        if unit in units.LOSSES
     }
     flops = {f"flops/{name}": value for name, value in evaluation["flops_per_token"].items()}
     heads = [span for layer in evaluation["spans"] for span in layer]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError, first_line
+from adaptive_span.reporting import units
 from adaptive_span.reporting.span_image import span_image
 from adaptive_span.reporting.tracked_names import HEAT_MAP, final_numbers, head_curves, is_validation
 from adaptive_span.reporting.tracking import METRICS, SCORES, Metrics, Service, Spans, logged, run_name
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 # Of each curve the summary keeps the best value, so that tables of runs can be sorted by it.
 BEST = {
-    **dict.fromkeys(("train/bpc", "train/ppl", "valid/bpc", "valid/ppl", "ms_per_step", "peak_memory_mib"), "min"),
+    **dict.fromkeys([f"{split}/{unit}" for split in ("train", "valid") for unit in units.LOSSES], "min"),
+    **dict.fromkeys(("ms_per_step", "peak_memory_mib"), "min"),
     **dict.fromkeys(("tokens_per_second", "mfu"), "max"),
 }
 

@@ -48,7 +48,8 @@ def _data(config: Config, corpus: Corpus) -> str:
     path = config.data.path or config.data.file
     name = config.data.name + (f" ({path})" if path else "")
     tokens = ", ".join(f"{split} {_count(len(corpus.tokens(split)))}" for split in SPLITS)
-    return f"{name}: {tokens} {corpus.level}s, vocabulary {corpus.vocab_size:,}"
+    size = f", {corpus.bytes_per_token('train'):.2f} bytes each" if corpus.level == "subword" else ""
+    return f"{name}: {tokens} {corpus.level}s{size}, vocabulary {corpus.vocab_size:,}"
 
 
 def _count(tokens: int) -> str:

@@ -165,7 +165,9 @@ class Trainer:
         return sum(p.numel() for p in self.state.learning())
 
     def _progress(self) -> TrainingProgress:
-        best = scoring.headline(self.best, self.corpus.level)[1] if math.isfinite(self.best) else math.inf
+        best = math.inf
+        if math.isfinite(self.best):
+            best = next(iter(scoring.quoted(self.best, self.corpus, "valid").values()))
         return TrainingProgress(self.state.step, self.config.train.total_steps, self.config.model, best)
 
     def _stop(self, signal: int) -> NoReturn:
@@ -203,10 +205,9 @@ class Trainer:
             steps: How many they were.
         """
         config, state = self.config, self.state
-        unit, value = scoring.headline(state.mean_loss(), self.corpus.level)
-        metrics = {f"train/{unit}": value}
+        metrics = self._quoted("train", state.mean_loss())
         if validating:
-            metrics[f"valid/{unit}"] = scoring.headline(self._validate(), self.corpus.level)[1]
+            metrics |= self._quoted("valid", self._validate())
         if not self.process.is_main:
             return {}
         heads = [span for layer in state.spans for span in layer]
@@ -223,6 +224,10 @@ class Trainer:
             "peak_memory_mib": peak_memory(self.process) / 2**20,
             "mfu": flops.TRAINING * operations * speed / self.peak,
         }
+
+    def _quoted(self, split: str, nats_per_token: float) -> dict[str, float]:
+        """Return a loss by the names under which it is logged."""
+        return {f"{split}/{unit}": value for unit, value in scoring.quoted(nats_per_token, self.corpus, split).items()}
 
     def _validate(self) -> float:
         """Return nats per token on the validation part, and keep the best weights so far."""

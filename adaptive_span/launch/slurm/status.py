@@ -14,6 +14,7 @@ from adaptive_span.checkpoint.paths import last_step
 from adaptive_span.config.schema import HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.launch.slurm import cluster
+from adaptive_span.reporting import units
 from adaptive_span.reporting.console import readable
 from adaptive_span.reporting.run_directory import failure, is_finished, reason
 from adaptive_span.reporting.tracking import METRICS, logged
@@ -21,7 +22,7 @@ from adaptive_span.storage import strict_json
 from adaptive_span.storage.stored import lookup, read_json
 from adaptive_span.terminal.printing import console, print_line, print_places
 
-UNITS = ("train/bpc", "train/ppl")
+UNITS = tuple(f"train/{unit}" for unit in units.NAMES)
 ENDED = (*cluster.ENDED, "UNKNOWN")
 
 

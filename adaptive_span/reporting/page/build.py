@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from adaptive_span.errors import UserError
+from adaptive_span.reporting import units
 from adaptive_span.reporting.console import readable
 from adaptive_span.reporting.page import charts, chosen, tables
 from adaptive_span.reporting.page.chosen import Run
@@ -24,7 +25,6 @@ except ModuleNotFoundError as missing:
     raise UserError(f"there is no {missing.name} here; pip install 'adaptive-span[report]' brings it") from None
 
 PACKAGE = "adaptive_span.reporting.page"
-UNITS = {"bpc": "bits per character", "ppl": "perplexity"}
 
 
 def write(folders: Sequence[Path], path: Path) -> int:
@@ -48,7 +48,7 @@ def page(runs: Sequence[Run]) -> str:
         rows=rows,
         most=max((value for row in rows for value in row.flops.values()), default=1.0),
         units=tables.units(runs),
-        unit_names=UNITS,
+        unit_names=units.NAMES,
         settings=[without_secrets(run.record.settings) for run in runs],
         data=charts.data(runs),
         style=Markup(files(PACKAGE).joinpath("style.css").read_text(encoding="utf-8")),
@@ -89,6 +89,7 @@ def _template() -> Template:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.filters |= {"score": lambda value: readable(value, 4), "large": large, "duration": duration}
+    environment.filters["unit"] = units.label
     return environment.get_template("template.html.j2")
 
 

@@ -52,7 +52,7 @@
   };
 
   function drawLoss(place) {
-    const unit = place.dataset.unit, chosen = runs.filter((run) => run.unit === unit), traces = [];
+    const unit = place.dataset.label, chosen = runs.filter((run) => run.unit === place.dataset.unit), traces = [];
     const seen = [], lasts = [1], pointed = chosen.length === 1;
     for (const [index, run] of chosen.entries()) {
       const style = line(index), train = pointed ? { ...style, color: colour("muted") } : style;
@@ -181,17 +181,22 @@
   }
 
   // A text by loss: each piece is a word, or a character of one or more bytes.
-  const bounds = () => (run.text.level === "word" ? [1, 2, 4, 8, 12] : [0.5, 1, 2, 4, 8]); // bits
+  const bounds = () => (run.text.level === "byte" ? [0.5, 1, 2, 4, 8] : [1, 2, 4, 8, 12]); // bits
   const level = (bits) => bounds().filter((bound) => bits >= bound).length;
   const NAMES = { "\n": "line end", "\t": "tab", " ": "space" };
   let pieces = [], here = -1;
 
   function showText() {
     const text = run.text, words = text && text.level === "word";
+    // A piece, several of them, its parts, what the mean is taken over, and how many stand before one in the table.
+    const [one, many, parts, each, before] = {
+      byte: ["character", "characters", "the character's bytes", "byte", 30],
+      word: ["word", "words", "the word", "word", 6], subword: ["subword", "subwords", "the subword", "subword", 10],
+    }[text ? text.level : "byte"];
     get("no-text").hidden = Boolean(text);
     get("with-text").hidden = !text;
     get("about-text").textContent = text
-      ? `The first ${words ? "words" : "characters"} of ${text.split} by the weights of step ${count(text.step)}. The darker the ground and the thicker the line below, the more bits ${words ? "the word" : "the character's bytes"} cost: what the model did not expect. Point at the text, or use the arrow keys in it.`
+      ? `The first ${many} of ${text.split} by the weights of step ${count(text.step)}. The darker the ground and the thicker the line below, the more bits ${parts} cost: what the model did not expect. Point at the text, or use the arrow keys in it.`
       : "";
     if (!text) return;
     pieces = text.pieces.map(([piece, ...nats]) => ({ piece, bits: nats.map((nat) => nat / Math.LN2) }));
@@ -213,13 +218,13 @@
       item.append(sample, index === 5 ? `${low} bits and more` : `${low} to ${lows[index + 1]}${index ? "" : " bits"}`);
       return item;
     }));
-    const worst = pieces.map((each, index) => ({ ...each, index })).filter((each) => each.bits.length);
+    const worst = pieces.map((near, index) => ({ ...near, index })).filter((near) => near.bits.length);
     worst.sort((a, b) => mean(b.bits) - mean(a.bits));
-    const around = (from, to) => pieces.slice(Math.max(0, from), to).map((each) => each.piece).join(words ? " " : "");
-    fillTable(get("surprises"), [words ? "word" : "character", "bits", "probability", "text before it"],
-      worst.slice(0, 20).map(({ piece, bits, index }) => [name(piece), mean(bits).toFixed(2), chance(mean(bits)), around(index - (words ? 6 : 30), index)]));
+    const around = (from, to) => pieces.slice(Math.max(0, from), to).map((near) => near.piece).join(words ? " " : "");
+    fillTable(get("surprises"), [one, "bits", "probability", "text before it"],
+      worst.slice(0, 20).map(({ piece, bits, index }) => [name(piece), mean(bits).toFixed(2), chance(mean(bits)), around(index - before, index)]));
     here = -1;
-    get("reading").textContent = `Together ${(mean(pieces.flatMap((each) => each.bits))).toFixed(3)} bits per ${words ? "word" : "byte"}.`;
+    get("reading").textContent = `Together ${(mean(pieces.flatMap((each) => each.bits))).toFixed(3)} bits per ${each}.`;
   }
 
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / Math.max(1, values.length);
@@ -236,7 +241,7 @@
     nodes[(here = index)].classList.add("here");
     const { piece, bits } = pieces[index], strong = document.createElement("b");
     strong.textContent = name(piece);
-    const parts = bits.length > 1 ? `, its bytes ${bits.map((bit) => bit.toFixed(2)).join(" + ")}` : "";
+    const parts = bits.length > 1 ? `, its ${run.text.level === "subword" ? "subwords" : "bytes"} ${bits.map((bit) => bit.toFixed(2)).join(" + ")}` : "";
     get("reading").replaceChildren(strong, bits.length ? ` cost ${mean(bits).toFixed(2)} bits (probability ${chance(mean(bits))})${parts}` : " is where the text begins: it is not scored");
   }
 
