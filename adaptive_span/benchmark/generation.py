@@ -1,6 +1,9 @@
 """Time the prediction of a token, with each head's own span, its layer's longest, and the maximum."""
 
 import functools
+import statistics
+import time
+from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -8,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from adaptive_span.benchmark.profiles import VOCAB_SIZE
-from adaptive_span.benchmark.timing import Workload, time_interleaved
+from adaptive_span.benchmark.timing import CLEAR_REFS, Workload, process_status, time_interleaved
 from adaptive_span.benchmark.workloads import Row, Settings
 from adaptive_span.hardware import step_graph
 from adaptive_span.model.decoder import Decoder
@@ -57,6 +60,45 @@ def table(settings: Settings, repeats: int) -> dict[str, Row]:
         for name, decoder in decoders.items()
     }
     return rows | {LINEAR: {"ms a token": milliseconds["linear"], "attention, ms": None, "cache, MB": None}}
+
+
+def steadiness(settings: Settings, tokens: int) -> dict[str, Row]:
+    """Predict many tokens of each text, one after the other, and compare the first with the last.
+
+    Args:
+        settings: What to measure.
+        tokens: Of each text, at least 2.
+
+    Returns:
+        For the first and the last thousand: milliseconds of a step (the median), MB of keys and values, and MiB that
+        the process holds at their end; on a GPU, that tensors take there.
+    """
+    graphs, _ = step_graph.choose("auto", settings.device)
+    decoder = Decoder(settings.build("auto").eval(), settings.batch_size, graphs=graphs)
+    text = torch.randint(VOCAB_SIZE, (tokens, settings.batch_size), device=settings.device)
+    part = min(1000, tokens // 2)
+    ends = {part: f"tokens 1 to {part:,}", tokens: f"tokens {tokens - part + 1:,} to {tokens:,}"}
+    rows: dict[str, Row] = {}
+    milliseconds = deque[float](maxlen=part)
+    for number, token in enumerate(text, 1):
+        started = time.perf_counter()
+        decoder.read(token)
+        if settings.device.type == "cuda":
+            torch.cuda.synchronize()
+        milliseconds.append(1000 * (time.perf_counter() - started))
+        if number in ends:
+            rows[ends[number]] = {
+                "ms a token": statistics.median(milliseconds),
+                "cache, MB": decoder.cache_bytes / 1e6,
+                "memory, MiB": _memory(settings.device),
+            }
+    return rows
+
+
+def _memory(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated() / 2**20
+    return process_status("VmRSS") if CLEAR_REFS.exists() else None
 
 
 def _attention(decoder: Decoder) -> Workload:

@@ -68,6 +68,8 @@ def _measure(arguments: argparse.Namespace, settings: Settings) -> dict[str, Row
     if arguments.what == "generate":
         from adaptive_span.benchmark import generation  # and with it what prints
 
+        if arguments.tokens is not None:
+            return generation.steadiness(settings, arguments.tokens)
         return generation.table(settings, arguments.repeats)
     names = arguments.attention or _all_that_run(settings)
     if arguments.what == "growth":

@@ -52,6 +52,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--split", type=int, default=1, help="of `count`: slices of the rows; 1")
     parser.add_argument("--profile", default="paper", choices=PROFILES, help="the heads' spans; paper")
     parser.add_argument("--layer", type=int, help="of `attention`, counted from 1; all of them")
+    parser.add_argument(
+        "--tokens", type=int, help="of `generate`: predict so many, compare the first and last thousand"
+    )
     parser.add_argument("--dropout", type=float, help="0, of count 0.4")
     parser.add_argument("--attention", nargs="+", choices=[*ATTENTIONS][1:], help="to compare; all that run here")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of matrix products; fp32, of count bf16")
@@ -73,6 +76,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{flag.replace('_', '-')} {getattr(arguments, flag)} {problem}")
     if not 0 <= arguments.dropout < 1:
         parser.error(f"--dropout {arguments.dropout} must be at least 0 and below 1")
+    if arguments.tokens is not None and arguments.what != "generate":
+        parser.error(f"--tokens is for generate, not for {arguments.what}")
+    if arguments.tokens is not None and (problem := Range(2, 10**9)(arguments.tokens)):
+        parser.error(f"--tokens {arguments.tokens} {problem}")
     for path in (arguments.json, arguments.figure):
         if path is not None and not path.parent.is_dir():
             parser.error(f"there is no folder {path.parent} for {path}")

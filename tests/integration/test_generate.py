@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ENVIRONMENT, ROOT, SHARED, finish, sentence
+from adaptive_span.config.schema import DataConfig, GenerateConfig, HardwareConfig
+from adaptive_span.errors import UserError
+from adaptive_span.generation.generate import generate
+from tests.conftest import ENVIRONMENT, ROOT, finish, sentence
 
 COMMAND = [sys.executable, "-m", "adaptive_span", "generate", "hardware=cpu"]
 
@@ -84,8 +87,52 @@ def test_what_cannot_be_continued_is_a_sentence(settings, problem, folder):
     assert problem in sentence(done)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="needs a checkpoint of the original project")
-def test_a_checkpoint_without_a_vocabulary_asks_for_the_text_that_numbers_it(folder):
-    file = SHARED / "checkpoints" / "original_enwik8_4M.pt"
-    done = finish([*COMMAND, f"checkpoint={file}", "prompt=x"], folder, ok=False)
-    assert "does not hold its vocabulary; name the text that it was trained on with data=NAME" in sentence(done)
+@pytest.fixture
+def other(folder):
+    """A checkpoint of the words' run, changed."""
+
+    def changed(**changes) -> str:
+        checkpoint = torch.load(folder / "words" / "checkpoints" / "best.pt", weights_only=True)
+        kept = {key: value for key, value in (checkpoint | changes).items() if value is not None}
+        torch.save(kept, folder / "other.pt")
+        return str(folder / "other.pt")
+
+    return changed
+
+
+def asked(checkpoint: str, prompt: str) -> GenerateConfig:
+    data, hardware = DataConfig(name=""), HardwareConfig(device="cpu")
+    config = GenerateConfig(checkpoint=checkpoint, prompt=prompt, length=5, data=data, hardware=hardware)
+    config.validate()
+    return config
+
+
+def test_a_prompt_of_words_that_the_model_cannot_know_is_a_sentence(folder, other):
+    vocabulary = torch.load(folder / "words" / "checkpoints" / "best.pt", weights_only=True)["vocabulary"]
+    known = vocabulary["symbols"].replace("<unk>", "zyx")
+    checkpoint = other(vocabulary=vocabulary | {"symbols": known})
+    with pytest.raises(UserError) as refused:
+        generate(asked(checkpoint, "import qwertz and qwertz"))
+    assert str(refused.value) == (
+        f"the prompt holds 1 word(s) that the vocabulary of {checkpoint} ({len(known.splitlines()):,} words) lacks: "
+        "'qwertz'; give a text without them, or other weights"
+    )
+
+
+def test_a_checkpoint_without_a_vocabulary_says_how_to_give_it(text, other):
+    checkpoint = other(vocabulary=None)
+    with pytest.raises(
+        UserError, match="does not hold its vocabulary; name the text that it was trained on with data="
+    ):
+        generate(asked(checkpoint, "import"))
+
+
+def test_a_prompt_may_be_longer_than_what_all_layers_see(folder, capsys):
+    """Two layers of at most 96 tokens: what lies further back changes nothing."""
+    checkpoint = str(folder / "bytes" / "checkpoints" / "best.pt")
+    texts = []
+    for beginning in ("", 800 * "x", 800 * "yz"):
+        generate(asked(checkpoint, beginning + 40 * "import"))
+        texts.append(capsys.readouterr().out.removeprefix(beginning))
+    assert texts[0] == texts[1] == texts[2]
+    assert len(texts[0]) >= 240 + 5

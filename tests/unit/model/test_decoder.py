@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptive_span import Transformer
 from adaptive_span.attention import decoding
@@ -58,6 +59,50 @@ def test_a_ring_holds_what_a_head_or_a_group_sees_and_more_changes_nothing(kind,
     for token in text[:, 5:].unbind(1):
         expected = short.read(token)
     torch.testing.assert_close(found, expected)
+
+
+class Allocations(TorchDispatchMode):
+    """The operations that are made, with the sizes of the tensors that they return."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, operation, types, inputs=(), named=None):
+        output = operation(*inputs, **(named or {}))
+        tensors = [each for each in torch.utils._pytree.tree_leaves(output) if isinstance(each, torch.Tensor)]
+        self.made.append((str(operation), [tuple(each.shape) for each in tensors]))
+        return output
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 1000), st.sampled_from(KINDS), st.sampled_from(["float32", "float64"]))
+def test_a_late_token_takes_the_memory_and_the_work_of_the_first(seed, changes, precision):
+    torch.manual_seed(seed)
+    model = with_spans(Transformer(small(**changes), 11).to(getattr(torch, precision)), seed)
+    decoder = Decoder(model, 2)
+    decoder.read_prompt(torch.randint(11, (2, 5)))
+    held = decoder.cache_bytes
+    kept = [tensor for layer in decoder.layers for tensor in tensors_of(layer.rings)]
+    places = [(tensor.data_ptr(), tensor.shape) for tensor in kept]
+    steps = []
+    for number, token in enumerate(torch.randint(11, (300, 2)), 1):
+        if number not in (1, 150, 300):  # any ring has gone round several times
+            decoder.read(token)
+            continue
+        with Allocations() as allocations:
+            decoder.read(token)
+        steps.append(allocations.made)
+    assert len(steps[0]) > 5
+    assert steps[0] == steps[1] == steps[2]
+    assert decoder.cache_bytes == held
+    kept = [tensor for layer in decoder.layers for tensor in tensors_of(layer.rings)]
+    assert [(tensor.data_ptr(), tensor.shape) for tensor in kept] == places
+
+
+def tensors_of(rings):
+    """Keys and values, wherever they lie."""
+    return rings.rings if isinstance(rings, HeadRings) else [ring.keys_values for ring in rings.rings]
 
 
 def test_an_attention_that_computes_something_else_is_refused():
