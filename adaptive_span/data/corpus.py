@@ -88,6 +88,11 @@ class Corpus:
             )
         if number := self.manifest.get("unknown_words"):
             found.append(f"{number:,} different words of {source.described(config)} count as <unk>")
+        if self.manifest.get("lossy"):
+            found.append(
+                f"the tokenizer does not give {source.described(config)} back as it is (case, white space, unknown "
+                f"characters): bits per byte leave out what is lost, and compare with no other tokenizer's"
+            )
         return found
 
 
@@ -188,8 +193,8 @@ def _build(config: DataConfig, by_frequency: bool, vocabulary: Vocabulary | None
     shutil.rmtree(building, ignore_errors=True)  # what a killed process left
     building.mkdir()
     try:
-        numbering, unknown, sizes = _number(config, by_frequency, vocabulary, source.splits(config, paths), building)
-        _describe(config, paths, building, numbering, unknown, sizes)
+        numbering, sizes, notes = _number(config, by_frequency, vocabulary, source.splits(config, paths), building)
+        _describe(config, paths, building, numbering, sizes, notes)
         if directory.exists():
             shutil.rmtree(directory)
         os.rename(building, directory)
@@ -200,18 +205,19 @@ def _build(config: DataConfig, by_frequency: bool, vocabulary: Vocabulary | None
 
 def _number(
     config: DataConfig, by_frequency: bool, vocabulary: Vocabulary | None, texts: Texts, directory: Path
-) -> tuple[Vocabulary, int, dict[str, int]]:
-    """Write the ids. Returns their vocabulary, how many words are <unk>, and of subwords the bytes of each split."""
+) -> tuple[Vocabulary, dict[str, int], dict[str, Any]]:
+    """Write the ids. Returns their vocabulary, of subwords the bytes of each split, and what to warn of."""
     if config.level == "subword":
         from adaptive_span.data.encoding import number_subwords  # what an extra brings
 
         assert vocabulary is not None
-        return vocabulary, 0, number_subwords(vocabulary, texts, directory)
+        sizes, lossless = number_subwords(vocabulary, texts, directory)
+        return vocabulary, sizes, {} if lossless else {"lossy": True}
     if config.level == "word":
         symbols, unknown = number_words(config, by_frequency, vocabulary, texts, directory)
     else:
         symbols, unknown = number_bytes(config, vocabulary, texts, directory)
-    return Vocabulary(config.level, symbols), unknown, {}
+    return Vocabulary(config.level, symbols), {}, {"unknown_words": unknown} if unknown else {}
 
 
 def _describe(
@@ -219,8 +225,8 @@ def _describe(
     paths: list[Path],
     directory: Path,
     numbering: Vocabulary,
-    unknown: int,
     sizes: dict[str, int],
+    notes: dict[str, Any],
 ) -> None:
     """Write the vocabulary and the manifest."""
     size, content = len(numbering.symbols), numbering.content
@@ -244,8 +250,7 @@ def _describe(
         "vocab_size": size,
         "fingerprint": _fingerprint(content, splits),
     }
-    if unknown:
-        manifest["unknown_words"] = unknown
+    manifest |= notes
     if config.file and config.unpacked_size:
         manifest["text_bytes"], manifest["text_sha256"] = source.unpacked(paths[0])
     strict_json.write(content, directory / VOCABULARY)

@@ -11,7 +11,7 @@ from adaptive_span.data.vocabulary import Vocabulary
 from adaptive_span.errors import UserError, first_line, shown
 
 try:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer, processors
 except ModuleNotFoundError as missing:
     raise UserError(f"there is no {missing.name} here; pip install 'adaptive-span[subword]' brings it") from None
 
@@ -40,7 +40,7 @@ class SubwordVocabulary(Vocabulary):
 
     @cached_property
     def parsed(self) -> Tokenizer:
-        """The tokenizer, which cuts off nothing and fills up nothing, whatever its file says."""
+        """The tokenizer, which adds nothing to a text and cuts nothing off, whatever its file says."""
         return _parsed(self.tokenizer)
 
     def encode(self, text: bytes, source: str) -> list[int]:
@@ -54,10 +54,24 @@ class SubwordVocabulary(Vocabulary):
             UserError: The text is no UTF-8.
         """
         try:
-            ids: list[int] = self.parsed.encode(text.decode(), add_special_tokens=False).ids
+            [encoding] = self.encodings([text.decode()], source)
         except UnicodeDecodeError as error:
             raise UserError(f"{source} is no UTF-8 at byte {error.start:,}, and the model reads subwords") from None
-        return ids
+        return encoding.ids
+
+    def encodings(self, texts: Sequence[str], source: str) -> list[Encoding]:
+        """Return what the library says of some texts, which all cores work on, without special tokens around them.
+
+        Raises:
+            UserError: The tokenizer has no token for something, not even one for what it does not know.
+        """
+        try:
+            return self.parsed.encode_batch(list(texts), add_special_tokens=False)
+        except Exception as error:  # of the library's own kind, which is no narrower one
+            raise UserError(
+                f"{source} cannot be read by the tokenizer ({first_line(error)}); give another text, or a tokenizer "
+                f"that knows its characters"
+            ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids, special tokens included. What is no whole character becomes U+FFFD."""
@@ -117,6 +131,7 @@ def _parsed(text: Any) -> Tokenizer:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # of the library's own kind, which is no narrower one
         raise ValueError(first_line(error)) from None
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # one that does nothing, to offsets either
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -1,6 +1,8 @@
 """Any tokenizer of the library `tokenizers` numbers a text: in pieces as in whole, and back into text as it grows."""
 
 import json
+import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -48,16 +50,17 @@ MARGIN = 48  # characters: more than the longest token, and what stands around i
 @given(text=texts, size=st.integers(MARGIN, 2 * MARGIN))
 def test_a_text_in_pieces_has_the_ids_of_the_whole(kind, text, size):
     pieces = (text[at : at + size] for at in range(0, len(text), size))
-    ids = [number for part in encoded(vocabulary(kind), pieces, MARGIN) for number in part]
-    assert ids == vocabulary(kind).encode(text.encode(), "it")
+    ids, parts = zip(*encoded(vocabulary(kind), pieces, "it", MARGIN), strict=True)
+    assert [*chain(*ids)] == vocabulary(kind).encode(text.encode(), "it")
+    assert "".join(parts) == text
 
 
 def test_pieces_that_meet_nowhere_within_the_margin_are_encoded_as_one():
     """Of a long run, the place of its start decides how it is cut up."""
     known = vocabulary("byte_level")
     text = "x " + "=" * 301 + " " * 205 + "y"
-    ids = [n for part in encoded(known, (text[at : at + 50] for at in range(0, len(text), 50)), 7) for n in part]
-    assert ids == known.encode(text.encode(), "it")
+    ids, _ = zip(*encoded(known, (text[at : at + 50] for at in range(0, len(text), 50)), "it", 7), strict=True)
+    assert [*chain(*ids)] == known.encode(text.encode(), "it")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,6 +110,9 @@ def test_a_prepared_text_has_the_tokenizers_numbers_and_the_bytes_of_its_text(ki
     assert corpus.manifest["dtype"] == "<u2"
     assert first_look.beginning(corpus, "valid", 10) == tokenizer.decode(corpus.tokens("valid")[:10].tolist(), False)
     assert corpora.prepare(config).directory == corpus.directory
+    told = [warning[:78] for warning in corpus.warnings(config)]
+    lossy = f"the tokenizer does not give data=files data.path={tmp_path} back as it is"[:78]
+    assert told == ([] if kind in LOSSLESS else [lossy])
 
     again = unpack(corpus.numbering.pack(), corpus.vocab_size, "x.pt")
     assert again == corpus.numbering
@@ -183,6 +189,23 @@ def test_a_text_in_another_encoding_is_one_sentence(tmp_path):
     (tmp_path / "train.txt").write_bytes("caf\xe9".encode("latin1"))
     with pytest.raises(UserError, match="the byte 0xE9 at offset 3 of train is not UTF-8, as which text is read"):
         corpora.prepare(config)
+
+
+def test_a_text_that_the_tokenizer_has_no_tokens_for_is_one_sentence():
+    made = json.loads(saved("unigram"))
+    made["model"]["unk_id"] = None
+    with pytest.raises(UserError, match=r"the prompt cannot be read by the tokenizer \(.*; give another text, or a to"):
+        subword.from_text(json.dumps(made)).encode("日本".encode(), "the prompt")
+
+
+def test_without_the_extra_one_sentence_says_what_brings_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    monkeypatch.delitem(sys.modules, "adaptive_span.data.subword")
+    monkeypatch.delattr("adaptive_span.data.subword")
+    with pytest.raises(
+        UserError, match=r"there is no tokenizers here; pip install 'adaptive-span\[subword\]' brings it"
+    ):
+        unpack({"level": "subword", "tokenizer": "{}"}, 300, "x.pt")
 
 
 def test_a_damaged_tokenizer_in_a_checkpoint_is_one_sentence(tmp_path):
