@@ -103,6 +103,7 @@ def test_every_training_and_evaluation_is_composed(tmp_path):
 def test_every_snippet_runs(tmp_path):
     snippets = [(str(page), block) for page in PAGES for _, block in blocks(page, "python")]
     assert len(snippets) >= 5
+    (tmp_path / "book.txt").write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     finish([sys.executable, "-c", SNIPPETS, json.dumps(snippets)], tmp_path)
 
 
