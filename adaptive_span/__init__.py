@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptive_span.attention.span import AdaptiveSpan as AdaptiveSpan
+    from adaptive_span.checkpoint.loading import load_model as load_model
     from adaptive_span.config.schema import Config as Config
     from adaptive_span.config.schema import ModelConfig as ModelConfig
     from adaptive_span.launch.composition import compose as compose
@@ -25,9 +26,19 @@ _MODULES = {
     "ModelConfig": "config.schema",
     "Transformer": "model.transformer",
     "compose": "launch.composition",
+    "load_model": "checkpoint.loading",
     "train": "launch.running",
 }
-__all__ = ["AdaptiveSpan", "AdaptiveSpanAttention", "Config", "ModelConfig", "Transformer", "compose", "train"]
+__all__ = [
+    "AdaptiveSpan",
+    "AdaptiveSpanAttention",
+    "Config",
+    "ModelConfig",
+    "Transformer",
+    "compose",
+    "load_model",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

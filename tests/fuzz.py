@@ -26,7 +26,7 @@ from types import FrameType
 import torch
 import yaml
 
-from adaptive_span.checkpoint import files, original, stored_model
+from adaptive_span.checkpoint import files, loading, stored_model
 from adaptive_span.config.schema import Config
 from adaptive_span.data import source
 from adaptive_span.errors import UserError
@@ -102,7 +102,7 @@ def unpack(path: Path) -> None:
 
 
 def build(path: Path) -> None:
-    stored_model.model_of(original.load(path), path, torch.device("cpu"))
+    stored_model.model_of(loading.load(path), path, torch.device("cpu"))
 
 
 def record(path: Path) -> None:
@@ -130,7 +130,7 @@ TARGETS: dict[str, tuple[str, bytes, Callable[[bytes], bytes], Callable[[Path], 
     "checkpoint": (".pt", checkpoint_file(), bytes, build),
     "pickle": (".pt", pickle_of(checkpoint_file()), repickled, build),
     "training": (".pt", checkpoint_file(step=True), bytes, lambda path: files.newest(path.parent)),
-    "legacy": (".pt", checkpoint_file(legacy=True), bytes, original.load),
+    "legacy": (".pt", checkpoint_file(legacy=True), bytes, loading.load),
     "config": (".yaml", CONFIG, bytes, lambda path: from_dict(read_yaml(path), Config, path)),
     "metrics": (".jsonl", LINES, bytes, logged),
     "table": (".jsonl", LINES, bytes, record),

@@ -4,8 +4,33 @@ from adaptive_span.checkpoint.files import State
 from adaptive_span.config.schema import DataConfig
 from adaptive_span.data.corpus import Corpus, prepare
 from adaptive_span.data.source import described
-from adaptive_span.data.vocabulary import tokenizer_of, unpack
+from adaptive_span.data.vocabulary import Vocabulary, tokenizer_of, unpack
 from adaptive_span.errors import UserError
+
+
+def vocabulary_for(
+    state: State, source: str, data: DataConfig, by_frequency: bool, numbering: str | None
+) -> Vocabulary:
+    """Return what a checkpoint's ids stand for: as it says itself, else as the data that is named numbers it.
+
+    Args:
+        state: The checkpoint.
+        source: Its file, for messages.
+        data: The text that it was trained on; nameless where none is named.
+        by_frequency: Whether ids must fall in frequency.
+        numbering: The key of that name.
+
+    Raises:
+        UserError: Neither says it.
+    """
+    if "vocabulary" in state:
+        return unpack(state["vocabulary"], state["vocab_size"], source)
+    if not data.name:
+        raise UserError(
+            f"{source} does not hold its vocabulary; name the text that it was trained on with data=NAME, and "
+            f"data.file=PATH if you have it, whose symbols are numbered likewise"
+        )
+    return corpus_for(state, source, data, by_frequency, numbering).numbering
 
 
 def corpus_for(state: State, source: str, data: DataConfig, by_frequency: bool, numbering: str | None) -> Corpus:

@@ -67,12 +67,6 @@ def _reshaped(name: str, tensor: Tensor) -> Tensor:
     return tensor.squeeze(0) if name.endswith("key_pe") else tensor  # (1, D, L) → (D, L)
 
 
-def load(path: Path) -> files.State:
-    """Return a checkpoint of this project, or one of the original in the form of this project's."""
-    state = tensor_file.read(path)
-    return convert(state, path) if is_original(state) else files.check(state, path, files.WEIGHTS)
-
-
 def is_original(state: Any) -> bool:
     """Return whether what was read from a file is a checkpoint of the original project."""
     return isinstance(state, dict) and state.keys() >= KEYS
@@ -210,7 +204,7 @@ def download(name: str, directory: Path) -> Path:
                 f"{name} could not be downloaded ({error}); fetch it on a machine with internet; evaluate.py takes it "
                 f"as checkpoint=FILE"
             ) from None
-    load(path)
+    convert(tensor_file.read(path), path)
     return path
 
 

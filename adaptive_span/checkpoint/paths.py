@@ -1,8 +1,19 @@
-"""Name the checkpoint files of a run and find them again, without torch."""
+"""Name the files of checkpoints and of exported folders, and find them again, without torch."""
 
 from pathlib import Path
 
 CHECKPOINTS = "checkpoints"  # the folder in the directory of a run
+WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocabulary.json"  # of an exported folder
+
+
+def is_exported(folder: Path) -> bool:
+    """Return whether a folder holds an exported model."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def best_path(run: Path) -> Path:
+    """Return the file of the best weights of a run."""
+    return run / CHECKPOINTS / "best.pt"
 
 
 def step_path(checkpoints: Path, step: int) -> Path:

@@ -18,7 +18,7 @@ COMMANDS = {
     "published": "download or convert a checkpoint of the original project: download NAME, or FILE OUT",
     "report": "make one HTML page of a run or of several: DIR … --out FILE",
     "dashboard": "lay out the runs of a project in Weights & Biases: PROJECT",
-    "export": "write a checkpoint for the Hugging Face Hub: CHECKPOINT DIR",
+    "export": "write a model as a folder that transformers loads: RUN|CHECKPOINT DIR",
     "benchmark": "measure what a model costs on this machine: step, attention, evaluate, …",
     "estimate": "estimate memory and time of a training on a GPU: gpu=NAME key=value …",
 }

@@ -398,8 +398,8 @@ class TrainConfig:
     seed: CountOrNone = 1
     """Seed of the initial weights, of dropout, and of the token where each later pass begins."""
     init_from: Path | None = None
-    """Checkpoint whose weights to start from. null: new weights. Its heads may have fixed spans, or a smaller
-    `model.max_span`: they begin at their old reach."""
+    """Checkpoint, or exported folder, whose weights to start from. null: new weights. Its heads may have fixed spans, or
+    a smaller `model.max_span`: they begin at their old reach."""
     continue_from: Path | None = None
     """Checkpoint to resume in a new run: weights, optimizer state and step. null: start at step 0."""
     freeze: Annotated[str, OneOf(FREEZES)] = "none"
@@ -548,7 +548,7 @@ class EvaluateConfig:
     run: Path | None = None
     """Directory of a run whose best checkpoint to score."""
     checkpoint: Path | None = None
-    """A checkpoint file to score. It may be one of the original project."""
+    """A checkpoint file to score, also one of the original project, or an exported folder."""
     data: DataConfig = field(default_factory=DataConfig)
     """The text. With an empty `data.name`, that of the training."""
     numbering: Numbering | None = None
@@ -593,7 +593,7 @@ class GenerateConfig:
     run: Path | None = None
     """Directory of a run whose best checkpoint writes."""
     checkpoint: Path | None = None
-    """A checkpoint file that writes. It may be one of the original project."""
+    """A checkpoint file that writes, also one of the original project, or an exported folder."""
     prompt: str | None = None
     """The beginning of the text. null: standard input, or a line end where that is a terminal."""
     prompt_file: Path | None = None

@@ -5,8 +5,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from adaptive_span.checkpoint import original
+from adaptive_span.checkpoint import loading
 from adaptive_span.checkpoint.matching import corpus_for
+from adaptive_span.checkpoint.paths import best_path
 from adaptive_span.checkpoint.stored_model import model_of
 from adaptive_span.config import plugins
 from adaptive_span.config.checks import MISSING
@@ -40,14 +41,14 @@ def evaluate(asked: EvaluateConfig) -> None:
         UserError: The checkpoint, the text or the folder cannot be used.
     """
     plugins.load(asked.plugins)
-    file = Path(asked.checkpoint or Path(asked.run or "") / "checkpoints" / "best.pt")
+    file = Path(asked.checkpoint or best_path(Path(asked.run or "")))
     directory = Path(asked.output or asked.run or ".")
     if asked.run:
         refuse_links(Path(asked.run))
     with process_group(asked.hardware) as process, sigterm_as_exit():
         check_batch("batch_size", asked.batch_size, process.world_size)
         hardware = replace(asked.hardware, precision=_precision(asked.hardware.precision, process))
-        state = original.load(file)
+        state = loading.load(file)
         config = from_dict(completed(state["config"]), Config, file)
         config.data = _data(asked.data, config.data, file)
         _check_cuts(asked.max_span, config.model, file)

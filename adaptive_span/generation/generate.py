@@ -8,14 +8,14 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
-from adaptive_span.checkpoint import original
-from adaptive_span.checkpoint.files import State
-from adaptive_span.checkpoint.matching import corpus_for
+from adaptive_span.checkpoint import loading
+from adaptive_span.checkpoint.matching import vocabulary_for
+from adaptive_span.checkpoint.paths import best_path
 from adaptive_span.checkpoint.stored_model import model_of
 from adaptive_span.config import plugins
 from adaptive_span.config.schema import GenerateConfig, ModelConfig
 from adaptive_span.data.text_stream import text_stream
-from adaptive_span.data.vocabulary import Vocabulary, unpack
+from adaptive_span.data.vocabulary import Vocabulary
 from adaptive_span.distributed import process_group
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import step_graph
@@ -36,12 +36,13 @@ def generate(asked: GenerateConfig) -> None:
         UserError: The checkpoint or the prompt cannot be used.
     """
     plugins.load(asked.plugins)
-    file = Path(asked.checkpoint or Path(asked.run or "") / "checkpoints" / "best.pt")
+    file = Path(asked.checkpoint or best_path(Path(asked.run or "")))
     with process_group(asked.hardware) as process, sigterm_as_exit():
-        state = original.load(file)
+        state = loading.load(file)
         prompt = _prompt(asked)
         model = model_of(state, file, process.device)
-        vocabulary = _vocabulary(asked, state, file, model.config)
+        by_frequency = model.config.reads_by_frequency
+        vocabulary = vocabulary_for(state, str(file), asked.data, by_frequency, asked.numbering)
         ids = vocabulary.encode(prompt, "the prompt")
         if not ids:
             raise UserError("the prompt is empty; give at least one symbol, such as a line end")
@@ -102,18 +103,6 @@ def _prompt(asked: GenerateConfig) -> bytes:
         except OSError as error:
             raise UserError(f"prompt_file={asked.prompt_file} cannot be read ({error.strerror})") from None
     return b"\n" if sys.stdin.isatty() else sys.stdin.buffer.read()
-
-
-def _vocabulary(asked: GenerateConfig, state: State, file: Path, model: ModelConfig) -> Vocabulary:
-    """Return what the checkpoint's ids stand for: as it says itself, else as the data that is named numbers it."""
-    if "vocabulary" in state:
-        return unpack(state["vocabulary"], state["vocab_size"], str(file))
-    if not asked.data.name:
-        raise UserError(
-            f"{file} does not hold its vocabulary; name the text that it was trained on with data=NAME, and "
-            f"data.file=PATH if you have it, whose symbols are numbered likewise"
-        )
-    return corpus_for(state, str(file), asked.data, model.reads_by_frequency, asked.numbering).numbering
 
 
 def _print_cost(decoder: Decoder, model: ModelConfig, asked: GenerateConfig, seconds: float) -> None:

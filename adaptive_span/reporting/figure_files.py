@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from adaptive_span.checkpoint.paths import is_exported
 from adaptive_span.errors import UserError
 from adaptive_span.reporting import figures, run_figures, run_record, units
 from adaptive_span.reporting.figure_style import save_figure
@@ -20,14 +21,15 @@ def draw(sources: Sequence[Path], formats: Sequence[str], out: Path | None = Non
     """Draw all figures of runs and checkpoints, and yield each file once it is written.
 
     Args:
-        sources: Directories of runs, folders of such, or checkpoints, also published ones.
+        sources: Directories of runs, folders of such, checkpoints, also published ones, or exported folders.
         formats: png, svg, pdf: one or several.
         out: The folder to write to; each run's own where it is None.
 
     Raises:
         UserError: A source is none of these, or has nothing to draw.
     """
-    directories = [each for source in sources if not source.is_file() for each in _runs(source)]
+    models = [source for source in sources if source.is_file() or is_exported(source)]
+    directories = [each for source in sources if source not in models for each in _runs(source)]
     records = [run_record.read(directory) for directory in directories]
     one_folder = out or (records[0].directory.parent / FOLDER if len(records) > 1 else None)
     named: list[Named] = []
@@ -35,8 +37,9 @@ def draw(sources: Sequence[Path], formats: Sequence[str], out: Path | None = Non
         refuse_links(record.directory)
         folder = out / record.directory.name if out and len(records) > 1 else out or record.directory / FOLDER
         named += _of_run(record, folder)
-    for file in (source for source in sources if source.is_file()):
-        named.append(((out or file.parent) / f"{file.stem}-spans", of_checkpoint(file)))
+    for source in models:
+        name = source.stem if source.is_file() else source.name
+        named.append(((out or source.parent) / f"{name}-spans", of_checkpoint(source)))
     if one_folder and len(records) > 1:
         named += [
             (one_folder / "curves", run_figures.curves(records)),
@@ -69,13 +72,13 @@ def heading(name: str, spans: Spans, max_span: int, step: int | None = None, sco
 
 
 def of_checkpoint(file: Path) -> Figure:
-    """Draw the spans of a checkpoint, also of a published one."""
+    """Draw the spans of a checkpoint, also of a published one, or of an exported folder."""
     import torch
 
-    from adaptive_span.checkpoint import original
+    from adaptive_span.checkpoint import loading
     from adaptive_span.checkpoint.stored_model import model_of
 
-    state = original.load(file)
+    state = loading.load(file)
     model = model_of(state, file, torch.device("cpu"))
     spans, config = model.spans().tolist(), model.config
     return figures.heat_map(

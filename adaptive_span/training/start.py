@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from adaptive_span.checkpoint import files, original
+from adaptive_span.checkpoint import files, loading
 from adaptive_span.checkpoint.files import State
 from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.config.schema import Config
@@ -18,7 +18,7 @@ from adaptive_span.training.state import TrainState
 def other_weights(config: Config, saved: State | None) -> State | None:
     """Return the checkpoint that the run starts from if it has none of its own, and one is named."""
     source = config.train.init_from or config.train.continue_from
-    return original.load(Path(source)) if source and saved is None else None
+    return loading.load(Path(source)) if source and saved is None else None
 
 
 def open_corpus(config: Config, saved: State | None, weights: State | None, process: Process) -> Corpus:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from adaptive_span.checkpoint import original
+from adaptive_span.checkpoint import loading
 from adaptive_span.cli import published as convert
 from tests.conftest import ROOT, finish, sentence
 from tests.unit.checkpoint.test_published import VECTORS, as_the_original_saves
@@ -67,8 +67,8 @@ def test_a_training_resumes_from_it(published, tmp_path):
     assert [line["step"] for line in lines] == [8, 9]
     assert [line["lr"] for line in lines] == [c["lr"]] * 2
     assert lines[0]["train/bpc"] == pytest.approx(vectors["train_nll"][0].item() / math.log(2), abs=1e-5)
-    before = original.load(tmp_path / "x.pt")["optimizer"]["state"]
-    after = original.load(tmp_path / "run" / "checkpoints" / "step_00000009.pt")["optimizer"]["state"]
+    before = loading.load(tmp_path / "x.pt")["optimizer"]["state"]
+    after = loading.load(tmp_path / "run" / "checkpoints" / "step_00000009.pt")["optimizer"]["state"]
     for index, own in after.items():
         assert (own["sum"] >= before[index]["sum"]).all()
         assert not torch.equal(own["sum"], before[index]["sum"])

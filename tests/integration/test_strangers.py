@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from adaptive_span.checkpoint import files, original, stored_model
+from adaptive_span.checkpoint import files, loading, stored_model
 from adaptive_span.config.schema import Config, RunConfig
 from adaptive_span.errors import UserError
 from adaptive_span.launch.slurm import snapshot
@@ -42,7 +42,7 @@ def changed(path: str, value: object) -> files.State:
 
 
 def load(path: Path) -> None:
-    stored_model.model_of(original.load(path), path, torch.device("cpu"))
+    stored_model.model_of(loading.load(path), path, torch.device("cpu"))
 
 
 def test_a_checkpoint_says_its_format_and_one_without_is_read(tmp_path):
@@ -99,7 +99,7 @@ def test_a_zip_that_torch_would_not_write_is_refused(tmp_path):
     repacked(tmp_path / "x.pt", tmp_path / "dots.pt", lambda n, c: (f"../../{n}", c))
     for name, told in (("packed", "compressed members"), ("bomb", "which was refused"), ("dots", "is damaged")):
         with pytest.raises(UserError, match=told):
-            original.load(tmp_path / f"{name}.pt")
+            loading.load(tmp_path / f"{name}.pt")
 
 
 def test_interpolations_and_aliases_of_a_configuration_are_text_or_refused(tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span.checkpoint import files, hugging_face
+from adaptive_span import load_model
+from adaptive_span.checkpoint import files
 from adaptive_span.checkpoint.matching import corpus_for
 from adaptive_span.config.schema import DataConfig, EvaluateConfig, HardwareConfig
 from adaptive_span.data.corpus import prepare
@@ -214,7 +215,7 @@ def test_weights_that_are_no_numbers_are_named_and_no_score_is_written(launch: C
     assert sentence(launch("run.dir=run", "train.steps=2", ok=False)).startswith(told)
     assert not (tmp_path / "run" / "evaluation.json").exists()
     with pytest.raises(UserError, match="is not finite"):
-        hugging_face.from_checkpoint(best)
+        load_model(best)
 
 
 def test_json_is_strict_and_a_hopeless_model_has_a_perplexity(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span.checkpoint import original
+from adaptive_span.checkpoint import loading, original
 from adaptive_span.config.schema import ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model.transformer import Transformer
@@ -71,13 +71,13 @@ def test_what_does_not_fit_is_named(tmp_path):
     for told, change in wrong.items():
         torch.save(as_the_original_saves(vectors, model=change(vectors["state_dict"])), tmp_path / "x.pt")
         with pytest.raises(UserError) as refused:
-            original.load(tmp_path / "x.pt")
+            loading.load(tmp_path / "x.pt")
         assert told.replace("module.layers.1.norm1.", "attention_blocks.1.norm.") in str(refused.value)
     state = as_the_original_saves(vectors)
     state["optimizer"]["state"].pop(3)
     torch.save(state, tmp_path / "x.pt")
     with pytest.raises(UserError, match="the optimizer's state of"):
-        original.load(tmp_path / "x.pt")
+        loading.load(tmp_path / "x.pt")
 
 
 class Attack:
@@ -102,7 +102,7 @@ def test_conversion_and_evaluation_from_the_command_line(tmp_path):
     torch.save(as_the_original_saves(vectors), tmp_path / "x.pt")
     convert = [sys.executable, "-m", "adaptive_span", "published", "x.pt", "ours.pt"]
     assert "step 7, vocabulary 40" in finish(convert, tmp_path).stdout
-    ours, theirs = original.load(tmp_path / "ours.pt"), original.load(tmp_path / "x.pt")
+    ours, theirs = loading.load(tmp_path / "ours.pt"), loading.load(tmp_path / "x.pt")
     assert ours["config"] == theirs["config"]
     for part in ("model", "optimizer"):
         torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
@@ -138,8 +138,8 @@ def test_a_training_goes_on_from_a_real_one(tmp_path):
     lines = [line for line in out.splitlines() if line.startswith("step 20")]
     assert lines[0].startswith("step 2002/2010")
     assert all(float(line.split("train bpc ")[1].split()[0]) < 2.7 for line in lines)
-    theirs = original.load(REAL)
-    ours = original.load(tmp_path / "run" / "checkpoints" / "step_00002010.pt")
+    theirs = loading.load(REAL)
+    ours = loading.load(tmp_path / "run" / "checkpoints" / "step_00002010.pt")
     sums = [(state["optimizer"]["state"][5]["sum"]) for state in (theirs, ours)]
     assert (sums[1] >= sums[0]).all()
     assert (sums[1] / sums[0].clamp(min=1e-12)).median() < 1.1
