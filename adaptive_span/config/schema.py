@@ -398,8 +398,8 @@ class TrainConfig:
     seed: CountOrNone = 1
     """Seed of the initial weights, of dropout, and of the token where each later pass begins."""
     init_from: Path | None = None
-    """Checkpoint, or exported folder, whose weights to start from. null: new weights. Its heads may have fixed spans, or
-    a smaller `model.max_span`: they begin at their old reach."""
+    """Checkpoint, or exported folder, whose weights to start from. null: new weights. Its heads may have fixed spans,
+    or a smaller `model.max_span`: they begin at their old reach."""
     continue_from: Path | None = None
     """Checkpoint to resume in a new run: weights, optimizer state and step. null: start at step 0."""
     freeze: Annotated[str, OneOf(FREEZES)] = "none"

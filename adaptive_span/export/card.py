@@ -10,7 +10,7 @@ from adaptive_span.checkpoint.paths import CHECKPOINTS, WEIGHTS
 from adaptive_span.config.checks import MISSING
 from adaptive_span.model import flops
 from adaptive_span.model.transformer import Transformer
-from adaptive_span.reporting import figures, scores
+from adaptive_span.reporting import figures, scores, units
 from adaptive_span.reporting.figure_files import heading
 from adaptive_span.reporting.figure_style import save_figure
 from adaptive_span.reporting.tracking import SCORES
@@ -22,7 +22,7 @@ PROTOCOLS = {
     "exact": "every token but the first, each from all that stands before it",
     "published": "as the papers' numbers were made: 8 rows, whole blocks alone",
 }
-UNITS = {"byte": "bits per byte", "word": "perplexity per word"}
+METRICS = {"bpc": "bits_per_byte", "ppl": "perplexity", "bits_per_byte": "bits_per_byte"}  # as the Hub calls them
 TEXT = """\
 # {name}
 
@@ -149,7 +149,7 @@ def _facts(model: Transformer) -> dict[str, str]:
 
 def _rows(scored: scores.Scores, level: str, text: str) -> list[dict[str, Any]]:
     """Return each score: text, protocol, cut, and a number per split."""
-    unit = "bpc" if level == "byte" else "ppl"
+    unit = units.of_level(level)
     own = [(text, scored)] if "splits" in scored else []
     others = [(str(each["data"]).removeprefix("data="), each) for each in scored.get(scores.OTHERS, {}).values()]
     return [
@@ -162,7 +162,8 @@ def _rows(scored: scores.Scores, level: str, text: str) -> list[dict[str, Any]]:
 def _table(rows: list[dict[str, Any]], level: str) -> str:
     if not rows:
         return "None are known. `adaptive-span evaluate checkpoint=DIR data=NAME` scores the model."
-    lines = [f"In {UNITS[level]}; lower is better.", "", "| text | protocol | valid | test |", "|---|---|---|---|"]
+    unit = units.NAMES[units.of_level(level)]
+    lines = [f"In {unit}; lower is better.", "", "| text | protocol | valid | test |", "|---|---|---|---|"]
     for row in rows:
         cut = f"; spans cut to {row['cut']:,} tokens" if row["cut"] else ""
         protocol = f"{row['protocol']}: {PROTOCOLS[row['protocol']]}{cut}"
@@ -181,7 +182,7 @@ def _metadata(name: str, rows: list[dict[str, Any]], level: str) -> str:
         {
             "task": {"type": "text-generation"},
             "dataset": {"name": row["text"], "type": row["text"], "split": split},
-            "metrics": [{"type": "bits_per_byte" if level == "byte" else "perplexity", "value": round(row[split], 4)}],
+            "metrics": [{"type": METRICS[units.of_level(level)], "value": round(row[split], 4)}],
         }
         for row in rows
         if row["protocol"] == "exact" and not row["cut"]

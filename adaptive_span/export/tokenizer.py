@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from adaptive_span.data.subword import SubwordVocabulary
 from adaptive_span.data.vocabulary import EOS, UNKNOWN, Vocabulary
 from adaptive_span.storage import strict_json
 from adaptive_span.storage.writing import atomic_write
@@ -17,26 +18,29 @@ PAD = "<pad>"  # has the number after the last symbol: it fills rows, and the mo
 NONE = "a symbol that the model does not know"
 SPACES = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())  # where `str.split` cuts words
 
-# What AutoTokenizer needs besides tokenizer.json. A text that spells <pad> out is text.
+# What AutoTokenizer needs besides tokenizer.json.
 CONFIG: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "model_input_names": ["input_ids", "attention_mask"],
     "padding_side": "left",
-    "pad_token": PAD,
-    "split_special_tokens": True,
     "clean_up_tokenization_spaces": False,
 }
+PADDED = {"pad_token": PAD, "split_special_tokens": True}  # a text that spells <pad> out is text
 
 
 def write(vocabulary: Vocabulary, folder: Path) -> None:
-    """Write tokenizer.json and what else AutoTokenizer and `generate` read."""
-    tokenizer = tokenizer_of(vocabulary)
+    """Write tokenizer.json, of subwords as it is, and what else AutoTokenizer and `generate` read."""
+    drawn: dict[str, Any] = {"do_sample": True}
+    if isinstance(vocabulary, SubwordVocabulary):
+        text, config = vocabulary.tokenizer, CONFIG
+    else:
+        tokenizer = tokenizer_of(vocabulary)
+        text, config = tokenizer.to_str(), CONFIG | PADDED
+        drawn |= {"pad_token_id": tokenizer.token_to_id(PAD)}
     with atomic_write(folder / "tokenizer.json") as temporary:
-        temporary.write_text(tokenizer.to_str(), encoding="utf-8")
-    strict_json.write(CONFIG, folder / "tokenizer_config.json")
-    strict_json.write(
-        {"do_sample": True, "pad_token_id": tokenizer.token_to_id(PAD)}, folder / "generation_config.json"
-    )
+        temporary.write_text(text, encoding="utf-8")
+    strict_json.write(config, folder / "tokenizer_config.json")
+    strict_json.write(drawn, folder / "generation_config.json")
 
 
 def tokenizer_of(vocabulary: Vocabulary) -> Tokenizer:
