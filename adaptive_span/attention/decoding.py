@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -37,10 +38,11 @@ def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype == torch.float32 and cpp.library(SOURCE) is not None
 
 
-class HeadRings:
-    """Hold the last keys and values of every head of a layer, each in a ring as long as its span.
+@dataclass(frozen=True)
+class DecodedLayer:
+    """Say what the heads of a layer attend with, beside keys and values.
 
-    Args:
+    Attributes:
         bounds: tokens that each head sees, (H,).
         position_embedding: one learned vector per distance, oldest first, (D, L).
         spans: z of each head in tokens, (H,); None where the bounds are exact.
@@ -49,25 +51,33 @@ class HeadRings:
         rows: B, the texts.
     """
 
-    def __init__(
-        self,
-        bounds: Sequence[int],
-        position_embedding: Tensor,
-        spans: Tensor | None,
-        ramp: int,
-        memory: MemoryKeysValues | None,
-        rows: int,
-    ):
-        self.bounds, self.read = bounds, 0
+    bounds: Sequence[int]
+    position_embedding: Tensor
+    spans: Tensor | None
+    ramp: int
+    memory: MemoryKeysValues | None
+    rows: int
+
+    def log_masks(self, heads: Sequence[int], length: int) -> Tensor | None:
+        """Return log m(d) of these heads at d = `length` … 1, (h, length); None where the bounds are exact."""
+        if self.spans is None:
+            return None
+        return log_soft_mask(self.spans[list(heads)], self.ramp, length).to(self.position_embedding.dtype)
+
+
+class HeadRings:
+    """Hold the last keys and values of every head of a layer, each in a ring as long as its span."""
+
+    def __init__(self, layer: DecodedLayer):
+        self.bounds, self.read = (bounds := layer.bounds), 0
         self.order = list(range(len(bounds)))  # of the heads, in all that is handed in and out
+        position_embedding, rows = layer.position_embedding, layer.rows
         size, longest = position_embedding.size(0), max(bounds)
         self.rings = [position_embedding.new_zeros(rows, 2, bound, size) for bound in bounds]
         self._position = position_embedding[:, -longest:].t().contiguous()  # (longest, D)
-        self._masks: list[Tensor] = []  # of each head, (S,)
-        if spans is not None:
-            masks = log_soft_mask(spans, ramp, longest)  # (H, longest)
-            self._masks = [mask[-bound:].clone() for mask, bound in zip(masks, bounds, strict=True)]
-        key, value = memory or (None, None)
+        masks = layer.log_masks(self.order, longest)  # (H, longest)
+        self._masks = [] if masks is None else [mask[-n:].clone() for mask, n in zip(masks, bounds, strict=True)]
+        key, value = layer.memory or (None, None)
         self._memory = None if key is None else key.transpose(1, 2).contiguous(), value  # (H, N, D) both
         heads = [self._describe(row, index) for row in range(rows) for index in range(len(bounds))]
         self._heads = (Head * len(heads))(*sorted(heads, key=lambda head: -head.span))

@@ -1,40 +1,21 @@
 """Attention from one token of each text, in PyTorch: heads of similar span share a ring."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from adaptive_span.attention import HeadGroup, MemoryKeysValues
+from adaptive_span.attention import HeadGroup
+from adaptive_span.attention.decoding import DecodedLayer
 from adaptive_span.attention.head_groups import group_heads, order_of
-from adaptive_span.attention.span import log_soft_mask
 
 
 class GroupRings:
-    """Hold the last keys and values of a layer, in a ring for each group of heads.
+    """Hold the last keys and values of a layer, in a ring for each group of heads."""
 
-    Args:
-        bounds: tokens that each head sees, (H,).
-        position_embedding: one learned vector per distance, oldest first, (D, L).
-        spans: z of each head in tokens, (H,); None where the bounds are exact.
-        ramp: R, in tokens.
-        memory: persistent keys (H, D, N) and values (H, N, D), or None.
-        rows: B, the texts.
-    """
-
-    def __init__(
-        self,
-        bounds: Sequence[int],
-        position_embedding: Tensor,
-        spans: Tensor | None,
-        ramp: int,
-        memory: MemoryKeysValues | None,
-        rows: int,
-    ):
-        groups = group_heads(bounds)
+    def __init__(self, layer: DecodedLayer):
+        groups = group_heads(layer.bounds)
         self.order = list(order_of(groups))  # of the heads, in all that is handed in and out
         self.sizes = [len(group.heads) for group in groups]
-        self.rings = [Ring(group, position_embedding, spans, ramp, memory, rows) for group in groups]
+        self.rings = [Ring(group, layer) for group in groups]
 
     @property
     def nbytes(self) -> int:
@@ -62,23 +43,14 @@ class GroupRings:
 class Ring:
     """Hold the last keys and values of a group of heads, for n = B·h matrices."""
 
-    def __init__(
-        self,
-        group: HeadGroup,
-        position_embedding: Tensor,
-        spans: Tensor | None,
-        ramp: int,
-        memory: MemoryKeysValues | None,
-        rows: int,
-    ):
+    def __init__(self, group: HeadGroup, layer: DecodedLayer):
         self.span, heads = group.span, list(group.heads)
+        position_embedding, rows, memory = layer.position_embedding, layer.rows, layer.memory
         count, size = rows * len(heads), position_embedding.size(0)
         self.keys_values = position_embedding.new_zeros(2, count, self.span, size)  # (2, n, S, D)
         self.position_embedding = position_embedding[:, -self.span :].contiguous()  # (D, S), oldest first
-        log_mask = position_embedding.new_zeros(1, self.span)
-        if spans is not None:
-            log_mask = log_soft_mask(spans[heads], ramp, self.span).repeat(rows, 1)
-        self.log_mask = log_mask  # (n, S) or (1, S), oldest first
+        masks = layer.log_masks(heads, self.span)  # (h, S), oldest first, as are those of all n
+        self.log_mask = position_embedding.new_zeros(1, self.span) if masks is None else masks.repeat(rows, 1)
         self.memory = None if memory is None else tuple(each[heads].repeat(rows, 1, 1) for each in memory)
         self.age = torch.arange(self.span, device=position_embedding.device)  # of what each slot holds; 0: the oldest
         self.oldest = torch.zeros(1, dtype=torch.int64, device=position_embedding.device)  # its slot

@@ -100,6 +100,19 @@ def check(values: Any, prefix: str = "") -> None:
             _check(key, value, hints[field.name])
 
 
+def check_source(program: str, use: str, run: str | None, checkpoint: str | None) -> None:
+    """Raise `UserError` unless a program is given either a run or a checkpoint.
+
+    Args:
+        program: Its name.
+        use: What becomes of the run's best checkpoint: a verb.
+        run: A directory.
+        checkpoint: A file.
+    """
+    if (run is None) == (checkpoint is None):
+        raise UserError(f"{program} needs one of run=DIR (its best checkpoint {use}) and checkpoint=FILE")
+
+
 def without_value(keys: Sequence[str]) -> str:
     """Return the sentence for keys that need a value."""
     given = " ".join(f"{key}=…" for key in keys)

@@ -10,7 +10,7 @@ from os.path import isfile
 from typing import Annotated, Any
 
 from adaptive_span.config import layer_order, plugins, quantities
-from adaptive_span.config.checks import FP32_MAX, LONG, MISSING, OneOf, Pattern, Range, check, path
+from adaptive_span.config.checks import FP32_MAX, LONG, MISSING, OneOf, Pattern, Range, check, check_source, path
 from adaptive_span.config.quantities import Gpus
 from adaptive_span.config.registry import ATTENTIONS, OPTIMIZERS, SCHEDULES, TRACKERS
 from adaptive_span.errors import UserError, check_batch, either, shown
@@ -577,8 +577,7 @@ class EvaluateConfig:
             UserError: One is not allowed.
         """
         plugins.load(self.plugins)
-        if (self.run is None) == (self.checkpoint is None):
-            raise UserError("evaluate.py needs one of run=DIR (its best checkpoint is scored) and checkpoint=FILE")
+        check_source("evaluate.py", "is scored", self.run, self.checkpoint)
         check(replace(self, data=replace(self.data, name=self.data.name or "any")))
         if self.data.name:
             self.data.validate()
@@ -627,8 +626,7 @@ class GenerateConfig:
             UserError: One is not allowed.
         """
         plugins.load(self.plugins)
-        if (self.run is None) == (self.checkpoint is None):
-            raise UserError("generate needs one of run=DIR (its best checkpoint writes) and checkpoint=FILE")
+        check_source("generate", "writes", self.run, self.checkpoint)
         if self.prompt is not None and self.prompt_file is not None:
             raise UserError("generate takes one of prompt=TEXT and prompt_file=FILE")
         if self.prompt and "\n" in self.prompt:
@@ -639,5 +637,5 @@ class GenerateConfig:
         self.hardware.validate()
         if self.hardware.processes > 1:
             raise UserError(f"hardware.processes={self.hardware.processes}, but one process writes; leave it at 1")
-        if self.hardware.precision not in ("auto", "fp32"):
-            raise UserError(f"hardware.precision={self.hardware.precision}, but text is written in fp32; leave it out")
+        if self.hardware.precision == "tf32":
+            raise UserError("hardware.precision=tf32, but text is written in fp32 or bf16; take one of them")

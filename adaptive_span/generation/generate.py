@@ -48,7 +48,8 @@ def generate(asked: GenerateConfig) -> None:
             raise UserError("the prompt is empty; give at least one symbol, such as a line end")
         tokens = torch.tensor([ids] * asked.samples, device=process.device)  # (B, M)
         graphs, _ = step_graph.choose(asked.hardware.graphs, process.device)
-        decoder = Decoder(model, asked.samples, graphs=graphs)
+        dtype = torch.bfloat16 if asked.hardware.precision == "bf16" else None
+        decoder = Decoder(model, asked.samples, graphs=graphs, dtype=dtype)
         sampling = Sampling(asked.temperature, asked.top_k, asked.top_p)
         writer = Writer(vocabulary, prompt, asked.samples, sys.stdout)
         started = time.perf_counter()
@@ -106,7 +107,8 @@ def _prompt(asked: GenerateConfig) -> bytes:
 
 
 def _print_cost(decoder: Decoder, model: ModelConfig, asked: GenerateConfig, seconds: float) -> None:
-    full = 2 * model.num_layers * model.max_span * model.hidden_size * asked.samples * 4
+    width = 2 if asked.hardware.precision == "bf16" else 4  # bytes
+    full = 2 * model.num_layers * model.max_span * model.hidden_size * asked.samples * width
     held, tokens = decoder.cache_bytes, asked.length * asked.samples
     print(
         f"{tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s; the cache held {held / 1e6:.1f} MB, "

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive_span.attention import decoding
-from adaptive_span.attention.decoding import HeadRings
+from adaptive_span.attention.decoding import DecodedLayer, HeadRings
 from adaptive_span.attention.group_rings import GroupRings
 from adaptive_span.config.registry import is_exchangeable
 from adaptive_span.errors import UserError
@@ -34,12 +34,21 @@ class Decoder:
         spans: Tokens that each head is given, (N, H); where not given, as many as it has learned to see. More of them
             change nothing but the cost, which a benchmark compares.
         graphs: Whether to record a step as a CUDA graph.
+        dtype: Type of keys, values, and the blocks' weights in products; where not given, the model's own. The prompt,
+            residuals, norms and the output layer are computed as precisely as the model is.
 
     Raises:
         UserError: The model's attention is not the project's own.
     """
 
-    def __init__(self, model: Transformer, batch_size: int, spans: Spans | None = None, graphs: bool = False):
+    def __init__(
+        self,
+        model: Transformer,
+        batch_size: int,
+        spans: Spans | None = None,
+        graphs: bool = False,
+        dtype: torch.dtype | None = None,
+    ):
         if not is_exchangeable(model.config.attention):
             raise UserError(
                 f"model.attention={model.config.attention} is not known to compute what the project's own does, which "
@@ -47,12 +56,14 @@ class Decoder:
             )
         self.model, device = model.eval(), model.position_embedding.device
         self.graph = StepGraph() if graphs else None
+        dtype = dtype or model.position_embedding.dtype
         with torch.inference_mode():
             self.present = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)  # where a graph looks for it
             self.layers = [
-                LayerDecoder(block, model.position_embedding, heads, batch_size)
+                LayerDecoder(block, model.position_embedding.to(dtype), heads, batch_size)
                 for block, heads in zip(model.attention_blocks, spans or model.spans().tolist(), strict=True)
             ]
+            self.feed_forwards = [FeedForwardDecoder(block, dtype) for block in model.feed_forward_blocks]
 
     @torch.inference_mode()
     def read_prompt(self, tokens: Tensor) -> Tensor:
@@ -86,10 +97,10 @@ class Decoder:
 
     def _step(self) -> Tensor:
         model, attention = self.model, iter(self.layers)
-        feed_forward = iter(model.feed_forward_blocks)
+        feed_forward = iter(self.feed_forwards)
         hidden: Tensor = model.embedding(self.present)[:, 0]  # (B, C)
         for kind in model.order:
-            hidden = next(attention).run(hidden) if kind == "a" else _feed_forward(next(feed_forward), hidden)
+            hidden = next(attention).run(hidden) if kind == "a" else next(feed_forward).run(hidden)
         return model.output.log_probabilities(hidden[:, None])[:, 0]
 
     @property
@@ -107,29 +118,40 @@ class LayerDecoder:
         size, self.heads = position_embedding.size(0), attention.num_heads
         bounds = [min(attention.max_span, max(1, math.ceil(span))) for span in spans]
         learned = attention.span.tokens() if attention.span is not None else None
-        memory = None if attention.memory is None else attention.memory()
-        compiled = decoding.runs_on(position_embedding.device, position_embedding.dtype)
+        self.dtype = dtype = position_embedding.dtype
+        memory = None if attention.memory is None else tuple(each.to(dtype) for each in attention.memory())
+        compiled = decoding.runs_on(position_embedding.device, dtype)
         kind = HeadRings if compiled else GroupRings
-        self.rings = kind(bounds, position_embedding, learned, attention.ramp, memory, rows)
+        self.rings = kind(DecodedLayer(bounds, position_embedding, learned, attention.ramp, memory, rows))
         weights = [attention.query.weight * size**-0.5, attention.key.weight, attention.value.weight]
         order = self.rings.order
-        self.weight = torch.stack(weights).unflatten(1, (-1, size))[:, order].flatten(0, 2)  # (3·H·D, C)
-        self.output = attention.output.weight.unflatten(1, (-1, size))[:, order].flatten(1)  # (C, H·D)
+        self.weight = torch.stack(weights).unflatten(1, (-1, size))[:, order].flatten(0, 2).to(dtype)  # (3·H·D, C)
+        self.output = attention.output.weight.unflatten(1, (-1, size))[:, order].flatten(1).to(dtype)  # (C, H·D)
 
     def fill(self, states: Tensor) -> None:
         """Take the hidden states of the last tokens, (B, T, C), oldest first; zeros stand for those before."""
-        keys_values = F.linear(states, self.weight[len(self.weight) // 3 :])
+        keys_values = F.linear(states.to(self.dtype), self.weight[len(self.weight) // 3 :])
         self.rings.fill(keys_values.unflatten(2, (2, self.heads, -1)))
 
     def run(self, hidden: Tensor) -> Tensor:
         """Return the output of the block, (B, C), from the present hidden states (B, C), and keep their keys."""
-        attended: Tensor = self.rings.attend(F.linear(hidden, self.weight))
+        attended: Tensor = self.rings.attend(F.linear(hidden.to(self.dtype), self.weight))
         output: Tensor = self.norm(hidden + F.linear(attended, self.output))
         return output
 
 
-def _feed_forward(block: nn.Module, hidden: Tensor) -> Tensor:
-    """Return the output of the block, (B, C), from hidden states (B, C)."""
-    assert isinstance(block, FeedForwardBlock)
-    output: Tensor = block.norm(hidden + block.contract(F.relu(block.expand(hidden))))
-    return output
+class FeedForwardDecoder:
+    """Run a feed-forward block on one token of each text."""
+
+    def __init__(self, block: nn.Module, dtype: torch.dtype):
+        assert isinstance(block, FeedForwardBlock)
+        self.expand, self.contract = (
+            (layer.weight.to(dtype), layer.bias.to(dtype)) for layer in (block.expand, block.contract)
+        )
+        self.norm, self.dtype = block.norm, dtype
+
+    def run(self, hidden: Tensor) -> Tensor:
+        """Return the output of the block, (B, C), from hidden states (B, C)."""
+        inner = F.relu(F.linear(hidden.to(self.dtype), *self.expand))
+        output: Tensor = self.norm(hidden + F.linear(inner, *self.contract))
+        return output

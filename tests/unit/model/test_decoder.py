@@ -61,6 +61,20 @@ def test_a_ring_holds_what_a_head_or_a_group_sees_and_more_changes_nothing(kind,
     torch.testing.assert_close(found, expected)
 
 
+@settings(max_examples=10)
+@given(st.integers(0, 1000), st.sampled_from(KINDS))
+def test_in_bf16_the_cache_is_smaller_and_predictions_are_the_same_but_for_rounding(seed, changes):
+    torch.manual_seed(seed)
+    model = with_spans(Transformer(small(**changes), 11), seed)
+    exact, rounded = Decoder(model, 2), Decoder(model, 2, dtype=torch.bfloat16)
+    assert rounded.cache_bytes < 0.8 * exact.cache_bytes  # in groups, where the exact one may have a ring for each head
+    text = torch.randint(11, (2, 40))
+    torch.testing.assert_close(rounded.read_prompt(text[:, :9]), exact.read_prompt(text[:, :9]))
+    errors = torch.cat([(rounded.read(x).exp() - exact.read(x).exp()).abs() for x in text[:, 9:].unbind(1)])
+    assert 0 < errors.max() < 0.02
+    assert errors.mean() < 0.003
+
+
 class Allocations(TorchDispatchMode):
     """The operations that are made, with the sizes of the tensors that they return."""
 
