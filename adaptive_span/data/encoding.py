@@ -22,7 +22,7 @@ from adaptive_span.data.vocabulary import Vocabulary
 from adaptive_span.errors import UserError
 
 PIECE, MARGIN = 1 << 17, 1 << 12  # characters
-BATCH = 32  # pieces that are encoded at once, by all cores
+BATCH = 16  # pieces that are encoded at once, by all cores
 
 
 @dataclass(frozen=True)

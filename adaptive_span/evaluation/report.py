@@ -108,7 +108,8 @@ def print_tables(result: dict[str, Any], config: Config, level: str, text: str |
     shown = [units.of_level(level), *(["nats_per_token"] if level == "subword" else [])]
     by_split = {split: {unit: values[unit] for unit in shown} for split, values in result["splits"].items()}
     title = f"{result['protocol']} evaluation" + (f" of {text}" if text else "")
-    print_table(score_table(title, by_split, {} if text else config.published))
+    published = {} if text or level == "subword" else config.published  # which are of bytes, or of words
+    print_table(score_table(title, by_split, published))
     print_table(span_table(result["spans"], config.model.max_span))
     print_table(flops_table(result["flops_per_token"]))
 

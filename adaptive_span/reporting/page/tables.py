@@ -65,7 +65,7 @@ def row(run: Run) -> Row:
         state=state(record),
         scores={split: record.exact[split][record.unit] for split in SPLITS if split in record.exact},
         so_far=record.last(f"valid/{record.unit}"),
-        published=record.config.published,
+        published={} if record.config.data.level == "subword" else record.config.published,
         others=[score for score in summaries(record.directory) if score.name in record.scores.get(OTHERS, {})],
         heads=_heads(heads, run) if heads else None,
         mean=sum(heads) / len(heads) if heads else record.last("span/mean"),
