@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from adaptive_span.data import subword
 from adaptive_span.data.vocabulary import Vocabulary
 from adaptive_span.export import tokenizer
 
@@ -85,3 +87,23 @@ def test_rows_are_filled_on_the_left_with_what_is_no_symbol(tokenizers):
         assert {number < size for number in long} == {True}
         if vocabulary is not WORDS:  # which has a word of that name
             assert short[0] == size
+
+
+def test_a_tokenizer_of_subwords_travels_as_it_is(tmp_path):
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+    )
+    trained.train_from_iterator(["the cat and the other cat are in the hat"] * 20, trainer)
+    vocabulary = subword.from_text(trained.to_str())
+    tokenizer.write(vocabulary, tmp_path)
+    assert (tmp_path / "tokenizer.json").read_text(encoding="utf-8") == trained.to_str()
+    read = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for text in ("the cat<|end|>é\n", "", "  otherthe\x00"):
+        ids = read(text, add_special_tokens=False)["input_ids"]
+        assert ids == vocabulary.encode(text.encode(), "text")
+        assert read.decode(ids) == text
