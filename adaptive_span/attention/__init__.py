@@ -33,6 +33,7 @@ from torch import Tensor
 from adaptive_span.attention.head_groups import HeadGroup
 from adaptive_span.attention.span import log_soft_mask
 
+HIDDEN = -1e20  # finite: a query that may see nothing weighs zero values, and no number is lost
 MemoryKeysValues = tuple[Tensor, Tensor]  # persistent keys (H, D, N) and values (H, N, D)
 
 
@@ -47,11 +48,13 @@ class SpanGeometry:
         spans: z of each head in tokens, without the ramp, (H,); None where every head sees all L positions.
         ramp: R, the tokens over which the soft mask falls from 1 to 0.
         bounds: for each head a whole number of tokens, at least 1, that its effective span does not exceed.
+        given_mask: log m(d) where it is not that of `spans`, such as one that falls to both sides, oldest first, (H, S).
     """
 
     spans: Tensor | None
     ramp: int
     bounds: Sequence[int]
+    given_mask: Tensor | None = None
 
     @property
     def longest(self) -> int:
@@ -60,7 +63,9 @@ class SpanGeometry:
 
     def log_mask(self) -> Tensor | None:
         """Return log m(d) of each head as far as the largest bound, oldest first, (H, S); None without spans."""
-        return None if self.spans is None else log_soft_mask(self.spans, self.ramp, self.longest)
+        if self.given_mask is not None or self.spans is None:
+            return self.given_mask
+        return log_soft_mask(self.spans, self.ramp, self.longest)
 
 
 class Projected(NamedTuple):
@@ -68,6 +73,7 @@ class Projected(NamedTuple):
 
     query: Tensor  # (B, M, h, D), times 1 / √D
     keys_values: Tensor  # (B, T, h, 2, D)
+    key_bias: Tensor | None = None  # (B, T), added to the scores of each key: 0, or HIDDEN where there is none to see
 
 
 class Context(Protocol):
@@ -123,4 +129,4 @@ class Attend(Protocol):
         ...
 
 
-__all__ = ["Attend", "Attended", "Context", "HeadGroup", "MemoryKeysValues", "Projected", "SpanGeometry"]
+__all__ = ["HIDDEN", "Attend", "Attended", "Context", "HeadGroup", "MemoryKeysValues", "Projected", "SpanGeometry"]

@@ -47,8 +47,11 @@ def attend(
     projected = context.project(groups)
     log_mask = None if log_mask is None else by_groups(log_mask, 0, groups)
     memory_kv = (None, None) if memory is None else tuple(by_groups(x, 0, groups).to(context.dtype) for x in memory)
-    tensors = [tensor for pair in projected for tensor in pair]
-    output = BandedAttentionFunction.apply(dropout, position_embedding, log_mask, *memory_kv, *tensors)  # (B, M, H, D)
+    key_biases = [each.key_bias for each in projected]
+    tensors = [tensor for each in projected for tensor in each[:2]]
+    output = BandedAttentionFunction.apply(
+        dropout, key_biases, position_embedding, log_mask, *memory_kv, *tensors
+    )  # (B, M, H, D)
     return Attended(out_of_groups(output, 2, groups), [each.keys_values for each in projected])
 
 
@@ -59,6 +62,7 @@ class BandedAttentionFunction(OwnTypes):
     def forward(
         ctx: Any,
         dropout: float,
+        key_biases: Sequence[Tensor | None],  # of each group (B, T)
         position_embedding: Tensor,  # (D, S) of the longest group
         log_mask: Tensor | None,  # (H, S)
         memory_key: Tensor | None,  # (H, D, N)
@@ -67,7 +71,8 @@ class BandedAttentionFunction(OwnTypes):
     ) -> Tensor:
         """Return the output, (B, M, H, D), with heads in the order of the groups."""
         outputs, saved = [], []
-        for _, group in banded_groups(projected, position_embedding, log_mask, memory_key, memory_value):
+        ctx.key_biases = key_biases
+        for _, group in banded_groups(projected, key_biases, position_embedding, log_mask, memory_key, memory_value):
             output, weights, keep = group.forward(dropout)
             outputs.append(output)
             saved += [weights, keep]
@@ -85,7 +90,7 @@ class BandedAttentionFunction(OwnTypes):
             None if x is None else torch.zeros_like(x) for x in (log_mask, memory_key, memory_value)
         )
         grad_projected: list[Tensor] = []
-        groups = banded_groups(projected, position_embedding, log_mask, memory_key, memory_value)
+        groups = banded_groups(projected, ctx.key_biases, position_embedding, log_mask, memory_key, memory_value)
         for (heads, group), weights, keep in zip(groups, saved[::2], saved[1::2], strict=True):
             part = group.backward(grad[:, :, heads], weights, keep)
             grad_projected += [part.query, part.keys_values]
@@ -94,7 +99,7 @@ class BandedAttentionFunction(OwnTypes):
                 grad_mask[heads, -group.span :] = part.log_mask
             if grad_memory_key is not None and grad_memory_value is not None and part.memory is not None:
                 grad_memory_key[heads], grad_memory_value[heads] = part.memory
-        return None, grad_position_embedding, grad_mask, grad_memory_key, grad_memory_value, *grad_projected
+        return None, None, grad_position_embedding, grad_mask, grad_memory_key, grad_memory_value, *grad_projected
 
 
 @dataclass
@@ -114,6 +119,7 @@ class BandedGroup:
 
     query: Tensor  # (B, M, h, D)
     keys_values: Tensor  # (B, T, h, 2, D)
+    key_bias: Tensor | None  # (B, T)
     position_embedding: Tensor  # (D, S)
     log_mask: Tensor | None  # (h, S)
     memory: MemoryKeysValues | None  # (n, D, N), (n, N, D)
@@ -189,6 +195,9 @@ class BandedGroup:
             band.copy_(position_scores)
         else:
             torch.add(position_scores, self.log_mask[:, None, None], out=band)
+        if self.key_bias is not None:
+            tiles = F.pad(self.key_bias, (0, self.spare)).unfold(1, self.width, self.tile)[:, : self.tiles]  # (B, t, W)
+            scores.view(*self.shape, self.tiles, self.tile, self.width).add_(tiles[:, None, :, None])
         return scores.baddbmm_(self.by_tile(self.q), self.windows(self.key).transpose(1, 2))
 
     def in_tiles(self, rows: Tensor) -> Tensor:
@@ -231,6 +240,7 @@ class BandedGroup:
 
 def banded_groups(
     projected: Sequence[Tensor],
+    key_biases: Sequence[Tensor | None],
     position_embedding: Tensor,
     log_mask: Tensor | None,
     memory_key: Tensor | None,
@@ -238,13 +248,13 @@ def banded_groups(
 ) -> Iterator[tuple[slice, BandedGroup]]:
     """Yield the place of each group's heads among all, and the group."""
     first = 0
-    for query, keys_values in zip(projected[::2], projected[1::2], strict=True):
+    for query, keys_values, key_bias in zip(projected[::2], projected[1::2], key_biases, strict=True):
         heads, span = slice(first, first + query.size(2)), keys_values.size(1) - query.size(1)
         memory = None
         if memory_key is not None and memory_value is not None:
             memory = (each_row(memory_key[heads], len(query)), each_row(memory_value[heads], len(query)))
         mask = None if log_mask is None else log_mask[heads, -span:]
-        yield heads, BandedGroup(query, keys_values, position_embedding[:, -span:], mask, memory)
+        yield heads, BandedGroup(query, keys_values, key_bias, position_embedding[:, -span:], mask, memory)
         first = heads.stop
 
 
@@ -256,7 +266,7 @@ def draw_masks(
 ) -> list[tiles.DropoutMask]:
     """Draw what `BandedAttentionFunction` draws for each group, and return which weights stay."""
     masks = []
-    for (_, span), (query, _) in zip(groups, projected, strict=True):
+    for (_, span), (query, _, _) in zip(groups, projected, strict=True):
         batch, block, heads, _ = query.shape
         tile = min(tile_size(span), block)
         width = span + tile - 1 + (0 if memory is None else memory[0].size(2))

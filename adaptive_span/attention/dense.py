@@ -23,7 +23,10 @@ def attend(
     query = projected.query.transpose(1, 2)  # (B, H, M, D)
     key, value = projected.keys_values.permute(3, 0, 2, 1, 4).unbind()  # (B, H, T, D) both
 
-    scores = unskew(query @ key.transpose(2, 3), span) + query @ position_embedding[:, -span:]  # (B, H, M, S)
+    products = query @ key.transpose(2, 3)  # (B, H, M, T)
+    if projected.key_bias is not None:
+        products = products + projected.key_bias[:, None, None]
+    scores = unskew(products, span) + query @ position_embedding[:, -span:]  # (B, H, M, S)
     if (log_mask := geometry.log_mask()) is not None:
         scores = scores + log_mask[:, None]  # (H, 1, S)
     if memory is None:

@@ -38,10 +38,12 @@ def attend(
     memory_kv = (None, None) if memory is None else tuple(x.to(context.dtype) for x in memory)
     words = random_words(projected[0].query, len(geometry.bounds)) if dropout else None
     order = order_on(position_embedding.device, order_of(groups))
-    tensors = [tensor for pair in projected for tensor in pair]
+    tensors = [tensor for each in projected for tensor in each[:2]]
+    key_biases = [each.key_bias for each in projected]
     output = FusedAttentionFunction.apply(
-        geometry.ramp, dropout, words, order, position_embedding, geometry.spans, *memory_kv, *tensors
-    )
+        geometry.ramp, dropout, words, order, key_biases, position_embedding, geometry.spans, geometry.given_mask,
+        *memory_kv, *tensors
+    )  # fmt: skip
     return Attended(output, [each.keys_values for each in projected])
 
 
@@ -130,8 +132,10 @@ class FusedAttentionFunction(OwnTypes):
         dropout: float,
         words: Tensor | None,  # (2, B, H, M), of dropout
         order: Tensor,  # (H,) numbers of the heads, group by group
+        key_biases: Sequence[Tensor | None],  # of each group (B, T)
         position_embedding: Tensor,  # (D, S) of the longest group
         spans: Tensor | None,  # (H,)
+        given_mask: Tensor | None,  # (H, S)
         memory_key: Tensor | None,  # (H, D, N)
         memory_value: Tensor | None,  # (H, N, D)
         *projected: Tensor,  # of each group queries (B, M, h, D), scaled, and keys and values (B, T, h, 2, D)
@@ -140,33 +144,32 @@ class FusedAttentionFunction(OwnTypes):
         spans = None if spans is None else spans.float()
         if memory_key is not None and memory_value is not None:
             memory_key, memory_value = memory_key.contiguous(), memory_value.contiguous()
-        layer = FusedLayer(ramp, dropout, words, order, position_embedding, spans, memory_key, memory_value)
-        groups = list(fused_groups(projected))
+        layer = FusedLayer(ramp, dropout, words, order, position_embedding, spans, given_mask, memory_key, memory_value)
+        groups = list(fused_groups(projected, key_biases))
         block, batch, _, size = groups[0].query.shape
         output = projected[0].new_empty(block, batch, len(order), size)
         lse = output.new_empty(batch, len(order), block, dtype=torch.float32)
         for group in groups:
             layer.forward(group, output, lse)
-        ctx.constants = (ramp, dropout)
+        ctx.constants, ctx.key_biases = (ramp, dropout), key_biases
         saved = [tensor.transpose(0, 1) for group in groups for tensor in (group.query, group.key_value)]
-        ctx.save_for_backward(words, order, position_embedding, spans, memory_key, memory_value, output, lse, *saved)
+        inputs = (words, order, position_embedding, spans, given_mask, memory_key, memory_value)
+        ctx.save_for_backward(*inputs, output, lse, *saved)
         return output.transpose(0, 1)  # (B, M, H, D)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of all inputs, of that of the output, (B, M, H, D)."""
-        *inputs, output, lse = (saved := ctx.saved_tensors)[:8]
-        groups = list(fused_groups(saved[8:]))
+        *inputs, output, lse = (saved := ctx.saved_tensors)[:9]
+        groups = list(fused_groups(saved[9:], ctx.key_biases))
         back = FusedBackward(FusedLayer(*ctx.constants, *inputs), grad.transpose(0, 1).contiguous(), output, lse)
         grad_projected = [part.transpose(0, 1) for group in groups for part in back.group(group)]
         return (
-            None,
-            None,
-            None,
-            None,
+            *(None,) * 5,
             back.grad_position_embedding,
             back.span_gradient(),
+            back.grad_given_mask,
             *back.memory_gradients(),
             *grad_projected,
         )
@@ -179,6 +182,7 @@ class FusedGroup:
     first: int  # place of its first head in the layer's order
     query: Tensor  # (M, B, h, D)
     key_value: Tensor  # (T, B, h, 2, D)
+    key_bias: Tensor | None  # (B, T)
 
     @property
     def span(self) -> int:
@@ -191,11 +195,11 @@ class FusedGroup:
         return self.query.flatten(0, 2)
 
 
-def fused_groups(projected: Sequence[Tensor]) -> Iterator[FusedGroup]:
+def fused_groups(projected: Sequence[Tensor], key_biases: Sequence[Tensor | None]) -> Iterator[FusedGroup]:
     """Yield each group of a layer, with the positions before the rows of the batch, as they are in training."""
     first = 0
-    for query, key_value in zip(projected[::2], projected[1::2], strict=True):
-        yield FusedGroup(first, query.transpose(0, 1).contiguous(), key_value.transpose(0, 1).contiguous())
+    for query, key_value, key_bias in zip(projected[::2], projected[1::2], key_biases, strict=True):
+        yield FusedGroup(first, query.transpose(0, 1).contiguous(), key_value.transpose(0, 1).contiguous(), key_bias)
         first += query.size(2)
 
 
@@ -209,6 +213,7 @@ class FusedLayer:
     order: Tensor  # (H,)
     position_embedding: Tensor  # (D, S) of the longest group
     spans: Tensor | None  # (H,)
+    given_mask: Tensor | None  # (H, S)
     memory_key: Tensor | None  # (H, D, N)
     memory_value: Tensor | None  # (H, N, D)
 
@@ -216,10 +221,19 @@ class FusedLayer:
         self.memory_size = 0 if self.memory_key is None else self.memory_key.size(2)
 
     def position_scores(self, group: FusedGroup) -> Tensor:
-        """Return q·p_d of all queries of a group, (M, B, h, S)."""
+        """Return q·p_d of all queries of a group, (M, B, h, S), and with it what is given to add to the scores."""
         rows = torch.mm(group.rows, self.position_embedding[:, -group.span :])  # (M·B·h, S)
         scores: Tensor = rows.unflatten(0, group.query.shape[:3])
+        if self.given_mask is not None:
+            scores += self.given_mask[:, -group.span :].index_select(0, self.heads(group))
+        if group.key_bias is not None:
+            windows = group.key_bias.unfold(1, group.span, 1)[:, : len(scores)]  # (B, M, S)
+            scores += windows.transpose(0, 1)[:, :, None]
         return scores
+
+    def heads(self, group: FusedGroup) -> Tensor:
+        """Return the numbers of a group's heads, (h,)."""
+        return self.order[group.first : group.first + group.query.size(2)]
 
     def forward(self, group: FusedGroup, output: Tensor, lse: Tensor) -> None:
         """Fill the group's part of `output`, (M, B, H, D), and `lse`, (B, H, M)."""
@@ -276,6 +290,7 @@ class FusedBackward:
         self.given = {"grad": grad, "lse": lse, "delta": delta}
         self.grad_position_embedding = torch.zeros_like(layer.position_embedding)  # (D, S)
         self.grad_spans = None if layer.spans is None else torch.empty_like(lse)  # each query's part, (B, H, M)
+        self.grad_given_mask = None if layer.given_mask is None else torch.zeros_like(layer.given_mask)  # (H, S)
         batch, heads, _ = lse.shape
         apart, size = min(ROWS_APART, batch), layer.position_embedding.size(0)
         self.grad_memory = lse.new_empty(2, apart, heads, layer.memory_size, size)  # of keys and of values
@@ -303,6 +318,9 @@ class FusedBackward:
                 grad_memory_key=self.grad_memory[0], grad_memory_value=self.grad_memory[1],
                 **self.given, **layer.memory, **layer.shared(group),
             )  # fmt: skip
+        if self.grad_given_mask is not None:
+            part = position_scores.sum((0, 1), dtype=self.grad_given_mask.dtype)  # (h, S)
+            self.grad_given_mask[:, -group.span :].index_copy_(0, layer.heads(group).long(), part)
         grad_position_scores = position_scores.flatten(0, 2)  # (M·B·h, S)
         grad_query.flatten(0, 2).addmm_(grad_position_scores, layer.position_embedding[:, -group.span :].t())
         self.grad_position_embedding[:, -group.span :].addmm_(group.rows.t(), grad_position_scores)

@@ -30,6 +30,7 @@ template <typename T>
 struct Head {
   const T *query, *keys_values;           // (B, M, h, D), scaled, and (B, T, h, 2, D), from this head on
   T *grad_query, *grad_keys_values;       // as these
+  const T* key_bias;                      // (B, T), or null
   T* grad_position;                       // (P, D, S)
   const uint8_t* keep;                    // (B, h, tiles, rows, columns), from the first weight on: 1 where it stays
   int64_t keep_rows, keep_columns;        // of the tiles that the mask was drawn for
@@ -176,13 +177,14 @@ struct Place {
   const Layer<T>& layer;
   const Head<T>& head;
   int64_t b, seen, stride, kv_stride, out_stride;  // seen: S + M - 1 positions of the head's
-  const T *query, *key, *position, *mask, *memory_key, *memory_value;
+  const T *query, *key, *bias, *position, *mask, *memory_key, *memory_value;
 
   Place(const Layer<T>& l, const Head<T>& head, int64_t b) : layer(l), head(head), b(b) {
     seen = head.span + l.block - 1;
     stride = head.group * l.size, kv_stride = 2 * stride, out_stride = l.num_heads * l.size;
     query = head.query + b * l.block * stride;
     key = head.keys_values + first_seen();  // the values are `size` further
+    bias = head.key_bias ? head.key_bias + (b + 1) * head.positions - l.block - head.span : nullptr;
     position = l.position + l.longest - head.span;
     mask = l.log_mask ? l.log_mask + (head.index + 1) * l.longest - head.span : nullptr;
     memory_key = l.memory ? l.memory_key + head.index * l.size * l.memory : nullptr;
@@ -211,6 +213,8 @@ struct Place {
     const T* q = query + first * stride;
     product<T>('N', 'N', rows, head.span, size, q, stride, position, layer.position_stride, 0, tile, width + 1);
     product<T>('N', 'N', rows, width, size, q, stride, keys_across + first, seen, 1, tile, width);
+    for (int64_t r = 0; r < (bias ? rows : 0); ++r)
+      for (int64_t j = 0; j < width; ++j) tile[r * width + j] += bias[first + j];
     if (layer.memory)
       product<T>('N', 'N', rows, layer.memory, size, q, stride, memory_key, layer.memory, 0, to_memory, layer.memory);
   }

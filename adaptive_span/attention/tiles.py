@@ -30,7 +30,7 @@ class Head(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("query", "keys_values", "grad_query", "grad_keys_values")),
-        *((name, ctypes.c_void_p) for name in ("grad_position", "keep")),
+        *((name, ctypes.c_void_p) for name in ("key_bias", "grad_position", "keep")),
         *((name, ctypes.c_int64) for name in ("keep_rows", "keep_columns", "index", "group", "positions", "span")),
     ]
 
@@ -64,6 +64,7 @@ class LayerShape:
     spans: Sequence[int]  # of each head, in tokens
     mask_spans: Sequence[int]  # of each group's mask
     scale: float  # of the weights that dropout keeps
+    key_biases: Sequence[Tensor | None]  # of each group (B, T)
 
     def heads(
         self, projected: Sequence[Tensor], masks: Sequence[Tensor], grads: Sequence[Tensor] = ()
@@ -74,7 +75,8 @@ class LayerShape:
             pair = slice(2 * number, 2 * number + 2)  # queries (B, M, h, D), keys and values (B, T, h, 2, D)
             for place, index in enumerate(heads):
                 given, grad = ([x.select(2, place).data_ptr() for x in tensors[pair]] for tensors in (projected, grads))
-                head = Head(*given, *grad, index=index, span=self.spans[index])
+                head = Head(*given, *grad, key_bias=_address(self.key_biases[number]))
+                head.index, head.span = index, self.spans[index]
                 head.group, head.positions = len(heads), projected[2 * number + 1].size(1)
                 if masks:
                     head.keep = masks[number].select(1, place).data_ptr() + self.mask_spans[number] - head.span
@@ -107,8 +109,8 @@ def exact_spans(bounds: Sequence[int], log_mask: Tensor | None) -> list[int]:
     """Return how far each head sees, in tokens: on a CPU the spans that `bounds` bound can be read."""
     if log_mask is None:
         return list(bounds)
-    seen = (log_mask > float("-inf")).sum(1).tolist()
-    return [max(1, min(pair)) for pair in zip(bounds, seen, strict=True)]  # a span that is not a number sees nothing
+    farthest = log_mask.size(1) - (log_mask > float("-inf")).int().argmax(1)  # all where a span is not a number
+    return list(map(min, bounds, farthest.tolist()))
 
 
 def attend(
@@ -138,8 +140,9 @@ def attend(
     """
     if memory is not None:
         memory = memory[0].to(position_embedding.dtype), memory[1].to(position_embedding.dtype)
-    tensors = [tensor for pair in projected for tensor in pair]
-    shape = LayerShape(groups, spans, [mask.span for mask in masks], 1 / (1 - dropout))
+    tensors = [tensor for each in projected for tensor in each[:2]]
+    key_biases = [None if bias is None else bias.contiguous() for _, _, bias in projected]
+    shape = LayerShape(groups, spans, [mask.span for mask in masks], 1 / (1 - dropout), key_biases)
     output: Tensor = TiledAttentionFunction.apply(
         shape, [mask.keep for mask in masks], position_embedding, log_mask, *(memory or (None, None)), *tensors
     )

@@ -1,0 +1,158 @@
+"""Attention over your own queries, keys and values, each head as far as its learned span, at the cost of that span."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adaptive_span.attention import SpanGeometry
+from adaptive_span.attention.dispatch import choose
+from adaptive_span.attention.given_keys import GivenKeys
+from adaptive_span.attention.head_groups import HeadGroup, group_heads, order_on, out_of_groups
+from adaptive_span.attention.span import AdaptiveSpan, log_soft_mask, upper_bound
+
+IMPLEMENTATIONS = ("auto", "dense", "banded", "fused")
+
+
+def adaptive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    span: AdaptiveSpan,
+    span_after: AdaptiveSpan | None = None,
+    *,
+    include_self: bool = True,
+    position_embedding: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+    bounds: Sequence[int] | None = None,
+    bounds_after: Sequence[int] | None = None,
+    implementation: str = "auto",
+) -> Tensor:
+    """Attend from each query to the keys within the learned span of its head (arXiv 1905.07799, section 2).
+
+    With x the query's position minus the key's, and m(x) the soft mask `span.mask`:
+
+        s(x) = scale · q · (k + p_x)        weight(x) = m(x) exp s(x) / Σ m(x′) exp s(x′)
+
+    A query that may see no key gives zeros. The letters: B rows, H heads, G key/value heads, M queries, K ≥ M keys, D
+    head size, L the maximum span, all in the order of positions. The last M keys lie where the queries do.
+
+    Args:
+        query: (B, H, M, D).
+        key: (B, G, K, D). With G < H, each key/value head serves H / G query heads (grouped-query attention).
+        value: (B, G, K, D).
+        span: how far each head looks back.
+        span_after: how far each head looks ahead; None where it does not (causal attention).
+        include_self: whether a query sees its own position.
+        position_embedding: p, one learned vector per distance, from the farthest before a query to the farthest after,
+            (D, P): P is L, one more with `include_self`, and L + 1 + L of `span_after` in both directions. None for
+            no embedding, which rotary positions make needless.
+        key_padding_mask: true where a key is padding and not seen, (B, K).
+        dropout: the probability with which a weight is dropped.
+        scale: 1 / √D where not given.
+        bounds: for each head a whole number of tokens, at least 1, that its effective span does not exceed. Where not
+            given they are read off the spans, which waits for the device. A head sees nothing beyond its bound.
+        bounds_after: likewise for `span_after`.
+        implementation: auto, dense, banded or fused, as `model.attention`.
+
+    Returns:
+        (B, H, M, D), differentiable in query, key, value, spans and position embedding.
+
+    Raises:
+        ValueError: A shape does not fit the others, or there is no such implementation.
+        UserError: `implementation` is fused where that cannot run.
+    """
+    _check(query, key, value, span, span_after, include_self, position_embedding, key_padding_mask, implementation)
+    size = query.size(3)
+    bounds = bounds_of(span) if bounds is None else bounds
+    if span_after is None:
+        classes = [HeadGroup(range(query.size(1)), 0)]
+    else:  # each class of heads looks ahead alike, so that its positions are moved on alike
+        classes = group_heads(bounds_of(span_after) if bounds_after is None else bounds_after)
+    most_ahead = (1 if include_self else 0) if span_after is None else span_after.max_span + 1
+    if position_embedding is None:
+        position_embedding = query.new_zeros(size, span.max_span + most_ahead)
+    attend = choose(implementation)
+    outputs = []
+    for heads, after in classes:
+        ahead = most_ahead if span_after is None else after + 1
+        context = GivenKeys(query, key, value, heads, ahead, scale or size**-0.5, key_padding_mask)
+        positions = position_embedding[:, : position_embedding.size(1) - (most_ahead - ahead)]
+        geometry = _geometry(span, span_after, include_self, heads, [bounds[head] for head in heads], ahead)
+        outputs.append(attend(context, positions, geometry, dropout).output)  # (B, M, h, D)
+    return out_of_groups(torch.cat(outputs, dim=2), 2, classes).transpose(1, 2)
+
+
+def bounds_of(span: AdaptiveSpan) -> list[int]:
+    """Return bounds on the effective spans, in tokens, (H,). It waits for the device."""
+    return [upper_bound(effective, span.max_span) for effective in span.effective().tolist()]
+
+
+def _geometry(
+    span: AdaptiveSpan,
+    span_after: AdaptiveSpan | None,
+    include_self: bool,
+    heads: Sequence[int],
+    bounds: Sequence[int],
+    ahead: int,
+) -> SpanGeometry:
+    """Return how far these heads look in the implementation's distances, which are `ahead` larger than ours."""
+    whole = len(heads) == len(span.fraction)
+    own = slice(None) if whole else order_on(span.fraction.device, tuple(heads))
+    before = span.tokens()[own]  # (h,)
+    moved = [bound + ahead for bound in bounds]
+    if span_after is None:
+        return SpanGeometry(before + ahead, span.ramp, moved)
+    self_mask = before.new_full((len(heads), 1), 0.0 if include_self else float("-inf"))
+    mask = torch.cat(
+        [
+            log_soft_mask(before, span.ramp, max(bounds)),
+            self_mask,
+            log_soft_mask(span_after.tokens()[own], span_after.ramp, ahead - 1).flip(1),
+        ],
+        dim=1,
+    )  # (h, S)
+    return SpanGeometry(None, span.ramp, moved, mask)
+
+
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    span: AdaptiveSpan,
+    span_after: AdaptiveSpan | None,
+    include_self: bool,
+    position_embedding: Tensor | None,
+    key_padding_mask: Tensor | None,
+    implementation: str,
+) -> None:
+    batch, heads, block, size = query.shape
+    if key.shape != value.shape or key.dim() != 4 or len(key) != batch or key.size(3) != size:
+        raise ValueError(
+            f"keys {tuple(key.shape)} and values {tuple(value.shape)} must both be ({batch}, G, K, {size}), as the "
+            f"queries are {tuple(query.shape)}"
+        )
+    if heads % key.size(1) or key.size(2) < block:
+        raise ValueError(
+            f"{heads} query heads at {block} positions need key/value heads that divide them and at least as many "
+            f"positions, not {key.size(1)} and {key.size(2)}"
+        )
+    for each in (span, span_after):
+        if each is not None and len(each.fraction) != heads:
+            raise ValueError(f"the span has {len(each.fraction)} heads and the queries have {heads}")
+    expected = span.max_span + int(include_self) if span_after is None else span.max_span + 1 + span_after.max_span
+    if position_embedding is not None and position_embedding.shape != (size, expected):
+        raise ValueError(
+            f"position_embedding is {tuple(position_embedding.shape)}, and these spans need {(size, expected)}"
+        )
+    if key_padding_mask is not None and (
+        key_padding_mask.shape != (batch, key.size(2)) or key_padding_mask.dtype != torch.bool
+    ):
+        raise ValueError(
+            f"key_padding_mask is {tuple(key_padding_mask.shape)} of {key_padding_mask.dtype}, and must be "
+            f"{(batch, key.size(2))} of torch.bool, true where a key is padding"
+        )
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
