@@ -8,33 +8,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adaptive_span.attention.functional import adaptive_attention as adaptive_attention
+    from adaptive_span.attention.layer import AdaptiveAttention as AdaptiveAttention
+    from adaptive_span.attention.layer import AttentionCache as AttentionCache
     from adaptive_span.attention.span import AdaptiveSpan as AdaptiveSpan
     from adaptive_span.checkpoint.loading import load_model as load_model
     from adaptive_span.config.schema import Config as Config
     from adaptive_span.config.schema import ModelConfig as ModelConfig
     from adaptive_span.launch.composition import compose as compose
     from adaptive_span.launch.running import train as train
-    from adaptive_span.model.blocks import AdaptiveSpanAttention as AdaptiveSpanAttention
     from adaptive_span.model.transformer import Transformer as Transformer
 
 __version__ = "0.1.0"
 
 _MODULES = {
+    "AdaptiveAttention": "attention.layer",
     "AdaptiveSpan": "attention.span",
-    "AdaptiveSpanAttention": "model.blocks",
+    "AttentionCache": "attention.layer",
     "Config": "config.schema",
     "ModelConfig": "config.schema",
     "Transformer": "model.transformer",
+    "adaptive_attention": "attention.functional",
     "compose": "launch.composition",
     "load_model": "checkpoint.loading",
     "train": "launch.running",
 }
 __all__ = [
+    "AdaptiveAttention",
     "AdaptiveSpan",
-    "AdaptiveSpanAttention",
+    "AttentionCache",
     "Config",
     "ModelConfig",
     "Transformer",
+    "adaptive_attention",
     "compose",
     "load_model",
     "train",

@@ -48,7 +48,7 @@ class SpanGeometry:
         spans: z of each head in tokens, without the ramp, (H,); None where every head sees all L positions.
         ramp: R, the tokens over which the soft mask falls from 1 to 0.
         bounds: for each head a whole number of tokens, at least 1, that its effective span does not exceed.
-        given_mask: log m(d) where it is not that of `spans`, such as one that falls to both sides, oldest first, (H, S).
+        given_mask: log m(d), oldest first, (H, S), where it is not that of `spans`: it may fall to both sides.
     """
 
     spans: Tensor | None

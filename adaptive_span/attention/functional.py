@@ -66,6 +66,7 @@ def adaptive_attention(
     """
     _check(query, key, value, span, span_after, include_self, position_embedding, key_padding_mask, implementation)
     size = query.size(3)
+    scale = size**-0.5 if scale is None else scale
     bounds = bounds_of(span) if bounds is None else bounds
     if span_after is None:
         classes = [HeadGroup(range(query.size(1)), 0)]
@@ -78,7 +79,7 @@ def adaptive_attention(
     outputs = []
     for heads, after in classes:
         ahead = most_ahead if span_after is None else after + 1
-        context = GivenKeys(query, key, value, heads, ahead, scale or size**-0.5, key_padding_mask)
+        context = GivenKeys(query, key, value, heads, ahead, scale, key_padding_mask)
         positions = position_embedding[:, : position_embedding.size(1) - (most_ahead - ahead)]
         geometry = _geometry(span, span_after, include_self, heads, [bounds[head] for head in heads], ahead)
         outputs.append(attend(context, positions, geometry, dropout).output)  # (B, M, h, D)

@@ -1,5 +1,7 @@
 """Bounds on the spans of a layer in anyone's training loop, which reads the device seldom."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,11 +23,11 @@ class HostBounds:
 
     def __init__(self, span: AdaptiveSpan, every: int):
         self.span, self.every = span, every
-        self.bounds: list[int] = []
+        self.bounds: Sequence[int] = []
         self.version, self.changes = -1, 0
 
     @uncompiled
-    def current(self, training: bool) -> list[int]:
+    def current(self, training: bool) -> Sequence[int]:
         """Return the bounds, (H,), in tokens."""
         if self.span.fraction._version != self.version:
             self.version, self.changes = self.span.fraction._version, self.changes + 1
@@ -33,9 +35,13 @@ class HostBounds:
                 self.refresh()
         return self.bounds
 
+    def forget(self) -> None:
+        """Renew the bounds when they are next needed, whatever the mode: the spans are others."""
+        self.bounds, self.version = [], -1
+
     def refresh(self) -> None:
         """Read the spans off the device, and renew the bounds."""
-        [self.bounds] = fresh([self.span.effective().tolist()], self.span.max_span)
+        [self.bounds] = fresh([self.span.effective().clamp(min=1).tolist()], self.span.max_span)
         self.version, self.changes = self.span.fraction._version, 0
         length, ramp = self.span.max_span, self.span.ramp
         highest = [(bound - ramp) / length if bound < length else 1.0 for bound in self.bounds]
@@ -44,6 +50,7 @@ class HostBounds:
     @torch.no_grad()
     def clamp_(self) -> None:
         """Bring every span back to at least 0 and at most its bound."""
+        self.span.clamp_()
         if not self.bounds or self.highest.device != self.span.fraction.device:
             self.refresh()
-        self.span.fraction.clamp_(min=0.0).clamp_(max=self.highest)
+        self.span.fraction.clamp_(max=self.highest)

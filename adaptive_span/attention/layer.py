@@ -90,6 +90,7 @@ class AdaptiveAttention(nn.Module):
         distances = max_span + int(include_self) if causal else 2 * max_span + 1
         self.position_embedding = nn.Parameter(torch.randn(size, distances)) if positions == "relative" else None
         self._bounds = [HostBounds(span, refresh_every) for span in self._sides]
+        self.register_load_state_dict_post_hook(_forget_bounds)  # type: ignore[no-untyped-call]
 
     @property
     def _sides(self) -> list[AdaptiveSpan]:
@@ -170,6 +171,11 @@ class AdaptiveAttention(nn.Module):
             bounds.refresh()
 
 
+def _forget_bounds(layer: AdaptiveAttention, _: object) -> None:
+    for bounds in layer._bounds:
+        bounds.forget()
+
+
 def _joined(
     cache: AttentionCache, key: Tensor, value: Tensor, padding: Tensor | None, reach: int
 ) -> tuple[Tensor, Tensor, Tensor | None, AttentionCache]:
@@ -180,9 +186,13 @@ def _joined(
             padding = torch.cat([_mask(cache.padding, cache.key), _mask(padding, key)], dim=1)
         key, value = torch.cat([cache.key, key], dim=2), torch.cat([cache.value, value], dim=2)
     kept = slice(max(0, key.size(2) - reach), None)
-    # Copies: a view would keep the whole of what it is cut from.
-    past = [key[:, :, kept].detach().clone(), value[:, :, kept].detach().clone()]
-    return key, value, padding, AttentionCache(*past, None if padding is None else padding[:, kept].clone(), position)
+    past = AttentionCache(  # copies: a view would keep the whole of what it is cut from
+        key[:, :, kept].detach().clone(),
+        value[:, :, kept].detach().clone(),
+        None if padding is None else padding[:, kept].clone(),
+        position,
+    )
+    return key, value, padding, past
 
 
 def _mask(padding: Tensor | None, key: Tensor) -> Tensor:
