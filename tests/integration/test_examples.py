@@ -22,6 +22,22 @@ def test_two_heads_learn_the_two_distances_of_the_task() -> None:
     assert far == pytest.approx(example["FAR"], abs=2)
 
 
+def test_decoder_learns_the_two_distances_of_its_task() -> None:
+    example = runpy.run_path(str(EXAMPLES / "decoder_with_spans.py"))
+    near, far = example["main"]()
+    assert near == pytest.approx(example["NEAR"], abs=2)
+    assert far == pytest.approx(example["FAR"], abs=2)
+
+
+def test_encoder_learns_how_far_its_task_looks_to_each_side() -> None:
+    example = runpy.run_path(str(EXAMPLES / "encoder_with_spans.py"))
+    loss, spans = example["main"]()
+    before, after = spans.amax(1).tolist()
+    assert loss < 0.1
+    assert before == pytest.approx(example["BEFORE"], abs=2)
+    assert after == pytest.approx(example["AFTER"], abs=2)
+
+
 def test_loop_learns_and_scores_a_stream(text: Path) -> None:
     example = runpy.run_path(str(EXAMPLES / "train_without_hydra.py"))
     model, score = example["main"](text / "train.txt", steps=40, validate_every=40)
