@@ -27,9 +27,7 @@ class Encoder(nn.Module):
 
     def forward(self, text: Tensor, padding: Tensor) -> Tensor:  # (B, M) both → (B, M, 2, SYMBOLS)
         hidden = self.embedding(text)
-        hidden = self.norm(
-            hidden + self.attention(hidden, key_padding_mask=padding)
-        )  # ← as torch's, without its weights
+        hidden = self.norm(hidden + self.attention(hidden, key_padding_mask=padding))  # ← as torch's
         output: Tensor = self.feed_forward(hidden).unflatten(2, (2, SYMBOLS))
         return output
 
