@@ -44,7 +44,7 @@ def test_projections(known):
     def compute(present, *weights):
         states = join(past, present, 14)
         assert states.shape == (B, 14 + M, C)
-        return [x for group in HiddenStates(states, present, weights, H).project(GROUPS) for x in group]
+        return [x for group in HiddenStates(states, present, weights, H).project(GROUPS) for x in group[:2]]
 
     expected, got = both_ways(compute, normal(B, M, C, seed=1), *(normal(C, C, seed=seed) for seed in (2, 3, 4)))
     torch.testing.assert_close(got, expected)
@@ -58,7 +58,7 @@ def test_projections_from_kept_keys_and_values():
             past = []
             for block in range(3):
                 projected = KeysValues(past, lay(normal(B, M, C, seed=block)), weights, H).project(GROUPS)
-                found.append(projected)
+                found.append([each[:2] for each in projected])
                 past = next_past([each.keys_values for each in projected], M)
     torch.testing.assert_close(found[3:], found[:3])
 
