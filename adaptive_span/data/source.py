@@ -162,8 +162,8 @@ def _cut(text: IO[bytes], name: str, config: DataConfig) -> Iterator[tuple[str, 
         _refuse_another(parts, name, config)
     else:
         parts = _of_sizes(text, config.split, name, config)
-        if config.level == "subword":
-            parts = _of_whole_characters(parts)
+    if config.level == "subword":
+        parts = _of_whole_characters(parts)
     yield from ((split, name, io.BytesIO(part)) for split, part in zip(SPLITS, parts, strict=True))
 
 

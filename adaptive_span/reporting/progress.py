@@ -74,9 +74,9 @@ class TrainingProgress:
         """
         unit = units.of_scores(key.removeprefix("train/") for key in metrics)
         shown = units.label(unit)
-        losses = [f"train {shown} {readable(metrics[f'train/{unit}'], 3)}"]
-        if (nats := metrics.get("train/nats_per_token")) is not None:
-            losses[0] += f" ({nats:.3f} nats/token)"
+        train = f"train {shown} {readable(metrics[f'train/{unit}'], 3)}"
+        nats = metrics.get("train/nats_per_token")
+        losses = [train if nats is None else f"{train} ({nats:.3f} nats/token)"]
         if (valid := metrics.get(f"valid/{unit}")) is not None:
             mark = " (new best)" if valid < self.best else ""
             losses.append(f"valid {shown} {readable(valid, 3)}{mark}")
@@ -94,7 +94,7 @@ class TrainingProgress:
         bars = span_bars(spans, self.model.ramp, self.model.max_span)
         numbers = " · ".join([*best, speed, *pace])
         self.screen.below = numbers, f"span by layer {bars} {reach} of {self.model.max_span:,}"
-        self.screen.update(self.task, completed=step, loss=losses[0])
+        self.screen.update(self.task, completed=step, loss=train)
         if valid is not None:
             console.print(f"step {step:,} · {' · '.join(reversed(losses))}")
 

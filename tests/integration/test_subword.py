@@ -14,6 +14,8 @@ from adaptive_span.config.schema import DataConfig, EvaluateConfig, GenerateConf
 from adaptive_span.evaluation.evaluate import evaluate
 from adaptive_span.generation.generate import generate
 from adaptive_span.reporting import run_record, scores
+from adaptive_span.reporting.page import chosen
+from adaptive_span.reporting.page.build import page
 from tests.conftest import metrics, sentence
 from tests.unit.data.tokenizer_kinds import TEXT, saved, vocabulary
 
@@ -46,6 +48,9 @@ def test_a_tokenizer_trains_scores_and_writes(launch, tmp_path, capsys):
         assert last[f"{split}/bits_per_byte"] < last[f"{split}/nats_per_token"]
     assert re.search(r"valid +\d\.\d{4} +\d\.\d{4}\n", out)
     assert run_record.read(run).score("valid") == score["bits_per_byte"]
+    html = page(chosen.read([run]))
+    assert "Bits per byte (bits/byte) by step" in html
+    assert f"{score['bits_per_byte']:.4f} bits/byte" in html
     pieces = json.loads((run / "token_losses.json").read_text())
     assert "".join(pieces["texts"]) == text.decode()
     assert sum(map(len, pieces["nats"])) == len(ids) - 1

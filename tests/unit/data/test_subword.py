@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from adaptive_span import compose
 from adaptive_span.checkpoint.matching import corpus_for
-from adaptive_span.config.identity import default_run_dir
+from adaptive_span.config.identity import changes, default_run_dir
 from adaptive_span.config.schema import DataConfig
 from adaptive_span.data import corpus as corpora
 from adaptive_span.data import first_look, subword
@@ -140,6 +140,11 @@ def test_parts_of_one_text_end_where_a_character_does(tmp_path):
     parts = [corpus.numbering.decode(corpus.tokens(split).tolist()) for split in ("train", "valid", "test")]
     assert "".join(parts) == ("日本🎉" * 100).encode()[:899].decode(errors="ignore")
     assert [len(part.encode()) for part in parts] == [500, 300, 96]  # of the last 99, 3 begin a character of 4
+    config.split = None  # and there is no line to end at
+    corpus = corpora.prepare(config)
+    parts = [corpus.numbering.decode(corpus.tokens(split).tolist()) for split in ("train", "valid", "test")]
+    assert "".join(parts) == "日本🎉" * 100
+    assert len(parts[1].encode()) in range(47, 54)
 
 
 def test_ids_that_the_file_leaves_out_stand_for_nothing():
@@ -222,7 +227,7 @@ def test_a_damaged_tokenizer_in_a_checkpoint_is_one_sentence(tmp_path):
 
 
 def test_another_tokenizer_is_another_run_and_a_moved_one_the_same():
-    asked = ["data=files", "data.path=book.txt", "data.level=subword"]
-    assert default_run_dir(compose([*asked, "data.tokenizer=a"])) != default_run_dir(
-        compose([*asked, "data.tokenizer=b"])
-    )
+    words = ["data=files", "data.path=book.txt", "data.level=subword"]
+    one, other = (compose([*words, f"data.tokenizer={path}"]) for path in ("a", "b"))
+    assert default_run_dir(one) != default_run_dir(other)
+    assert changes(one.as_dict(), other) == []  # where it is given its directory: its numbers are compared there
