@@ -44,6 +44,17 @@ def forward(config: ModelConfig, vocab_size: int, spans: Spans) -> dict[str, flo
     return {part: 2.0 * count for part, count in multiply_adds.items()}
 
 
+def training(operations: dict[str, float], is_frozen: bool) -> float:
+    """Count what it takes to learn from one token.
+
+    Args:
+        operations: Of a forward pass, by part.
+        is_frozen: Whether weights are frozen. Then a product with a weight has one gradient to compute, not two.
+    """
+    backward = {part: 2 if part in ("scores", "values") or not is_frozen else 1 for part in operations}
+    return sum((1 + backward[part]) * count for part, count in operations.items())
+
+
 def comparison(config: ModelConfig, vocab_size: int, spans: Spans) -> dict[str, float]:
     """Count what it takes to predict one token, with learned spans and without.
 

@@ -212,17 +212,18 @@ class Trainer:
             return {}
         heads = [span for layer in state.spans for span in layer]
         speed = steps * config.train.batch_size * config.model.block_size / seconds
-        operations = sum(flops.forward(config.model, self.corpus.vocab_size, state.spans).values())
+        operations = flops.forward(config.model, self.corpus.vocab_size, state.spans)
+        learning = flops.training(operations, config.train.freeze == "weights")
         return metrics | {
             "span/mean": sum(heads) / len(heads),
             "span/max": max(heads),
-            "flops_per_token": operations,
+            "flops_per_token": sum(operations.values()),
             "lr": learning_rate(state.step, config.optimizer.lr, config.train),
             "grad_norm": state.grad_norm,
             "tokens_per_second": speed,
             "ms_per_step": 1000 * seconds / steps,
             "peak_memory_mib": peak_memory(self.process) / 2**20,
-            "mfu": flops.TRAINING * operations * speed / self.peak,
+            "mfu": learning * speed / self.peak,
         }
 
     def _quoted(self, split: str, nats_per_token: float) -> dict[str, float]:

@@ -32,4 +32,6 @@ def test_the_cost_follows_each_head():
     base = 2 * (2 * (4 * 64 * 64 + 2 * 64 * 128) + 64 * 256)
     assert costs["learned_spans"] == base + 6 * 16 * sum(map(sum, spans))
     assert costs["longest_head_of_each_layer"] == base + 6 * 16 * 4 * 933
+    frozen = flops.training(flops.forward(config, 256, spans), is_frozen=True)
+    assert frozen == 2 * base + (3 + 2 + 3) * 2 * 16 * sum(map(sum, spans))  # scores, positions, values
     assert costs["maximum_span"] == base + 6 * 16 * 4 * 2 * 1024
