@@ -3,12 +3,11 @@
 import functools
 import statistics
 import time
-from collections import deque
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from adaptive_span.benchmark.profiles import VOCAB_SIZE
 from adaptive_span.benchmark.timing import CLEAR_REFS, Workload, process_status, time_interleaved
@@ -63,7 +62,9 @@ def table(settings: Settings, repeats: int) -> dict[str, Row]:
 
 
 def steadiness(settings: Settings, tokens: int) -> dict[str, Row]:
-    """Predict many tokens of each text, one after the other, and compare the first with the last.
+    """Predict many tokens of each text, and compare the first with the last.
+
+    Their times are taken in turns, of a text that begins while another one ends: a busy machine slows down both.
 
     Args:
         settings: What to measure.
@@ -71,28 +72,38 @@ def steadiness(settings: Settings, tokens: int) -> dict[str, Row]:
 
     Returns:
         For the first and the last thousand: milliseconds of a step (the median), MB of keys and values, and MiB that
-        the process holds at their end; on a GPU, that tensors take there.
+        the process holds then; on a GPU, that tensors take there.
     """
     graphs, _ = step_graph.choose("auto", settings.device)
-    decoder = Decoder(settings.build("auto").eval(), settings.batch_size, graphs=graphs)
+    model = settings.build("auto").eval()
     text = torch.randint(VOCAB_SIZE, (tokens, settings.batch_size), device=settings.device)
     part = min(1000, tokens // 2)
-    ends = {part: f"tokens 1 to {part:,}", tokens: f"tokens {tokens - part + 1:,} to {tokens:,}"}
-    rows: dict[str, Row] = {}
-    milliseconds = deque[float](maxlen=part)
-    for number, token in enumerate(text, 1):
-        started = time.perf_counter()
-        decoder.read(token)
-        if settings.device.type == "cuda":
-            torch.cuda.synchronize()
-        milliseconds.append(1000 * (time.perf_counter() - started))
-        if number in ends:
-            rows[ends[number]] = {
-                "ms a token": statistics.median(milliseconds),
-                "cache, MB": decoder.cache_bytes / 1e6,
-                "memory, MiB": _memory(settings.device),
-            }
-    return rows
+    ending = Decoder(model, settings.batch_size, graphs=graphs)
+    for token in text[:part]:
+        ending.read(token)
+    memory = [_memory(settings.device)]
+    for token in text[part : tokens - part]:
+        ending.read(token)
+    memory.append(_memory(settings.device))
+    decoders = Decoder(model, settings.batch_size, graphs=graphs), ending
+    seconds = [[_seconds(decoder, token) for decoder in decoders] for token in text[tokens - part :]]
+    names = f"tokens 1 to {part:,}", f"tokens {tokens - part + 1:,} to {tokens:,}"
+    return {
+        name: {
+            "ms a token": 1000 * statistics.median(each),
+            "cache, MB": decoder.cache_bytes / 1e6,
+            "memory, MiB": held,
+        }
+        for name, each, decoder, held in zip(names, zip(*seconds, strict=True), decoders, memory, strict=True)
+    }
+
+
+def _seconds(decoder: Decoder, token: Tensor) -> float:
+    started = time.perf_counter()
+    decoder.read(token)
+    if token.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def _memory(device: torch.device) -> float | None:
