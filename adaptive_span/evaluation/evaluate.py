@@ -155,7 +155,9 @@ def _data(asked: DataConfig, trained: DataConfig, file: Path) -> DataConfig:
     default = DataConfig()
     moved = {key: value for key, value in vars(asked).items() if key != "name" and value != getattr(default, key)}
     # A checkpoint holds its tokenizer: where its file was does not matter.
-    return replace(trained, **({"tokenizer": None} | moved))
+    data = replace(trained, **({"tokenizer": None} | moved))
+    data.validate()  # an exported folder names no place of its text
+    return data
 
 
 def _check_writable(directory: Path) -> None:

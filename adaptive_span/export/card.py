@@ -11,6 +11,7 @@ from adaptive_span.config.checks import MISSING
 from adaptive_span.model import flops
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.reporting import figures, scores, units
+from adaptive_span.reporting.console import readable
 from adaptive_span.reporting.figure_files import heading
 from adaptive_span.reporting.figure_style import save_figure
 from adaptive_span.reporting.tracking import SCORES
@@ -167,7 +168,8 @@ def _table(rows: list[dict[str, Any]], level: str) -> str:
     for row in rows:
         cut = f"; spans cut to {row['cut']:,} tokens" if row["cut"] else ""
         protocol = f"{row['protocol']}: {PROTOCOLS[row['protocol']]}{cut}"
-        lines.append(f"| {row['text']} | {protocol} | {row['valid']:.3f} | {row['test']:.3f} |")
+        valid, test = readable(row["valid"], 3), readable(row["test"], 3)
+        lines.append(f"| {row['text']} | {protocol} | {valid} | {test} |")
     return "\n".join(lines)
 
 

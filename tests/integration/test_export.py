@@ -38,6 +38,9 @@ def splits(directory: Path) -> list[dict]:
 def test_every_command_takes_the_folder_in_place_of_a_checkpoint(folder, text, monkeypatch, capfd):
     monkeypatch.chdir(folder)
     data = [f"data.path={text}", f"data.directory={folder / 'data'}", "hardware=cpu"]
+    with pytest.raises(SystemExit):
+        evaluate.main(["checkpoint=out", "hardware=cpu"])
+    assert "error: data=files needs data.path=DIR" in capfd.readouterr().err
     evaluate.main(["checkpoint=out", *data, "output=scored"])
     assert splits(folder / "scored") == splits(folder / "run") == splits(folder / "out")
     figures.main(["out", "run/checkpoints/best.pt"])

@@ -278,6 +278,7 @@ class AdaptiveSpanForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = AdaptiveSpanConfig
     main_input_name = "input_ids"
     accepts_loss_kwargs = False  # the loss is a mean over the tokens of this call
+    _keep_in_fp32_modules_strict = ["span"]  # noqa: RUF012  # fewer digits would move a long span by many tokens
     _is_stateful = True  # the cache cannot go back to tokens that no head sees any more
 
     def __init__(self, config: AdaptiveSpanConfig):

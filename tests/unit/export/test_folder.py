@@ -196,3 +196,12 @@ def test_a_folder_that_is_damaged_is_refused(what, tmp_path):
     change(tmp_path / "out" / "model.safetensors")
     with pytest.raises(UserError, match=re.escape(told)):
         load_model(tmp_path / "out")
+
+
+def test_a_hub_that_cannot_be_reached_leaves_the_folder_and_the_command_that_uploads_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    source, out = str(checkpoint(VECTORS[0], tmp_path)), str(tmp_path / "out")
+    with pytest.raises(UserError, match=f"is written, but was not uploaded to me/model .*hf upload me/model {out}"):
+        export.main([source, out, "--push", "me/model"])
+    assert load_model(out)[1] is not None
