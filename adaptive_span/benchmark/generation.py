@@ -79,12 +79,11 @@ def steadiness(settings: Settings, tokens: int) -> dict[str, Row]:
     text = torch.randint(VOCAB_SIZE, (tokens, settings.batch_size), device=settings.device)
     part = min(1000, tokens // 2)
     ending = Decoder(model, settings.batch_size, graphs=graphs)
-    for token in text[:part]:
-        ending.read(token)
-    memory = [_memory(settings.device)]
-    for token in text[part : tokens - part]:
-        ending.read(token)
-    memory.append(_memory(settings.device))
+    held: dict[int, float | None] = {}  # after so many tokens
+    for number in range(tokens - part):  # a loop over the text itself would make a tensor of every token at once
+        ending.read(text[number])
+        if number + 1 in (part, tokens - part):
+            held[number + 1] = _memory(settings.device)
     decoders = Decoder(model, settings.batch_size, graphs=graphs), ending
     seconds = [[_seconds(decoder, token) for decoder in decoders] for token in text[tokens - part :]]
     names = f"tokens 1 to {part:,}", f"tokens {tokens - part + 1:,} to {tokens:,}"
@@ -92,9 +91,11 @@ def steadiness(settings: Settings, tokens: int) -> dict[str, Row]:
         name: {
             "ms a token": 1000 * statistics.median(each),
             "cache, MB": decoder.cache_bytes / 1e6,
-            "memory, MiB": held,
+            "memory, MiB": held[after],
         }
-        for name, each, decoder, held in zip(names, zip(*seconds, strict=True), decoders, memory, strict=True)
+        for name, each, decoder, after in zip(
+            names, zip(*seconds, strict=True), decoders, (part, tokens - part), strict=True
+        )
     }
 
 
