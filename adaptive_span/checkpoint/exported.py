@@ -18,7 +18,7 @@ from adaptive_span.data.vocabulary import Vocabulary
 from adaptive_span.errors import UserError, first_line
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.storage import strict_json
-from adaptive_span.storage.stored import from_dict, lookup, read_json
+from adaptive_span.storage.stored import from_dict, lookup, read_json, shortened
 from adaptive_span.storage.writing import atomic_write
 
 MODEL_TYPE = "adaptive_span"
@@ -36,7 +36,10 @@ def read(folder: Path) -> files.State:
     source = folder / CONFIG
     values = read_json(source, dict)
     if values.get("model_type") != MODEL_TYPE:
-        raise UserError(f"{folder} holds another kind of model (model_type={values.get('model_type')!r} in {CONFIG})")
+        kind = shortened(values.get("model_type"))
+        raise UserError(
+            f"{folder} holds another kind of model (model_type={kind} in {CONFIG}); export writes such folders"
+        )
     training = lookup(values, "training", dict, source)
     model = {key: values[key] for key in _shared_keys() if key in values}
     tensors = _read_tensors(folder / WEIGHTS)

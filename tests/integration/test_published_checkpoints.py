@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from adaptive_span.checkpoint import loading
+from adaptive_span.cli import evaluate, export, figures, generate
 from adaptive_span.cli import published as convert
 from tests.conftest import ROOT, finish, sentence
 from tests.unit.checkpoint.test_published import VECTORS, as_the_original_saves
@@ -74,3 +75,23 @@ def test_a_training_resumes_from_it(published, tmp_path):
         assert not torch.equal(own["sum"], before[index]["sum"])
     refused = finish([*words, "train.steps=5", "run.dir=other"], tmp_path, ok=False)
     assert "has 7 steps behind it, and this training ends after 5" in sentence(refused)
+
+
+def test_it_is_exported_and_scores_what_it_did_there_and_writes(published, tmp_path, monkeypatch, capfd):
+    vectors, data = published
+    monkeypatch.chdir(tmp_path)
+    convert.main(["x.pt", "ours.pt", "--ramp", str(vectors["config"]["ramp"])])
+    export.main(["ours.pt", "out", *data])
+    settings = ["protocol=published", f"batch_size={BATCH}", f"block_size={BLOCK}"]
+    evaluate.main(["checkpoint=out", *settings, *data, "output=scored"])
+    [score] = json.loads((tmp_path / "scored" / "evaluation.json").read_text())["others"].values()
+    assert score["splits"]["valid"]["bpc"] == pytest.approx(vectors["eval_nll"].mean().item() / math.log(2), abs=1e-5)
+    written = {}
+    for source in ("checkpoint=ours.pt", "checkpoint=out"):
+        capfd.readouterr()
+        generate.main([source, "prompt=01", "length=20", *(data if source == "checkpoint=ours.pt" else data[-1:])])
+        written[source] = capfd.readouterr().out
+    assert written["checkpoint=out"] == written["checkpoint=ours.pt"]
+    figures.main(["x.pt", "out"])
+    assert (tmp_path / "x-spans.png").exists()
+    assert (tmp_path / "out-spans.png").exists()
