@@ -37,7 +37,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration_adaptive_span import AdaptiveSpanConfig
 
 TILE = 256  # queries that attend at once: more of them would compute more scores outside the spans
-# What transformers calls the cache: `past_key_values` until 5.19, then `cache`.
+# What transformers calls the cache: `cache` in newer versions, `past_key_values` in older ones.
 CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
 
 Groups = list[tuple[list[int], int]]  # heads that look about equally far, and how many tokens that is
