@@ -105,8 +105,10 @@ class GatherFunction(OwnTypes):
         """Return the gradients of queries, keys and values."""
         query_shape, key_shape = ctx.shapes
         batch, heads, _, size = query_shape
-        grad_query = grads[0].new_zeros(query_shape)
-        grad_keys_values = grads[0].new_zeros(2, batch, heads, key_shape[2], size)  # of each head
+        grad_query = grads[0].new_empty(query_shape)
+        grad_keys_values = grads[0].new_empty(2, batch, heads, key_shape[2], size)  # of each head
+        if sum(len(group.heads) for group in ctx.groups) < heads:  # the others have theirs from another class of heads
+            grad_query.zero_(), grad_keys_values.zero_()
         for group, grad, grad_key_value in zip(
             ctx.groups, grads[: len(ctx.groups)], grads[len(ctx.groups) :], strict=True
         ):
@@ -116,8 +118,11 @@ class GatherFunction(OwnTypes):
             part = grad_key_value[:, inside]
             if ctx.padding is not None:
                 part = part.masked_fill(ctx.padding[:, seen, None, None, None], 0)
+            grad_keys_values[:, :, :, : seen.start].index_fill_(2, own, 0)
             grad_keys_values[:, :, :, seen].index_copy_(2, own, part.permute(3, 0, 2, 1, 4))
-        grad_key, grad_value = grad_keys_values.unflatten(2, (key_shape[1], -1)).sum(3)
+        if heads > key_shape[1]:
+            grad_keys_values = grad_keys_values.unflatten(2, (key_shape[1], -1)).sum(3)
+        grad_key, grad_value = grad_keys_values
         return None, None, None, grad_query, grad_key, grad_value
 
 
