@@ -119,6 +119,7 @@ class Attend(Protocol):
         Args:
             context: gives queries, keys and values for the heads and positions that it is asked for.
             position_embedding: p, one learned vector per distance, oldest first, (D, L): the last column is d = 1.
+                (D, 0) is none: then there are no such products.
             geometry: how far each head looks.
             dropout: probability with which an attention weight is dropped; 0 outside training.
             memory: persistent keys (H, D, N) and values (H, N, D), or None.

@@ -120,13 +120,13 @@ class BandedGroup:
     query: Tensor  # (B, M, h, D)
     keys_values: Tensor  # (B, T, h, 2, D)
     key_bias: Tensor | None  # (B, T)
-    position_embedding: Tensor  # (D, S)
+    position_embedding: Tensor  # (D, S), or (D, 0)
     log_mask: Tensor | None  # (h, S)
     memory: MemoryKeysValues | None  # (n, D, N), (n, N, D)
 
     def __post_init__(self) -> None:
         self.batch, self.block, self.heads, self.size = self.query.shape
-        self.span = self.position_embedding.size(1)
+        self.span = self.keys_values.size(1) - self.block
         self.tile = min(tile_size(self.span), self.block)
         self.tiles = -(-self.block // self.tile)
         self.spare = self.tiles * self.tile - self.block  # rows of the last tile that no query is in
@@ -164,7 +164,10 @@ class BandedGroup:
         seen = grad_scores[:, :, : self.width]  # (n·t, m, W)
         grad_position_scores = by_distance(seen, self.span).reshape(*self.q.shape[:2], self.span)  # (n, t·m, S)
         grad_q = torch.bmm(seen, self.windows(self.key)).view(self.q.shape)
-        grad_q += torch.matmul(grad_position_scores, self.position_embedding.t())
+        grad_position = self.position_embedding.new_zeros(self.position_embedding.shape)
+        if self.position_embedding.size(1):
+            grad_q += torch.matmul(grad_position_scores, self.position_embedding.t())
+            grad_position = torch.mm(self.q.flatten(0, 1).t(), grad_position_scores.flatten(0, 1))
         grad_memory = None
         if self.memory is not None:
             of_memory = self.to_memory(grad_scores)
@@ -177,7 +180,7 @@ class BandedGroup:
             )
         return BandedGradients(
             query=self.out_of_tiles(grad_q),
-            position_embedding=torch.mm(self.q.flatten(0, 1).t(), grad_position_scores.flatten(0, 1)),
+            position_embedding=grad_position,
             log_mask=None if self.log_mask is None else grad_position_scores.unflatten(0, self.shape).sum((0, 2)),
             memory=grad_memory,
             keys_values=self.out_of_windows(
@@ -187,14 +190,13 @@ class BandedGroup:
 
     def scores(self) -> Tensor:
         """Return q·k + q·p_d + log m inside the band, −inf outside, (n·t, m, W)."""
-        position_scores = torch.matmul(self.q, self.position_embedding)  # (n, t·m, S), by distance
         scores = self.q.new_full((len(self.q) * self.tiles, self.tile, self.width), float("-inf"))
         band = by_distance(scores, self.span).unflatten(0, (*self.shape, self.tiles))  # (B, h, t, m, S)
-        position_scores = position_scores.view(band.shape)
-        if self.log_mask is None:
-            band.copy_(position_scores)
+        log_mask = 0 if self.log_mask is None else self.log_mask[:, None, None]
+        if self.position_embedding.size(1):
+            torch.add(torch.matmul(self.q, self.position_embedding).view(band.shape), log_mask, out=band)
         else:
-            torch.add(position_scores, self.log_mask[:, None, None], out=band)
+            band[:] = log_mask
         if self.key_bias is not None:
             tiles = F.pad(self.key_bias, (0, self.spare)).unfold(1, self.width, self.tile)[:, : self.tiles]  # (B, t, W)
             scores.view(*self.shape, self.tiles, self.tile, self.width).add_(tiles[:, None, :, None])

@@ -26,7 +26,9 @@ def attend(
     products = query @ key.transpose(2, 3)  # (B, H, M, T)
     if projected.key_bias is not None:
         products = products + projected.key_bias[:, None, None]
-    scores = unskew(products, span) + query @ position_embedding[:, -span:]  # (B, H, M, S)
+    scores = unskew(products, span)  # (B, H, M, S)
+    if position_embedding.size(1):
+        scores = scores + query @ position_embedding[:, -span:]
     if (log_mask := geometry.log_mask()) is not None:
         scores = scores + log_mask[:, None]  # (H, 1, S)
     if memory is None:

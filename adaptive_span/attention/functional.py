@@ -74,13 +74,13 @@ def adaptive_attention(
         classes = group_heads(bounds_of(span_after) if bounds_after is None else bounds_after)
     most_ahead = (1 if include_self else 0) if span_after is None else span_after.max_span + 1
     if position_embedding is None:
-        position_embedding = query.new_zeros(size, span.max_span + most_ahead)
+        position_embedding = query.new_zeros(size, 0)
     attend = choose(implementation)
     outputs = []
     for heads, after in classes:
         ahead = most_ahead if span_after is None else after + 1
         context = GivenKeys(query, key, value, heads, ahead, scale, key_padding_mask)
-        positions = position_embedding[:, : position_embedding.size(1) - (most_ahead - ahead)]
+        positions = position_embedding[:, : span.max_span + ahead]
         geometry = _geometry(span, span_after, include_self, heads, [bounds[head] for head in heads], ahead)
         outputs.append(attend(context, positions, geometry, dropout).output)  # (B, M, h, D)
     return out_of_groups(torch.cat(outputs, dim=2), 2, classes).transpose(1, 2)

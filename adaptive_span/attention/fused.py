@@ -222,8 +222,11 @@ class FusedLayer:
 
     def position_scores(self, group: FusedGroup) -> Tensor:
         """Return q·p_d of all queries of a group, (M, B, h, S), and with it what is given to add to the scores."""
-        rows = torch.mm(group.rows, self.position_embedding[:, -group.span :])  # (M·B·h, S)
-        scores: Tensor = rows.unflatten(0, group.query.shape[:3])
+        shape = (*group.query.shape[:3], group.span)
+        if self.position_embedding.size(1):
+            scores = torch.mm(group.rows, self.position_embedding[:, -group.span :]).view(shape)
+        else:
+            scores = group.query.new_zeros(shape)
         if self.given_mask is not None:
             scores += self.given_mask[:, -group.span :].index_select(0, self.heads(group))
         if group.key_bias is not None:
@@ -321,6 +324,8 @@ class FusedBackward:
         if self.grad_given_mask is not None:
             part = position_scores.sum((0, 1), dtype=self.grad_given_mask.dtype)  # (h, S)
             self.grad_given_mask[:, -group.span :].index_copy_(0, layer.heads(group).long(), part)
+        if not layer.position_embedding.size(1):
+            return grad_query, grad_key_value
         grad_position_scores = position_scores.flatten(0, 2)  # (M·B·h, S)
         grad_query.flatten(0, 2).addmm_(grad_position_scores, layer.position_embedding[:, -group.span :].t())
         self.grad_position_embedding[:, -group.span :].addmm_(group.rows.t(), grad_position_scores)

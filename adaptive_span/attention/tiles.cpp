@@ -40,7 +40,7 @@ struct Head {
 template <typename T>
 struct Layer {
   const Head<T>* heads;                           // (H,), the longest span first
-  const T *position, *position_along;             // (D, L), (L, D)
+  const T *position, *position_along;             // (D, L), (L, D); or null
   const T *log_mask, *memory_key, *memory_value;  // (H, L), (H, D, N), (H, N, D); or null
   T *output, *log_sum;                            // (B, M, H, D), (B, H, M)
   const T* grad;                                  // (B, M, H, D)
@@ -185,7 +185,7 @@ struct Place {
     query = head.query + b * l.block * stride;
     key = head.keys_values + first_seen();  // the values are `size` further
     bias = head.key_bias ? head.key_bias + (b + 1) * head.positions - l.block - head.span : nullptr;
-    position = l.position + l.longest - head.span;
+    position = l.position ? l.position + l.longest - head.span : nullptr;
     mask = l.log_mask ? l.log_mask + (head.index + 1) * l.longest - head.span : nullptr;
     memory_key = l.memory ? l.memory_key + head.index * l.size * l.memory : nullptr;
     memory_value = l.memory ? l.memory_value + head.index * l.size * l.memory : nullptr;
@@ -211,8 +211,9 @@ struct Place {
   void scores(const T* keys_across, int64_t first, int64_t rows, T* tile, T* to_memory) const {
     const int64_t size = layer.size, width = head.span + rows - 1;
     const T* q = query + first * stride;
-    product<T>('N', 'N', rows, head.span, size, q, stride, position, layer.position_stride, 0, tile, width + 1);
-    product<T>('N', 'N', rows, width, size, q, stride, keys_across + first, seen, 1, tile, width);
+    if (position)
+      product<T>('N', 'N', rows, head.span, size, q, stride, position, layer.position_stride, 0, tile, width + 1);
+    product<T>('N', 'N', rows, width, size, q, stride, keys_across + first, seen, position ? 1 : 0, tile, width);
     for (int64_t r = 0; r < (bias ? rows : 0); ++r)
       for (int64_t j = 0; j < width; ++j) tile[r * width + j] += bias[first + j];
     if (layer.memory)
@@ -278,11 +279,13 @@ void backward(const Place<T>& p, int64_t part, Scratch<T>& s) {
     clear_outside(s.tile, rows, span);
     clear_outside(s.grad_tile, rows, span);
     product<T>('N', 'N', rows, size, width, s.grad_tile, width, s.along + first * size, size, 0, dq, p.stride);
-    product<T>('N', 'N', rows, size, span, s.grad_tile, width + 1, l.position_along + (l.longest - span) * size, size,
-               1, dq, p.stride);
+    if (p.position)
+      product<T>('N', 'N', rows, size, span, s.grad_tile, width + 1, l.position_along + (l.longest - span) * size, size,
+                 1, dq, p.stride);
     product<T>('T', 'N', size, width, rows, q, p.stride, s.grad_tile, width, 1, s.grad_keys + first, p.seen);
     product<T>('T', 'N', size, width, rows, g, p.out_stride, s.tile, width, 1, s.grad_values + first, p.seen);
-    product<T>('T', 'N', size, span, rows, q, p.stride, s.grad_tile, width + 1, 1, grad_position, span);
+    if (p.position)
+      product<T>('T', 'N', size, span, rows, q, p.stride, s.grad_tile, width + 1, 1, grad_position, span);
     if (l.memory) {
       T *mk = l.grad_memory_key + place * size * l.memory, *mv = l.grad_memory_value + place * size * l.memory;
       product<T>('N', 'T', rows, size, l.memory, s.grad_memory, l.memory, p.memory_key, l.memory, 1, dq, p.stride);
@@ -307,11 +310,11 @@ void run(const Layer<T>& l, bool is_forward) {
     for (int64_t piece = 0; piece < l.num_heads * l.parts; ++piece) {
       const Head<T>& head = l.heads[piece / l.parts];
       const int64_t part = piece % l.parts;
-      if (!is_forward) std::fill_n(head.grad_position + part * l.size * head.span, l.size * head.span, T(0));
+      if (!is_forward && l.position) std::fill_n(head.grad_position + part * l.size * head.span, l.size * head.span, T(0));
       for (int64_t b = part; b < l.batch; b += l.parts)
         is_forward ? forward(Place<T>(l, head, b), scratch) : backward(Place<T>(l, head, b), part, scratch);
     }
-    if (!is_forward)
+    if (!is_forward && l.position)
 #pragma omp for
       for (int64_t d = 0; d < l.size; ++d)
         for (int64_t piece = 0; piece < l.num_heads * l.parts; ++piece) {

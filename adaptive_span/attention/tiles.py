@@ -90,11 +90,13 @@ class LayerShape:
         """Return the description of the layer, but for what a pass writes or gets besides."""
         position_embedding, log_mask, memory_key, memory_value = constants
         assert position_embedding is not None
+        longest = position_embedding.size(1) or (max(self.spans) if log_mask is None else log_mask.size(1))
         return Layer(
-            heads=ctypes.addressof(heads), position=position_embedding.data_ptr(), log_mask=_address(log_mask),
+            heads=ctypes.addressof(heads), log_mask=_address(log_mask),
+            position=position_embedding.data_ptr() if position_embedding.size(1) else None,
             memory_key=_address(memory_key), memory_value=_address(memory_value), log_sum=log_sum.data_ptr(),
             batch=len(log_sum), block=block, num_heads=len(heads), size=position_embedding.size(0),
-            longest=position_embedding.size(1), position_stride=position_embedding.stride(0),
+            longest=longest, position_stride=position_embedding.stride(0),
             memory=0 if memory_key is None else memory_key.size(2),
             scale=self.scale,
         )  # fmt: skip
@@ -157,7 +159,7 @@ class TiledAttentionFunction(OwnTypes):
         ctx: Any,
         shape: LayerShape,
         masks: Sequence[Tensor],  # of each group what dropout keeps, or none
-        position_embedding: Tensor,  # (D, L), whose rows may lie apart
+        position_embedding: Tensor,  # (D, L), whose rows may lie apart; or (D, 0)
         log_mask: Tensor | None,  # (H, L)
         memory_key: Tensor | None,  # (H, D, N)
         memory_value: Tensor | None,  # (H, N, D)
