@@ -9,7 +9,7 @@ from adaptive_span.attention import SpanGeometry
 from adaptive_span.attention.dispatch import choose
 from adaptive_span.attention.given_keys import GivenKeys
 from adaptive_span.attention.head_groups import HeadGroup, group_heads, order_on, out_of_groups
-from adaptive_span.attention.span import AdaptiveSpan, log_soft_mask, upper_bound
+from adaptive_span.attention.span import AdaptiveSpan, ramp_height, upper_bound
 
 IMPLEMENTATIONS = ("auto", "dense", "banded", "fused")
 
@@ -54,24 +54,29 @@ def adaptive_attention(
         scale: 1 / √D where not given.
         bounds: for each head a whole number of tokens, at least 1, that its effective span does not exceed. Where not
             given they are read off the spans, which waits for the device. A head sees nothing beyond its bound.
-        bounds_after: likewise for `span_after`.
+        bounds_after: likewise for `span_after`, without which it has no meaning.
         implementation: auto, dense, banded or fused, as `model.attention`.
 
     Returns:
         (B, H, M, D), differentiable in query, key, value, spans and position embedding.
 
     Raises:
-        ValueError: A shape does not fit the others, or there is no such implementation.
+        TypeError: A span is no `AdaptiveSpan`.
+        ValueError: A shape or a number does not fit the others, or there is no such implementation.
         UserError: `implementation` is fused where that cannot run.
     """
     _check(query, key, value, span, span_after, include_self, position_embedding, key_padding_mask, implementation)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
     size = query.size(3)
     scale = size**-0.5 if scale is None else scale
-    bounds = bounds_of(span) if bounds is None else bounds
+    bounds = _checked(bounds, span, "bounds")
     if span_after is None:
         classes = [HeadGroup(range(query.size(1)), 0)]
     else:  # each class of heads looks ahead alike, so that its positions are moved on alike
-        classes = group_heads(bounds_of(span_after) if bounds_after is None else bounds_after)
+        classes = group_heads(_checked(bounds_after, span_after, "bounds_after"))
+    if not query.numel():
+        return query.clone()
     most_ahead = (1 if include_self else 0) if span_after is None else span_after.max_span + 1
     if position_embedding is None:
         position_embedding = query.new_zeros(size, 0)
@@ -88,7 +93,16 @@ def adaptive_attention(
 
 def bounds_of(span: AdaptiveSpan) -> list[int]:
     """Return bounds on the effective spans, in tokens, (H,). It waits for the device."""
-    return [upper_bound(effective, span.max_span) for effective in span.effective().tolist()]
+    return [upper_bound(effective, span.max_span) for effective in span.on_host()]
+
+
+def _checked(bounds: Sequence[int] | None, span: AdaptiveSpan, name: str) -> Sequence[int]:
+    if bounds is None:
+        return bounds_of(span)
+    heads, longest = len(span.fraction), span.max_span
+    if len(bounds) != heads or not all(isinstance(bound, int) and 1 <= bound <= longest for bound in bounds):
+        raise ValueError(f"{name}={list(bounds)} must be {heads} whole numbers from 1 to {longest}, one for each head")
+    return bounds
 
 
 def _geometry(
@@ -102,20 +116,25 @@ def _geometry(
     """Return how far these heads look in the implementation's distances, which are `ahead` larger than ours."""
     whole = len(heads) == len(span.fraction)
     own = slice(None) if whole else order_on(span.fraction.device, tuple(heads))
-    before = span.tokens()[own]  # (h,)
-    moved = [bound + ahead for bound in bounds]
-    if span_after is None:
-        return SpanGeometry(before + ahead, span.ramp, moved)
-    self_mask = before.new_full((len(heads), 1), 0.0 if include_self else float("-inf"))
-    mask = torch.cat(
-        [
-            log_soft_mask(before, span.ramp, max(bounds)),
-            self_mask,
-            log_soft_mask(span_after.tokens()[own], span_after.ramp, ahead - 1).flip(1),
-        ],
-        dim=1,
-    )  # (h, S)
-    return SpanGeometry(None, span.ramp, moved, mask)
+    masks = [_log_mask(span, own, max(bounds))]
+    if ahead:
+        masks.append(masks[0].new_full((len(heads), 1), 0.0 if include_self else float("-inf")))  # the query itself
+    if span_after is not None:
+        masks.append(_log_mask(span_after, own, ahead - 1).flip(1))
+    return SpanGeometry(None, span.ramp, [bound + ahead for bound in bounds], torch.cat(masks, dim=1))
+
+
+def _log_mask(span: AdaptiveSpan, heads: Tensor | slice, length: int) -> Tensor:
+    """Return log m(x) of some heads at x = `length` … 1, (h, length), −inf where m is 0.
+
+    Unlike that of the models here, it gives the foot of the ramp, where m has just become 0, no weight below all
+    rounding: where all else is padding, such a key would be all that is seen.
+    """
+    spans = span.tokens()[heads].clamp(min=0)
+    distances = torch.arange(length, 0, -1, device=spans.device, dtype=spans.dtype)
+    height = ramp_height(spans[:, None], span.ramp, distances).clamp(max=1)
+    seen = height > 0
+    return torch.where(seen, torch.where(seen, height, 1.0).log(), float("-inf"))
 
 
 def _check(
@@ -129,13 +148,18 @@ def _check(
     key_padding_mask: Tensor | None,
     implementation: str,
 ) -> None:
+    for each in (span, span_after):
+        if not isinstance(each, AdaptiveSpan) and (each is not None or span is None):
+            raise TypeError(f"a span must be an AdaptiveSpan, not a {type(each).__name__}")
+    if query.dim() != 4 or not query.is_floating_point() or 0 in (query.size(1), query.size(3)):
+        raise ValueError(f"queries are {tuple(query.shape)} of {query.dtype}, and must be (B, H, M, D) of real numbers")
     batch, heads, block, size = query.shape
     if key.shape != value.shape or key.dim() != 4 or len(key) != batch or key.size(3) != size:
         raise ValueError(
             f"keys {tuple(key.shape)} and values {tuple(value.shape)} must both be ({batch}, G, K, {size}), as the "
             f"queries are {tuple(query.shape)}"
         )
-    if heads % key.size(1) or key.size(2) < block:
+    if not key.size(1) or heads % key.size(1) or key.size(2) < block:
         raise ValueError(
             f"{heads} query heads at {block} positions need key/value heads that divide them and at least as many "
             f"positions, not {key.size(1)} and {key.size(2)}"

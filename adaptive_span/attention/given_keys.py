@@ -55,11 +55,12 @@ class GivenKeys:
         first = known - block - span + self.ahead
         if self.padding is None and first >= 0 and self.ahead <= 1:  # no query sees the last position
             return [None] * len(spans)
-        bias = self.key.new_full((len(self.key), span + block), HIDDEN)
+        hidden = max(HIDDEN, torch.finfo(self.key.dtype).min / 2)  # 16 bits may hold no more
+        bias = self.key.new_full((len(self.key), span + block), hidden)
         inside, seen = _overlap(first, span + block, known)
         bias[:, inside] = 0
         if self.padding is not None:
-            bias[:, inside].masked_fill_(self.padding[:, seen], HIDDEN)
+            bias[:, inside].masked_fill_(self.padding[:, seen], hidden)
         return [bias[:, -each - block :] for each in spans]
 
 
@@ -81,7 +82,8 @@ class GatherFunction(OwnTypes):
         value: Tensor,  # (B, G, K, D)
     ) -> tuple[Tensor, ...]:
         """Return the queries of all groups, (B, M, h, D), then their keys and values, (B, T, h, 2, D)."""
-        ctx.groups, ctx.ahead, ctx.padding = groups, ahead, padding
+        ctx.groups, ctx.ahead = groups, ahead
+        ctx.save_for_backward(padding)  # so that a change of it before the backward pass is an error
         ctx.shapes = query.shape, key.shape
         share = query.size(1) // key.size(1)
         queries = [query.index_select(1, order_on(query.device, tuple(heads))).transpose(1, 2) for heads, _ in groups]
@@ -104,6 +106,7 @@ class GatherFunction(OwnTypes):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of queries, keys and values."""
         query_shape, key_shape = ctx.shapes
+        [padding] = ctx.saved_tensors
         batch, heads, _, size = query_shape
         grad_query = grads[0].new_empty(query_shape)
         grad_keys_values = grads[0].new_empty(2, batch, heads, key_shape[2], size)  # of each head
@@ -116,8 +119,8 @@ class GatherFunction(OwnTypes):
             inside, seen, _ = _places(group.span, ctx.ahead, query_shape, key_shape)
             grad_query.index_copy_(1, own, grad.transpose(1, 2))
             part = grad_key_value[:, inside]
-            if ctx.padding is not None:
-                part = part.masked_fill(ctx.padding[:, seen, None, None, None], 0)
+            if padding is not None:
+                part = part.masked_fill(padding[:, seen, None, None, None], 0)
             grad_keys_values[:, :, :, : seen.start].index_fill_(2, own, 0)
             grad_keys_values[:, :, :, seen].index_copy_(2, own, part.permute(3, 0, 2, 1, 4))
         if heads > key_shape[1]:

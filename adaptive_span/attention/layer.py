@@ -1,12 +1,14 @@
 """A self-attention layer for your own model, whose heads each learn how far to look and cost that much."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from adaptive_span.attention.functional import adaptive_attention
+from adaptive_span.attention.functional import adaptive_attention, bounds_of
 from adaptive_span.attention.host_bounds import HostBounds
+from adaptive_span.attention.own_types import uncompiled
 from adaptive_span.attention.rotary import rotate
 from adaptive_span.attention.span import AdaptiveSpan
 
@@ -44,8 +46,8 @@ class AdaptiveAttention(nn.Module):
         dropout: the probability with which an attention weight is dropped in training.
         bias: whether the four projections have biases.
         implementation: auto, dense, banded or fused. See `adaptive_attention`.
-        refresh_every: updates after which the host reads in training how far the spans have grown. Between them a span
-            grows by at least 8 tokens before `clamp_spans_` holds it.
+        refresh_every: the most updates after which the host reads in training how far the spans have grown; fewer while
+            they grow fast. In between a span may grow by 8 tokens at least, or by 3 % of it where that is more.
 
     Raises:
         ValueError: A size does not divide another, or a value is not allowed.
@@ -70,6 +72,12 @@ class AdaptiveAttention(nn.Module):
     ):
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        least = {"hidden_size": hidden_size, "num_heads": num_heads, "num_kv_heads": num_kv_heads, "max_span": max_span}
+        for name, number in (least | {"ramp": ramp, "refresh_every": refresh_every}).items():
+            if number < 1:
+                raise ValueError(f"{name}={number} must be at least 1")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
         if hidden_size % num_heads or num_heads % num_kv_heads:
             raise ValueError(
                 f"num_heads={num_heads} must divide hidden_size={hidden_size}, and num_kv_heads={num_kv_heads} must "
@@ -78,6 +86,9 @@ class AdaptiveAttention(nn.Module):
         if positions not in POSITIONS:
             raise ValueError(f"positions={positions!r} is none of {', '.join(map(repr, POSITIONS))}")
         size = hidden_size // num_heads
+        if positions == "rotary" and size % 2:
+            raise ValueError(f"rotary positions turn pairs of numbers, and a head of {size} has an odd one")
+        self.hidden_size = hidden_size
         self.num_heads, self.num_kv_heads, self.max_span = num_heads, num_kv_heads, max_span
         self.causal, self.include_self, self.positions = causal, include_self, positions
         self.dropout, self.implementation = dropout, implementation
@@ -89,7 +100,7 @@ class AdaptiveAttention(nn.Module):
         self.span_after = None if causal else AdaptiveSpan(num_heads, max_span, ramp, span_init)
         distances = max_span + int(include_self) if causal else 2 * max_span + 1
         self.position_embedding = nn.Parameter(torch.randn(size, distances)) if positions == "relative" else None
-        self._bounds = [HostBounds(span, refresh_every) for span in self._sides]
+        self._bounds = [HostBounds(refresh_every) for _ in self._sides]
         self.register_load_state_dict_post_hook(_forget_bounds)  # type: ignore[no-untyped-call]
 
     @property
@@ -104,15 +115,18 @@ class AdaptiveAttention(nn.Module):
         Args:
             hidden: (B, M, C).
             cache: what the last call returned, or `AttentionCache()` at the start of a stream. It carries no gradient.
-                In training a span that has grown since sees no more of the past than was kept.
-            key_padding_mask: true where a position is padding, which no query sees, (B, M).
+                A span that has grown since sees no more of the past than was kept.
+            key_padding_mask: true where a position of this block is padding, which no query sees, (B, M), bool.
 
         Returns:
             (B, M, C); with a cache, that and the cache for the next block.
 
         Raises:
-            ValueError: A cache is given though the layer looks ahead.
+            TypeError: `cache` is no `AttentionCache`.
+            ValueError: A shape does not fit, or a cache is given though the layer looks ahead.
         """
+        self._check_cache(cache, hidden)
+        self._check(hidden, key_padding_mask)
         position = 0 if cache is None else cache.position
         query, key, value = (
             layer(hidden).unflatten(2, (heads, -1)).transpose(1, 2)
@@ -124,11 +138,8 @@ class AdaptiveAttention(nn.Module):
         )
         if self.positions == "rotary":
             query, key = rotate(query, position), rotate(key, position)
-        bounds = [each.current(self.training) for each in self._bounds]
-        padding = key_padding_mask
+        bounds, padding = self._span_bounds(), key_padding_mask
         if cache is not None:
-            if self.span_after is not None:
-                raise ValueError("a layer with causal=False needs the whole sequence at once, and takes no cache")
             key, value, padding, cache = _joined(cache, key, value, padding, max(bounds[0]))
         attended = adaptive_attention(
             query,
@@ -147,6 +158,36 @@ class AdaptiveAttention(nn.Module):
         output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return output if cache is None else (output, cache)
 
+    @uncompiled
+    def _span_bounds(self) -> list[Sequence[int]]:
+        if not self.training:  # whatever has become of the spans; training's own bounds stay as they are
+            return [bounds_of(span) for span in self._sides]
+        return [bounds.of(span) for bounds, span in zip(self._bounds, self._sides, strict=True)]
+
+    def _check(self, hidden: Tensor, key_padding_mask: Tensor | None) -> None:
+        if hidden.dim() != 3 or hidden.size(2) != self.hidden_size:
+            raise ValueError(f"hidden states are {tuple(hidden.shape)}, and must be (B, M, {self.hidden_size})")
+        if key_padding_mask is not None and (
+            key_padding_mask.shape != hidden.shape[:2] or key_padding_mask.dtype != torch.bool
+        ):
+            raise ValueError(
+                f"key_padding_mask is {tuple(key_padding_mask.shape)} of {key_padding_mask.dtype}, and must be "
+                f"{tuple(hidden.shape[:2])} of torch.bool: true where a position of these hidden states is padding"
+            )
+
+    def _check_cache(self, cache: AttentionCache | None, hidden: Tensor) -> None:
+        if cache is None:
+            return
+        if not isinstance(cache, AttentionCache):
+            raise TypeError(
+                f"cache is a {type(cache).__name__}, and must be an AttentionCache; a layer takes one tensor of hidden "
+                f"states, from which it makes queries, keys and values"
+            )
+        if self.span_after is not None:
+            raise ValueError("a layer with causal=False needs the whole sequence at once, and takes no cache")
+        if cache.key is not None and len(cache.key) != len(hidden):
+            raise ValueError(f"the cache holds {len(cache.key)} rows, and the hidden states have {len(hidden)}")
+
     @torch.no_grad()
     def spans(self) -> Tensor:
         """Return the effective span of each head, in tokens: (H,), or before and after, (2, H), where not causal."""
@@ -158,17 +199,20 @@ class AdaptiveAttention(nn.Module):
         return torch.stack([span.penalty() for span in self._sides]).sum()
 
     def clamp_spans_(self) -> None:
-        """Bring every span back to at least 0 and at most its bound. Call it after each update. It does not wait."""
-        for bounds in self._bounds:
-            bounds.clamp_()
+        """Bring every span back to at least 0 and at most its bound. Call it after each update.
+
+        It waits for the device after `refresh_every` updates, or sooner while spans grow fast.
+        """
+        for bounds, span in zip(self._bounds, self._sides, strict=True):
+            bounds.clamp_(span)
 
     def refresh_bounds(self) -> None:
         """Read the spans off the device, so that they may grow from where they are.
 
-        Training does it by itself after every `refresh_every` updates, evaluation after every change of the spans.
+        Call it after you have set spans by hand. Training does it by itself now and then, and evaluation always.
         """
-        for bounds in self._bounds:
-            bounds.refresh()
+        for bounds, span in zip(self._bounds, self._sides, strict=True):
+            bounds.refresh(span)
 
 
 def _forget_bounds(layer: AdaptiveAttention, _: object) -> None:
@@ -184,7 +228,8 @@ def _joined(
     if cache.key is not None and cache.value is not None:
         if padding is not None or cache.padding is not None:
             padding = torch.cat([_mask(cache.padding, cache.key), _mask(padding, key)], dim=1)
-        key, value = torch.cat([cache.key, key], dim=2), torch.cat([cache.value, value], dim=2)
+        key = torch.cat([cache.key.to(key.dtype), key], dim=2)  # which autocast may have changed
+        value = torch.cat([cache.value.to(value.dtype), value], dim=2)
     kept = slice(max(0, key.size(2) - reach), None)
     past = AttentionCache(  # copies: a view would keep the whole of what it is cut from
         key[:, :, kept].detach().clone(),

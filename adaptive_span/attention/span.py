@@ -22,24 +22,43 @@ class AdaptiveSpan(nn.Module):
     Args:
         num_heads: H.
         max_span: L, the tokens that a span cannot exceed.
-        ramp: R, the tokens over which the mask falls from 1 to 0.
+        ramp: R ≥ 1, the tokens over which the mask falls from 1 to 0.
         init: the fraction of `max_span` that every span starts at, in [0, 1].
+
+    Raises:
+        ValueError: a number is not allowed.
     """
 
     def __init__(self, num_heads: int, max_span: int, ramp: int = 32, init: float = 0.0):
         super().__init__()
+        if min(num_heads, max_span, ramp) < 1 or not 0 <= init <= 1:
+            raise ValueError(
+                f"num_heads={num_heads}, max_span={max_span} and ramp={ramp} must be at least 1, and init={init} a "
+                f"fraction from 0 to 1"
+            )
         self.max_span = max_span
         self.ramp = ramp
         self.fraction = nn.Parameter(torch.full((num_heads,), init))
 
     def tokens(self) -> Tensor:
-        """Return z of each head, in tokens, without the ramp: (H,), differentiable."""
-        return self.fraction * self.max_span
+        """Return z of each head, in tokens, without the ramp: (H,), differentiable, of 32 bits at least."""
+        return self.fraction.to(torch.promote_types(self.fraction.dtype, torch.float32)) * self.max_span
 
     @torch.no_grad()
     def effective(self) -> Tensor:
         """Return how far each head sees, min(L, z + R) tokens, (H,)."""
         return (self.tokens() + self.ramp).clamp(max=self.max_span)
+
+    def on_host(self) -> list[float]:
+        """Return how far each head sees, in tokens, as Python numbers. It waits for the device.
+
+        Raises:
+            ValueError: a span is not finite.
+        """
+        spans: list[float] = self.effective().clamp(min=1).tolist()
+        if not all(map(math.isfinite, spans)):
+            raise ValueError(f"spans must be finite, not {spans}; the training has diverged, so take a lower rate")
+        return spans
 
     def mask(self, distances: Tensor, include_self: bool = True) -> Tensor:
         """Return the soft mask of each head, query and key (equation 4).
@@ -61,7 +80,8 @@ class AdaptiveSpan(nn.Module):
             given = f"a tensor {tuple(distances.shape)}" if isinstance(distances, Tensor) else repr(distances)
             raise TypeError(f"mask takes a tensor of distances (M, K), query position minus key position; not {given}")
         seen = (distances >= 0 if include_self else distances > 0) & (distances <= self.max_span)
-        return _ramp(self.tokens()[:, None, None], self.ramp, distances.to(self.fraction)).clamp(0, 1) * seen
+        spans = self.tokens()[:, None, None]
+        return ramp_height(spans, self.ramp, distances.to(spans)).clamp(0, 1) * seen
 
     def penalty(self) -> Tensor:
         """Return the mean of z over the heads, in tokens: the term of equation 5 before its coefficient."""
@@ -88,11 +108,11 @@ def log_soft_mask(spans: Tensor, ramp: int, length: int) -> Tensor:
         log m(d) at d = `length` … 1, (H, length).
     """
     distances = torch.arange(length, 0, -1, device=spans.device, dtype=spans.dtype)
-    height = _ramp(spans[:, None], ramp, distances)
+    height = ramp_height(spans[:, None], ramp, distances)
     return torch.where(height >= 0, (height.clamp(0, 1) + 1e-20).log(), float("-inf"))
 
 
-def _ramp(spans: Tensor, ramp: int, distances: Tensor) -> Tensor:
+def ramp_height(spans: Tensor, ramp: int, distances: Tensor) -> Tensor:
     """Return (ramp + 1 + z − d) / ramp, which is m(d) once it is clamped to [0, 1]."""
     return (ramp + 1 + spans - distances) / ramp
 

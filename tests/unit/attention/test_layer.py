@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import vector_to_parameters
+from torch.optim.swa_utils import AveragedModel
 
 from adaptive_span import AdaptiveAttention, AdaptiveSpan, AttentionCache, adaptive_attention
 from adaptive_span.attention import tiles
@@ -67,9 +69,9 @@ def inputs(case, dtype=torch.float64):
 
 
 def soft_mask(span, distances, include_self):
-    """With the weight below any rounding that the foot of the ramp has: it shows where all other keys are padding."""
-    at_foot = distances == span.tokens()[:, None, None] + span.ramp + 1
-    return span.mask(distances, include_self) + 1e-20 * (at_foot & (distances <= span.max_span))
+    """Without the slope that the mask has at its foot, where nothing is seen yet."""
+    mask = span.mask(distances, include_self)
+    return mask * (mask > 0)
 
 
 def by_the_definition(
@@ -181,52 +183,114 @@ def test_bounds_never_change_what_is_computed(causal, changes, every):
     layer = AdaptiveAttention(8, 2, 200, causal=causal, refresh_every=every, ramp=8, positions=None).double()
     hidden = torch.randn(1, 230, 8, dtype=torch.float64)
     for change in changes:
-        layer.span.fraction.data.add_(change * torch.rand(2))  # unlike an optimizer's, a change that nobody counts
+        layer(hidden[:, :1])
         with torch.no_grad():
-            layer.span.fraction.add_(0)
+            layer.span.fraction.add_(change * torch.rand(2))
         layer.clamp_spans_()
-    assert all(span <= bound for span, bound in zip(layer.spans().flatten(), layer._bounds[0].bounds, strict=False))
-    with mock.patch.object(layer, "_bounds", [mock.Mock(current=lambda _: [200, 200])] * 2):
-        expected = layer(hidden)
-    torch.testing.assert_close(layer(hidden), expected, rtol=1e-9, atol=1e-12)
+    output = layer(hidden)
+    assert (layer.span.fraction >= 0).all()
+    torch.testing.assert_close(output, layer.eval()(hidden), rtol=1e-9, atol=1e-12)
 
 
-def test_training_reads_the_spans_seldom_and_evaluation_after_each_change():
+def grown(rate, updates=40, evaluate=False):
+    """Let spans grow by so many tokens in each update; return the layer, and how often the host read them."""
     torch.manual_seed(0)
-    layer = AdaptiveAttention(8, 2, 400, refresh_every=10, positions=None)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    hidden, read = torch.randn(1, 50, 8), mock.Mock(side_effect=layer.span.effective)
-    with mock.patch.object(layer.span, "effective", read):
-        for _ in range(40):
+    layer = AdaptiveAttention(8, 2, 2000, ramp=8, refresh_every=10, positions=None)
+    optimizer = torch.optim.SGD(layer.span.parameters(), lr=1.0)
+    hidden, read = torch.randn(1, 50, 8), mock.Mock(side_effect=layer.span.on_host)
+    with mock.patch.object(layer.span, "on_host", read):
+        for _ in range(updates):
             optimizer.zero_grad()
-            (layer(hidden).mean() - 0.001 * layer.span_penalty()).backward()  # so that spans grow
+            layer(hidden)
+            (-layer.span_penalty() * 2 * rate / 2000**2).backward()
             optimizer.step()
             layer.clamp_spans_()
-        assert 4 <= read.call_count <= 6
-        read.reset_mock()
-        layer.eval()
-        layer(hidden), layer(hidden)
-        assert read.call_count == 1
-    assert layer.spans().min() > 60  # they grew past the bounds that they began with
+            if evaluate:
+                layer.eval()(hidden)
+                layer.train()
+    return layer, read.call_count
 
 
-def test_loaded_spans_count_at_once():
+def test_training_reads_the_spans_seldom():
+    layer, readings = grown(rate=0.5)
+    assert layer.spans().tolist() == pytest.approx([28, 28])  # a ramp of 8, and 40 times 0.5
+    assert readings <= 9
+
+
+def test_spans_that_grow_fast_are_read_more_often_and_hardly_held():
+    layer, _ = grown(rate=6)
+    assert layer.spans().min() > 0.9 * (8 + 40 * 6)
+
+
+def test_evaluation_leaves_training_as_it_is():
+    assert torch.equal(grown(rate=3)[0].span.fraction, grown(rate=3, evaluate=True)[0].span.fraction)
+
+
+CHANGES = {
+    "in place": lambda layer, spans: layer.span.fraction.data.copy_(spans),
+    "counted": lambda layer, spans: vector_to_parameters(spans, [layer.span.fraction]),
+    "replaced": lambda layer, spans: setattr(layer.span, "fraction", nn.Parameter(spans)),
+    "span replaced": lambda layer, spans: setattr(layer, "span", AdaptiveSpan(2, 200, 8, spans[0].item())),
+    "loaded": lambda layer, spans: layer.load_state_dict(layer.state_dict() | {"span.fraction": spans}),
+    "span loaded": lambda layer, spans: layer.span.load_state_dict({"fraction": spans}),
+}
+
+
+SEEN = [(how, False) for how in CHANGES] + [(how, True) for how in CHANGES if how != "in place"]  # .data tells nobody
+
+
+@pytest.mark.parametrize(("how", "training"), SEEN)
+def test_changed_spans_count_at_once(how, training):
     torch.manual_seed(0)
-    short, long = (AdaptiveAttention(8, 2, 200, span_init=init) for init in (0.0, 1.0))
+    layer = AdaptiveAttention(8, 2, 200, ramp=8).train(training)
     hidden = torch.randn(1, 230, 8)
-    short(hidden)
-    short.load_state_dict(long.state_dict())
-    torch.testing.assert_close(short(hidden), long(hidden))
+    layer(hidden)
+    CHANGES[how](layer, torch.tensor([0.7, 0.7]))
+    fresh = AdaptiveAttention(8, 2, 200, ramp=8)
+    fresh.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(layer(hidden), fresh(hidden))
 
 
-def test_it_runs_under_autocast():
+def test_copies_have_bounds_of_their_own():
+    torch.manual_seed(0)
+    layer, hidden = AdaptiveAttention(8, 2, 200, ramp=8), torch.randn(1, 230, 8)
+    layer(hidden)
+    average = AveragedModel(layer)
+    with torch.no_grad():
+        layer.span.fraction.fill_(0.5)
+    average.update_parameters(layer)
+    torch.testing.assert_close(average.module(hidden), layer(hidden))
+
+
+def test_where_nothing_is_seen_there_are_zeros_without_a_gradient():
+    """Between two gaps of padding lies a key at the foot of each side's ramp."""
+    layer = AdaptiveAttention(8, 2, 64, causal=False, ramp=4, include_self=False).double()
+    padding = torch.zeros(1, 100, dtype=torch.bool)
+    padding[:, 41:45] = padding[:, 46:50] = True
+    hidden = torch.randn(1, 100, 8, dtype=torch.float64, requires_grad=True)
+    output = layer(hidden, key_padding_mask=padding)
+    assert output[0, 45].tolist() == [0] * 8
+    output.square().sum().backward()
+    assert layer.span.fraction.grad.abs().max() < 1e6
+
+
+def test_a_mask_that_changes_before_the_backward_pass_is_an_error():
+    layer, padding = AdaptiveAttention(8, 2, 64), torch.zeros(1, 30, dtype=torch.bool)
+    output = layer(torch.randn(1, 30, 8), key_padding_mask=padding)
+    padding[:, 5] = True
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_runs_under_autocast(dtype):
     torch.manual_seed(0)
     layer = AdaptiveAttention(32, 4, 40, causal=False, num_kv_heads=2)
     hidden = torch.randn(2, 50, 32)
     expected = layer(hidden)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         output = layer(hidden)
-    assert output.dtype == torch.bfloat16
+    assert output.dtype == dtype
     output.float().square().mean().backward()
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
     assert (output - expected).norm() < 0.05 * expected.norm()
@@ -239,7 +303,12 @@ def test_it_runs_under_autocast():
         (lambda: AdaptiveAttention(8, 4, 8, num_kv_heads=3), "num_kv_heads=3 must divide num_heads"),
         (lambda: AdaptiveAttention(8, 4, 8, positions="alibi"), "positions='alibi' is none of"),
         (lambda: AdaptiveAttention(8, 4, 8, implementation="flash")(torch.ones(1, 2, 8)), "is none of auto, dense"),
-        (lambda: AdaptiveAttention(6, 2, 8, positions="rotary")(torch.ones(1, 2, 6)), "head of 3 has an odd one"),
+        (lambda: AdaptiveAttention(6, 2, 8, positions="rotary"), "head of 3 has an odd one"),
+        (lambda: AdaptiveAttention(8, 2, 8, ramp=0), "ramp=0 must be at least 1"),
+        (lambda: AdaptiveAttention(8, 2, 8, dropout=1.0), "dropout=1.0 must be at least 0 and below 1"),
+        (lambda: AdaptiveSpan(2, 8, init=2.0), "init=2.0 a fraction from 0 to 1"),
+        (lambda: AdaptiveAttention(8, 2, 8)(torch.ones(2, 8)), "hidden states are (2, 8), and must be (B, M, 8)"),
+        (lambda: adaptive_attention(HEADS, HEADS, HEADS, AdaptiveSpan(2, 8), bounds=[40, 8]), "must be 2 whole"),
         (lambda: AdaptiveAttention(8, 2, 8, causal=False)(torch.ones(1, 2, 8), AttentionCache()), "takes no cache"),
         (lambda: AdaptiveAttention(8, 2, 8)(torch.ones(1, 2, 8), None, torch.ones(1, 2)), "must be (1, 2) of"),
         (lambda: adaptive_attention(HEADS, HEADS, HEADS, AdaptiveSpan(3, 8)), "the span has 3 heads"),
@@ -248,3 +317,9 @@ def test_it_runs_under_autocast():
 def test_bad_input_is_one_sentence(call, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         call()
+
+
+def test_what_torch_takes_and_this_does_not_is_one_sentence():
+    hidden = torch.ones(1, 2, 8)
+    with pytest.raises(TypeError, match="cache is a Tensor, and must be an AttentionCache; a layer takes one tensor"):
+        AdaptiveAttention(8, 2, 8)(hidden, hidden, hidden)
