@@ -1,8 +1,9 @@
 """Autograd functions that choose their types themselves, and functions that torch.compile leaves alone."""
 
 import functools
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -11,9 +12,23 @@ AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
 def uncompiled(function: AnyFunction) -> AnyFunction:
-    """Keep `torch.compile` out of a function: nothing in it could be fused, and its sizes change with the spans."""
-    left_alone: AnyFunction = torch.compiler.disable(function)
-    return left_alone
+    """Keep `torch.compile` out of a function: nothing in it could be fused, and its sizes change with the spans.
+
+    Torch's decorator imports its compiler, for which a program that compiles nothing would wait more than a second. So
+    it is applied when the function is called where the compiler has been imported.
+    """
+    left_alone: AnyFunction | None = None
+
+    @functools.wraps(function)
+    def alone(*inputs: Any, **named: Any) -> Any:
+        nonlocal left_alone
+        if "torch._dynamo" not in sys.modules:
+            return function(*inputs, **named)
+        if left_alone is None:
+            left_alone = torch.compiler.disable(function)
+        return left_alone(*inputs, **named)
+
+    return cast(AnyFunction, alone)
 
 
 class OwnTypes(torch.autograd.Function):

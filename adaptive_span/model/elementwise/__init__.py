@@ -5,13 +5,13 @@ Besides the letters of `adaptive_span.model`: R = B·M rows.
 
 import functools
 import importlib.util
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adaptive_span.attention.own_types import uncompiled
 from adaptive_span.hardware.compilers import why_triton_cannot_build
 
 LEAST_CAPABILITY = (8, 0)  # bfloat16 in hardware
@@ -77,15 +77,13 @@ def feed_forward(states: Hidden, expand: nn.Linear, contract: nn.Linear, dropout
 
 def in_triton(tensor: Tensor) -> bool:
     """Return whether kernels of our own run where this tensor is."""
-    return tensor.is_cuda and _compiles(tensor.device)
+    return tensor.is_cuda and _can_compile(tensor.device)
 
 
+@uncompiled
 @functools.cache
 def _can_compile(device: torch.device) -> bool:
     """Return whether Triton can compile for this GPU, for which it also needs a C compiler."""
     if importlib.util.find_spec("triton") is None or torch.version.hip is not None:  # ROCm: untested
         return False
     return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY and why_triton_cannot_build() is None
-
-
-_compiles: Callable[[torch.device], bool] = torch.compiler.assume_constant_result(lambda device: _can_compile(device))
