@@ -227,14 +227,14 @@ def test_clusters_must_fit_the_vocabulary():
         Transformer(small(cutoffs=[20, 50], division=2), 40)
 
 
-def test_the_library_needs_neither_hydra_nor_wandb_nor_triton():
+def test_the_library_needs_neither_hydra_nor_wandb_nor_triton_nor_a_compiler():
     code = (
         "import importlib.util, sys; find = importlib.util.find_spec;"
         "importlib.util.find_spec = lambda name, *package: None if name == 'triton' else find(name, *package);"
         "import torch; from adaptive_span import AdaptiveAttention, AdaptiveSpan, ModelConfig, Transformer;"
         "model = Transformer(ModelConfig('test', 1, 8, 8, 2, 8, 4), 5);"
         "model.log_probabilities(torch.zeros(1, 4, dtype=torch.long), model.empty_cache(1));"
-        "foreign = {'hydra', 'wandb', 'submitit', 'omegaconf', 'adaptive_span.attention.fused'};"
+        "foreign = {'hydra', 'wandb', 'submitit', 'omegaconf', 'adaptive_span.attention.fused', 'torch._dynamo'};"
         "sys.exit(bool(foreign & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
