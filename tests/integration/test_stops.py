@@ -89,7 +89,9 @@ def test_a_closed_terminal_saves_and_the_same_command_resumes(processes, straigh
     settings = [*LONG, f"hardware.processes={processes}", "tracking=offline"]
     terminal = Terminal(command(*settings, "run.dir=closed"), tmp_path)
     terminal.read_until(lambda: logged(tmp_path / "closed") >= 20)
+    os.kill(terminal.pid, signal.SIGSTOP)  # or a fast run could be over before its terminal is closed
     os.close(terminal.master)
+    os.kill(terminal.pid, signal.SIGCONT)
     assert terminal.exit_code() == 128 + signal.SIGHUP
     step = newest(tmp_path / "closed")["step"]
     assert 20 <= step < 600

@@ -278,11 +278,12 @@ class AdaptiveSpanForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = AdaptiveSpanConfig
     main_input_name = "input_ids"
     accepts_loss_kwargs = False  # the loss is a mean over the tokens of this call
-    _keep_in_fp32_modules_strict = ["span"]  # noqa: RUF012  # fewer digits would move a long span by many tokens
     _is_stateful = True  # the cache cannot go back to tokens that no head sees any more
 
     def __init__(self, config: AdaptiveSpanConfig):
         super().__init__(config)
+        if config.adaptive_span:  # in 16 bits a long span would move by many tokens
+            self._keep_in_fp32_modules_strict = ["span"]
         order = config.block_order
         self.embedding: nn.Module
         self.output: nn.Module
