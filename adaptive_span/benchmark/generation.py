@@ -115,7 +115,7 @@ def _memory(device: torch.device) -> float | None:
 
 def _attention(decoder: Decoder) -> Workload:
     """Return a workload: the attention of all heads, from projections that are there."""
-    shape = len(decoder.present), len(decoder.layers[0].weight)
+    shape = len(decoder.present), decoder.layers[0].weight.size(1)
     projected = torch.randn(shape, device=decoder.present.device)
 
     def workload() -> None:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive_span.attention import decoding
@@ -125,18 +124,18 @@ class LayerDecoder:
         self.rings = kind(DecodedLayer(bounds, position_embedding, learned, attention.ramp, memory, rows))
         weights = [attention.query.weight * size**-0.5, attention.key.weight, attention.value.weight]
         order = self.rings.order
-        self.weight = torch.stack(weights).unflatten(1, (-1, size))[:, order].flatten(0, 2).to(dtype)  # (3·H·D, C)
-        self.output = attention.output.weight.unflatten(1, (-1, size))[:, order].flatten(1).to(dtype)  # (C, H·D)
+        self.weight = torch.stack(weights).unflatten(1, (-1, size))[:, order].flatten(0, 2).to(dtype).t()  # (C, 3·H·D)
+        self.output = attention.output.weight.unflatten(1, (-1, size))[:, order].flatten(1).to(dtype).t()  # (H·D, C)
 
     def fill(self, states: Tensor) -> None:
         """Take the hidden states of the last tokens, (B, T, C), oldest first; zeros stand for those before."""
-        keys_values = F.linear(states.to(self.dtype), self.weight[len(self.weight) // 3 :])
+        keys_values = states.to(self.dtype) @ self.weight[:, self.weight.size(1) // 3 :]
         self.rings.fill(keys_values.unflatten(2, (2, self.heads, -1)))
 
     def run(self, hidden: Tensor) -> Tensor:
         """Return the output of the block, (B, C), from the present hidden states (B, C), and keep their keys."""
-        attended: Tensor = self.rings.attend(F.linear(hidden.to(self.dtype), self.weight))
-        output: Tensor = self.norm(hidden + F.linear(attended, self.output))
+        attended: Tensor = self.rings.attend(torch.mm(hidden.to(self.dtype), self.weight))
+        output: Tensor = self.norm(_add_product(hidden, attended, self.output))
         return output
 
 
@@ -145,13 +144,19 @@ class FeedForwardDecoder:
 
     def __init__(self, block: nn.Module, dtype: torch.dtype):
         assert isinstance(block, FeedForwardBlock)
-        self.expand, self.contract = (
-            (layer.weight.to(dtype), layer.bias.to(dtype)) for layer in (block.expand, block.contract)
-        )
+        self.expand, self.contract = (layer.weight.to(dtype).t() for layer in (block.expand, block.contract))
+        self.inner_bias, self.bias = block.expand.bias.to(dtype), block.contract.bias
         self.norm, self.dtype = block.norm, dtype
 
     def run(self, hidden: Tensor) -> Tensor:
         """Return the output of the block, (B, C), from hidden states (B, C)."""
-        inner = F.relu(F.linear(hidden.to(self.dtype), *self.expand))
-        output: Tensor = self.norm(hidden + F.linear(inner, *self.contract))
+        inner = torch.addmm(self.inner_bias, hidden.to(self.dtype), self.expand).relu_()
+        output: Tensor = self.norm(_add_product(hidden, inner, self.contract) + self.bias)
         return output
+
+
+def _add_product(hidden: Tensor, inner: Tensor, weight: Tensor) -> Tensor:
+    """Return hidden + inner · weight, in one call where all are of one type: calls take time beside small layers."""
+    if inner.dtype == hidden.dtype:
+        return torch.addmm(hidden, inner, weight)
+    return hidden + torch.mm(inner, weight)
