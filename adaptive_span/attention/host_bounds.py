@@ -15,7 +15,7 @@ class HostBounds:
 
     The bounds leave the spans room to grow, and `clamp_` holds the spans below them. After some updates it reads the
     spans off the device, which waits for it, and renews the bounds: before a span has used up half of its room, if it
-    goes on growing as it did. If anything else has changed the spans, they are read before they are used.
+    keeps growing at its rate. If anything else has changed the spans, they are read before they are used.
 
     Args:
         every: the most updates between two readings.

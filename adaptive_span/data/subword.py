@@ -31,7 +31,7 @@ class SubwordVocabulary(Vocabulary):
 
     @property
     def content(self) -> str:
-        """What a prepared corpus keeps of it: the text of tokenizer.json."""
+        """Return what a prepared corpus keeps of it: the text of tokenizer.json."""
         return self.tokenizer
 
     @property

@@ -27,7 +27,7 @@ class Vocabulary:
 
     @property
     def content(self) -> list[str] | str:
-        """What a prepared corpus keeps of it, as JSON."""
+        """Return what a prepared corpus keeps of it, as JSON."""
         return self.symbols
 
     @property

@@ -60,7 +60,7 @@ class SpanCache:
         return self.seen
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take the rows that beam search goes on with, (B,)."""
+        """Select the rows with which beam search continues, (B,)."""
         self.layers = [[group.index_select(1, beam_idx) for group in layer] for layer in self.layers]
 
 
