@@ -148,8 +148,9 @@ def _check(
     key_padding_mask: Tensor | None,
     implementation: str,
 ) -> None:
-    for each in (span, span_after):
-        if not isinstance(each, AdaptiveSpan) and (each is not None or span is None):
+    sides = [span] if span_after is None else [span, span_after]
+    for each in sides:
+        if not isinstance(each, AdaptiveSpan):
             raise TypeError(f"a span must be an AdaptiveSpan, not a {type(each).__name__}")
     if query.dim() != 4 or not query.is_floating_point() or 0 in (query.size(1), query.size(3)):
         raise ValueError(f"queries are {tuple(query.shape)} of {query.dtype}, and must be (B, H, M, D) of real numbers")
@@ -164,8 +165,8 @@ def _check(
             f"{heads} query heads at {block} positions need key/value heads that divide them and at least as many "
             f"positions, not {key.size(1)} and {key.size(2)}"
         )
-    for each in (span, span_after):
-        if each is not None and len(each.fraction) != heads:
+    for each in sides:
+        if len(each.fraction) != heads:
             raise ValueError(f"the span has {len(each.fraction)} heads and the queries have {heads}")
     expected = span.max_span + int(include_self) if span_after is None else span.max_span + 1 + span_after.max_span
     if position_embedding is not None and position_embedding.shape != (size, expected):
