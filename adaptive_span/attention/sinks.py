@@ -43,7 +43,7 @@ def attend_with_sinks(
     """
     length, share = query.size(2), query.size(1) // key.size(1)
     sinks = min(sinks, length)
-    rows = [_among_sinks(*(x[:, :, :sinks] for x in (query, key, value)), scale)] if sinks else []
+    rows = [_among_sinks(query[:, :, :sinks], key[:, :, :sinks], value[:, :, :sinks], scale)] if sinks else []
     attend = choose(implementation)
     no_positions = query.new_zeros(query.size(3), 0)
     for first in range(sinks, length, CHUNK):

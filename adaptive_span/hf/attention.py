@@ -38,6 +38,8 @@ def attend(
         scaling: what queries are multiplied by; 1 / √D where not given.
         softcap: c of the scores c · tanh(s / c), for models that have one.
 
+        **others: what only some models give; a sliding layer's own attention gets it.
+
     Returns:
         (B, M, H, D), and None for the weights, which are not kept.
     """
@@ -49,9 +51,9 @@ def attend(
     if spans is not None and whole and softcap is None and not dropout:
         length, dtype = key.size(2), torch.float32 if query.device.type == "cpu" else query.dtype
         distances = torch.arange(length - 1, 0, -1, device=query.device)
-        tensors = (x.to(dtype) for x in (query, key, value))
+        q, k, v = (x.to(dtype) for x in (query, key, value))
         bounds = spans.bounds(length - 1)
-        output = attend_with_sinks(*tensors, spans.log_mask(distances), bounds, spans.sinks, scale)
+        output = attend_with_sinks(q, k, v, spans.log_mask(distances), bounds, spans.sinks, scale)
         return output.to(query.dtype).transpose(1, 2), None
     return _with_all_scores(spans, query, key, value, attention_mask, dropout, scale, softcap).transpose(1, 2), None
 
