@@ -1,5 +1,6 @@
 """Text as the tokens of a model: windows of held-out text, one after another, and random ones to calibrate on."""
 
+import codecs
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -18,7 +19,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: bytes, name: str, split: st
 
     Args:
         tokenizer: of the model.
-        text: UTF-8.
+        text: UTF-8; a character that is cut off at its end is left out.
         name: what the text is called in messages.
         split: the part of it that this is.
         most: ids after which to stop; None for all.
@@ -27,7 +28,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: bytes, name: str, split: st
         UserError: The text is not UTF-8.
     """
     try:
-        characters = text.decode("utf-8-sig")
+        characters, _ = codecs.utf_8_decode(text.removeprefix(codecs.BOM_UTF8), "strict", False)
     except UnicodeDecodeError as error:
         raise source.not_utf8(name, split, error.start, text[error.start :]) from None
     ids: list[int] = []

@@ -24,8 +24,9 @@ def test_a_long_text_is_encoded_in_pieces_that_join_and_no_further_than_asked(mo
     ids = text.encode(tokenizer, b"\xef\xbb\xbf" + words.encode(), "a text", "valid")
     assert tokenizer.decode(ids) == words
     assert torch.equal(text.encode(tokenizer, words.encode(), "a text", "valid", most=21), ids[:21])
+    assert tokenizer.decode(text.encode(tokenizer, "Zoë".encode()[:-1], "a text", "valid")) == "Zo"
     with pytest.raises(UserError, match="a text: the byte 0xE9 at offset 4 of valid is not UTF-8"):
-        text.encode(tokenizer, b"text\xe9", "a text", "valid")
+        text.encode(tokenizer, b"text\xe9 and on", "a text", "valid")
 
 
 def test_windows_hold_the_text_once_each_behind_the_token_that_begins_one(ids):
