@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.table import Table
 
+from adaptive_span.errors import UserError
 from adaptive_span.hf.spans import FittedSpans
 from adaptive_span.reporting.figure_style import BOUND, line_style, new_figure, open_axes, save_figure
 from adaptive_span.reporting.figures import heat_map
@@ -17,6 +18,7 @@ from adaptive_span.reporting.figures import heat_map
 SHORTEST, FACTOR = 1024, 4  # lengths of text in the table: the shortest, and how much longer each next one is
 MB = 1e6
 QUARTERS = ("first quarter of the context", "second quarter", "third quarter", "last quarter")
+BASELINES = {"one_window": "one window for all heads", "window_per_layer": "one window per layer"}
 Point = tuple[float, float]  # share of the cache, and loss in nats per token
 
 
@@ -114,6 +116,45 @@ def pareto(points: Sequence[Point], baselines: Mapping[str, Sequence[Point]], fu
     axes.legend(frameon=False)
     figure.suptitle(title, size="medium")
     return figure
+
+
+def compare(fits: Sequence[FittedSpans]) -> Figure:
+    """Draw the loss against the share of the cache for fits of one model to several budgets, with their baselines.
+
+    Args:
+        fits: as `adaptive-span fit` writes them, with what was measured.
+
+    Raises:
+        UserError: They are of different models, contexts or texts, or hold no measurements.
+    """
+    first = fits[0]
+    try:
+        for fit in fits:
+            if _setting(fit) != _setting(first):
+                raise UserError(
+                    f"{fit.model} at a context of {fit.context:,} and {first.model} at one of {first.context:,} were "
+                    f"not measured on the same text with the same weights; compare fits that differ in budget alone"
+                )
+        points = [_point(fit.fit["share"], fit.fit["after"]) for fit in fits]
+        lines = {
+            words: [_point(fit.fit["baselines"][name]["share"], fit.fit["baselines"][name]) for fit in fits]
+            for name, words in BASELINES.items()
+        }
+        full = float(first.fit["before"]["loss"]["nats_per_token"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"the spans of {first.model} hold no measurements ({error}); fit them again") from None
+    title = f"{Path(first.model).name} at a context of {first.context:,}, on {first.fit['asked']['data']['name']}"
+    return pareto(points, lines, full, title)
+
+
+def _setting(fitted: FittedSpans) -> tuple[Any, ...]:
+    asked = fitted.fit["asked"]
+    text = [asked["data"][key] for key in ("name", "file", "path")]
+    return fitted.fingerprint, fitted.context, asked["held_out"], text
+
+
+def _point(share: float, measured: Mapping[str, Any]) -> Point:
+    return share, measured["loss"]["nats_per_token"]
 
 
 def _megabytes(size: int) -> str:

@@ -1,5 +1,11 @@
 """What tables and figures of a fit show is read off their objects."""
 
+from dataclasses import replace
+
+import pytest
+
+from adaptive_span.cli.figures import main
+from adaptive_span.errors import UserError
 from adaptive_span.hf import report
 from adaptive_span.hf.spans import FittedSpans, LayerSpans
 
@@ -63,3 +69,40 @@ def test_the_curve_of_loss_against_cache_has_a_line_for_each_way_and_one_for_ful
     figure.draw_without_rendering()
     assert axes.get_xticklabels()[0].get_text() == "0%"
     assert axes.get_xlim()[0] == 0
+
+
+def measured(share: float, nats: float, data: str = "wikitext2", **other: object) -> FittedSpans:
+    """A fit with what `adaptive-span fit` has measured of it."""
+    record = {
+        "asked": {"data": {"name": data, "file": None, "path": None}, "held_out": 20_000},
+        "share": share,
+        "before": {"loss": {"nats_per_token": 2.8}},
+        "after": {"loss": {"nats_per_token": nats}},
+        "baselines": {
+            name: {"share": share, "loss": {"nats_per_token": nats + 0.1}}
+            for name in ("one_window", "window_per_layer")
+        },
+    }
+    return replace(FITTED, fit=record | other)
+
+
+def test_the_command_draws_the_curve_of_several_fits(tmp_path, capsys):
+    files = [tmp_path / name / "spans.json" for name in ("a", "b")]
+    for file, fit in zip(files, (measured(0.2, 2.84), measured(0.4, 2.81)), strict=True):
+        file.parent.mkdir()
+        fit.save(file)
+    main([*map(str, files), "--format", "png,svg"])
+    assert capsys.readouterr().out.split() == [str(tmp_path / "a" / f"pareto.{ending}") for ending in ("png", "svg")]
+    assert (tmp_path / "a" / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    [axes] = report.compare([measured(0.2, 2.84), measured(0.4, 2.81)]).axes
+    learned, one, by_layer, full = axes.get_lines()
+    assert list(zip(*learned.get_data(), strict=True)) == [(0.2, 2.84), (0.4, 2.81)]
+    assert list(zip(*by_layer.get_data(), strict=True)) == [(0.2, pytest.approx(2.94)), (0.4, pytest.approx(2.91))]
+    assert (one.get_label(), full.get_ydata()[0]) == ("one window for all heads", 2.8)
+
+
+def test_fits_that_were_not_measured_alike_are_not_compared():
+    with pytest.raises(UserError, match="were not measured on the same text"):
+        report.compare([measured(0.2, 2.84), measured(0.4, 2.81, "text8")])
+    with pytest.raises(UserError, match="hold no measurements"):
+        report.compare([measured(0.2, 2.84, baselines={})])
