@@ -23,7 +23,8 @@ def every_key() -> str:
         for group in groups(schema.Config)
     ]
     tables.append(table("top level", {name: key for name, key in training.items() if "." not in name}))
-    for command, config in {"evaluate": schema.EvaluateConfig, "generate": schema.GenerateConfig}.items():
+    commands = {"evaluate": schema.EvaluateConfig, "generate": schema.GenerateConfig, "fit": schema.FitConfig}
+    for command, config in commands.items():
         tables.append(table(command, {name: key for name, key in describe(config).items() if "." not in name}))
     return "\n\n".join(tables)
 

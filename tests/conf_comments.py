@@ -7,12 +7,13 @@ import re
 
 from adaptive_span.config.descriptions import Key, describe
 from adaptive_span.config.places import CONF
-from adaptive_span.config.schema import Config, EvaluateConfig, GenerateConfig
+from adaptive_span.config.schema import Config, EvaluateConfig, FitConfig, GenerateConfig
 
 FILES = {
     "launch": Config,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
+    "fit": FitConfig,
     "hardware/auto": Config,
     "hardware/slurm": Config,
 }

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a model, or resume a run: key=value …",
     "evaluate": "score a run or a checkpoint: run=DIR or checkpoint=FILE, key=value …",
     "generate": "let a run or a checkpoint write text: run=DIR or checkpoint=FILE, prompt=TEXT key=value …",
+    "fit": "learn how far the heads of a Hugging Face model need to look: model=NAME, key=value …",
     "sweep": "print the table of the runs below a folder: DIR",
     "figures": "draw how far heads look and how that grew, and several runs beside each other: RUN|CHECKPOINT…",
     "status": "print how a run, a sweep or their SLURM jobs are doing, and where they are tracked: DIR",

@@ -60,7 +60,9 @@ def _described(schema: type, prefix: str) -> Iterator[tuple[str, Key]]:
 def _docstrings(schema: type) -> dict[str, str]:
     """Return the string literal under each field, which Python itself does not keep."""
     body = ast.parse(inspect.getsource(schema)).body[0].body  # type: ignore[attr-defined]
-    docstrings = {}
+    docstrings: dict[str, str] = {}
+    for base in filter(is_dataclass, schema.__bases__):
+        docstrings |= _docstrings(base)
     for node, below in pairwise(body):
         match node, below:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from adaptive_span.config.places import CHECKOUT
+from adaptive_span.config.schema import FitConfig
 
 PATHS = (
     "data.directory data.file data.path data.tokenizer train.init_from train.continue_from run.dir run checkpoint "
-    "output prompt_file"
+    "output out prompt_file"
 ).split()
 PROGRAMS = {"train": "launch.py", "evaluate": "evaluate.py"}  # at the top of a checkout
 SETTING = re.compile(r"(\+{0,2})([\w.]+)=(.*)", re.DOTALL)
@@ -28,6 +29,8 @@ def complete(arguments: Sequence[str], schema: type, sweeping: bool) -> list[str
         schema: The configuration's dataclass.
         sweeping: Whether a comma separates values of several runs.
     """
+    if schema is FitConfig:  # where `model` is no group of conf/, though Hydra takes it for one
+        arguments = [re.sub(r"^model=", "model.name=", argument) for argument in arguments]
     texts = {key for key, kind in keys(schema).items() if kind == (str | None) or key in PATHS}
     return end_with_steps([_with_text_quoted(argument, texts, sweeping) for argument in arguments])
 

@@ -35,7 +35,8 @@ class HeadSpans(nn.Module):
 
     @torch.no_grad()
     def set_(self, spans: Sequence[float]) -> None:
-        """Let each head see so many tokens, with the ramp, (H,)."""
+        """Let each head see so many tokens, with the ramp of a soft mask, (H,)."""
+        self.is_hard = False
         tokens = torch.tensor(spans, dtype=torch.float32).to(self.span.fraction.device)
         whole = tokens >= self.span.max_span
         self.span.fraction.copy_(torch.where(whole, 1.0, (tokens - self.span.ramp) / self.span.max_span))
@@ -45,6 +46,11 @@ class HeadSpans(nn.Module):
         """Replace the soft masks by windows that reach as far as those do, so that the cache is the same."""
         self.windows.copy_(self.span.effective().ceil())
         self.is_hard = True
+
+    def kept(self, kv_heads: int) -> Tensor:
+        """Return the share of a text of `max_span` tokens that each key/value head keeps, (G,)."""
+        longest = self.span.effective().view(kv_heads, -1).max(1).values.ceil()
+        return ((longest + self.sinks) / self.span.max_span).clamp(max=1)
 
     def bounds(self, length: int) -> list[int]:
         """Return for each head how many tokens before the present one it sees in a text of so many tokens, (H,).
