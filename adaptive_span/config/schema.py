@@ -656,7 +656,7 @@ class FitDataConfig(DataConfig):
     """The text that spans are fitted to, and what part of it holds something to retrieve."""
 
     passkeys: Annotated[float, Range(0, 1)] = 0.0
-    """The share of the texts that hold a number to be found again at their end, so that spans keep retrieval."""
+    """The share of the texts that are about a number to be found again at their end, so that spans keep retrieval."""
 
 
 @dataclass

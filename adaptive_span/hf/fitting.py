@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from adaptive_span.errors import UserError
 from adaptive_span.hf.heads import LayerHeads
 from adaptive_span.hf.learned import HeadSpans
+from adaptive_span.hf.text import Sample
 
 FALL = 0.5  # of the steps, in which the share falls to the budget
 NEAR, FAR = 20.0, 1.0  # what λ gains at once, and with every step, per share above the line
@@ -49,7 +50,7 @@ class Fit:
         model: its weights are frozen.
         layers: the layers whose spans are fitted.
         spans: theirs.
-        texts: what they are fitted to, without end, (context,) each.
+        texts: what they are fitted to, without end.
         generator: what draws the texts.
         asked: the settings.
     """
@@ -59,7 +60,7 @@ class Fit:
         model: PreTrainedModel,
         layers: Sequence[LayerHeads],
         spans: Sequence[HeadSpans],
-        texts: Iterator[Tensor],
+        texts: Iterator[Sample],
         generator: torch.Generator,
         asked: Asked,
     ):
@@ -89,7 +90,8 @@ class Fit:
             group["lr"] = self.asked.rate * min(1.0, 2 * (1 - self.step / self.asked.steps))
         if self.step % SETTLED_AFTER == 0:
             self.before = [fraction.detach().clone() for fraction in self.fractions]
-        loss, cost = text_loss(self.model, next(self.texts).to(self.model.device)), self._cost()
+        tokens, first = next(self.texts)
+        loss, cost = text_loss(self.model, tokens.to(self.model.device), first), self._cost()
         penalty = self._penalty(cost.item())
         (loss + penalty * cost).backward()
         value, share = loss.item(), self.share()
@@ -169,12 +171,13 @@ class Fit:
         return torch.cat(longest).mean() + (spans.span.ramp + spans.sinks) / spans.span.max_span
 
 
-def text_loss(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+def text_loss(model: PreTrainedModel, tokens: Tensor, first: int = 1) -> Tensor:
     """Return the loss of a text in nats per token, differentiable.
 
     Args:
         model: a causal language model.
         tokens: (T,).
+        first: the first token whose loss counts, with all after it.
     """
-    logits = model(tokens[None], use_cache=False).logits[0, :-1]  # (T − 1, vocabulary)
-    return F.cross_entropy(logits.float(), tokens[1:])
+    logits = model(tokens[None], use_cache=False).logits[0, first - 1 : -1]  # (T − first, vocabulary)
+    return F.cross_entropy(logits.float(), tokens[first:])

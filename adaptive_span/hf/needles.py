@@ -49,7 +49,7 @@ def measure(
     low, high = max(low for low, _ in bounds), min(high for _, high in bounds)
     distances = [low + (high - low) * n // (DISTANCES - 1) for n in range(DISTANCES)]
     answers = [
-        [answer(model, passkey.put(next(some), distance), passkey) for passkey in row]
+        [answer(model, passkey.put(next(some).tokens, distance), passkey) for passkey in row]
         for distance, row in zip(distances, drawn, strict=True)
     ]
     return {

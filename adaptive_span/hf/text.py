@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,16 @@ from adaptive_span.errors import UserError
 from adaptive_span.hf.passkeys import draw as draw_passkey
 
 PIECE = 1 << 17  # characters that are encoded at once, up to the end of a line: memory stays bounded
+
+
+class Sample(NamedTuple):
+    """Hold what one step of a fit reads: a text, and which of its tokens have a loss.
+
+    Of a text with a passkey only the answer has one. Its five digits would count for nothing among a thousand tokens.
+    """
+
+    tokens: Tensor  # (context,)
+    first: int = 1  # the first token whose loss counts, with all after it
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: bytes, name: str, split: str, most: int | None = None) -> Tensor:
@@ -65,18 +76,18 @@ def windows(ids: Tensor, context: int, start: Sequence[int] = ()) -> Iterator[Te
 
 def calibration(
     tokenizer: PreTrainedTokenizerBase, ids: Tensor, context: int, generator: torch.Generator, passkeys: float = 0.0
-) -> Iterator[Tensor]:
-    """Return random windows of a text, each (context,), without end. The generator's state says which come next.
+) -> Iterator[Sample]:
+    """Return random samples of a text without end. The generator's state says which come next.
 
     Args:
         tokenizer: of the model.
         ids: the text, (N,).
-        context: tokens of a window.
+        context: tokens of a sample.
         generator: of the CPU.
-        passkeys: the probability with which a window tells a number and asks for it at its end.
+        passkeys: the probability with which a sample tells a number, and is about its answer at the end.
 
     Raises:
-        UserError: The text is shorter than a window, or a window too short for a passkey.
+        UserError: The text is shorter than a sample, or a sample too short for a passkey.
     """
     first = start(tokenizer)
     _check(ids, context - len(first), context)
@@ -92,7 +103,7 @@ def _random(
     generator: torch.Generator,
     share: float,
     first: list[int],
-) -> Iterator[Tensor]:
+) -> Iterator[Sample]:
     size = context - len(first)
     while True:
         at = int(torch.randint(len(ids) - size + 1, (), generator=generator))
@@ -100,8 +111,10 @@ def _random(
         if share and float(torch.rand((), generator=generator)) < share:
             passkey = draw_passkey(tokenizer, generator)
             low, high = passkey.distances(context, len(first))
-            window = passkey.put(window, int(torch.randint(low, high + 1, (), generator=generator)))
-        yield window
+            distance = int(torch.randint(low, high + 1, (), generator=generator))
+            yield Sample(passkey.put(window, distance), context - len(passkey.answer))
+        else:
+            yield Sample(window)
 
 
 def _check(ids: Tensor, size: int, context: int) -> None:

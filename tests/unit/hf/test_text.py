@@ -46,20 +46,21 @@ def test_a_generator_restored_draws_the_same_windows_again(ids):
     state = generator.get_state()
     later = list(islice(drawn, 6))
     resumed = text.calibration(tiny.tokenizer(), ids, CONTEXT, torch.Generator().set_state(state), passkeys=0.5)
-    assert all(torch.equal(a, b) for a, b in zip(later, islice(resumed, 6), strict=True))
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(later, islice(resumed, 6), strict=True))
 
 
 def test_a_window_with_a_passkey_keeps_its_length_and_ends_in_the_number_that_it_told(ids):
     tokenizer = tiny.tokenizer(begins=True)
     drawn = text.calibration(tokenizer, ids, CONTEXT, torch.Generator().manual_seed(2), passkeys=1.0)
     places = set()
-    for window in islice(drawn, 40):
+    for window, first in islice(drawn, 40):
         decoded = tokenizer.decode(window)
         number = decoded[-5:]
         told = decoded.index(f"The pass key is {number}. Remember it.")
         assert len(window) == CONTEXT
         assert decoded.endswith(f"What is the pass key? The pass key is {number}")
         assert decoded.startswith(tiny.BEGIN)
+        assert tokenizer.decode(window[first:]) == number  # the answer alone has a loss
         places.add(told)
     assert len(places) > 10  # early and late
 
@@ -78,7 +79,11 @@ def test_a_passkey_stands_at_the_distance_that_was_asked_for_up_to_the_bounds():
 def test_about_as_many_windows_hold_a_passkey_as_asked(ids):
     tokenizer = tiny.tokenizer()
     drawn = text.calibration(tokenizer, ids, CONTEXT, torch.Generator().manual_seed(4), passkeys=0.25)
-    held = sum("pass key" in tokenizer.decode(window) for window in islice(drawn, 400))
+    held = 0
+    for window, first in islice(drawn, 400):
+        holds = "pass key" in tokenizer.decode(window)
+        assert (first > 1) == holds
+        held += holds
     assert 70 < held < 130
 
 
