@@ -13,6 +13,7 @@ from adaptive_span.hf.learned import HeadSpans
 
 NAME = "adaptive_span"
 SPANS = "head_spans"  # the attribute by which a module of attention holds its spans; a layer without sees all
+HELD = "held_before"  # the attribute of keys by which a layer of a SpanCache hands itself over
 
 
 def attend(
@@ -47,6 +48,10 @@ def attend(
     if spans is None and softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
     scale = query.size(3) ** -0.5 if scaling is None else scaling
+    if (held := getattr(key, HELD, None)) is not None:
+        seen: Tensor | None = held.attend(query, key, value, attention_mask, scale, softcap)
+        if seen is not None:
+            return seen.transpose(1, 2), None
     whole = attention_mask is None and query.size(2) == key.size(2) > 1
     if spans is not None and whole and softcap is None and not dropout:
         length, dtype = key.size(2), torch.float32 if query.device.type == "cpu" else query.dtype

@@ -1,6 +1,5 @@
 """What a fit has found: how far each query head of a model looks, and what keys and values that leaves to keep."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_span.errors import UserError
+from adaptive_span.storage import stored as files
 from adaptive_span.storage import strict_json
 
 FORMAT = 1
@@ -100,16 +100,14 @@ def load(path: Path) -> FittedSpans:
     Raises:
         UserError: The file cannot be read, or is none.
     """
+    stored = files.read_json(path, dict)
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
         if stored.pop("format") != FORMAT:
             raise UserError(f"{path} was written by a newer version of adaptive-span; update it")
         layers = [_layer(layer) for layer in stored.pop("layers")]
         fitted = FittedSpans(layers=layers, **stored)
         if not layers or not all(isinstance(n, int) and n > 0 for n in (fitted.context, fitted.ramp)):
             raise ValueError("it has no layers or no context")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a spans.json of adaptive-span fit ({type(error).__name__}: {error})") from None
     return fitted
