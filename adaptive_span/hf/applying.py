@@ -58,7 +58,9 @@ def _check(model: PreTrainedModel, layers: list[heads.LayerHeads], fitted: Fitte
     for ours, theirs in zip(here, there, strict=True):
         if ours != theirs:
             words = "index, query heads, key/value heads, head size and window"
-            raise UserError(f"{whose}, which has a layer of {words} {theirs}, where the model has {ours}; load that model")
+            raise UserError(
+                f"{whose}, which has a layer of {words} {theirs}, where the model has {ours}; load that model"
+            )
     if fitted.fingerprint and fitted.fingerprint != (found := fingerprint(model)):
         revision = f"revision {fitted.revision}, " if fitted.revision else ""
         raise UserError(

@@ -46,20 +46,21 @@ class SpanCache(Cache):
     @property
     def nbytes(self) -> int:
         """Return the bytes of all that is held in memory: keys, values, and the masks by which they are weighed."""
-        tensors = []
-        for layer in self.layers:
+        tensors: list[Tensor | None] = []
+        layers: list[Any] = self.layers
+        for layer in layers:
             tensors += layer.held() if isinstance(layer, SpanLayer) else [layer.keys, layer.values]
         storages = {tensor.untyped_storage() for tensor in tensors if tensor is not None}
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-class SpanLayer(CacheLayerMixin):  # type: ignore[misc]
+class SpanLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Keep of one layer what its heads see: heads that need the same number of tokens in one `Ring`."""
 
     is_sliding = False
 
     def __init__(self, spans: HeadSpans, model: str):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.spans, self.model = spans, model
         self.rings: list[Ring] = []
         self.given = 0  # tokens whose keys went to attention
@@ -125,11 +126,13 @@ class SpanLayer(CacheLayerMixin):  # type: ignore[misc]
             return None
         queries = query.unflatten(1, (key.size(1), -1))  # (B, G, H / G, M, D)
         if len(self.rings) == 1:
-            return self.rings[0].attend(queries, key, value, scale, softcap).flatten(1, 2)
+            whole: Tensor = self.rings[0].attend(queries, key, value, scale, softcap).flatten(1, 2)
+            return whole
         output = queries.new_empty(*queries.shape[:-1], value.size(3))
         for ring in self.rings:
             output[:, ring.heads] = ring.attend(queries, key, value, scale, softcap)
-        return output.flatten(1, 2)
+        joined: Tensor = output.flatten(1, 2)
+        return joined
 
     def held(self) -> list[Tensor]:
         """Return the tensors that are held."""

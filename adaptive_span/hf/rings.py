@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that some heads of a layer still need: the first of the text, and a ring of the last."""
+"""Keys and values of the tokens that some heads of a layer still need: the first, and a ring of the last."""
 
 from collections.abc import Sequence
 
@@ -33,9 +33,7 @@ class Ring:
         self.table: Tensor | None = None  # log m at the distances C − 1 … 0, (g, H / G, C)
         self.sees_all = False  # whether that is 0 everywhere
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: float | None
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: float | None) -> Tensor:
         """Add new tokens, and attend from them to those that are held and to themselves.
 
         Args:
@@ -51,7 +49,8 @@ class Ring:
         queries = query[:, self.heads].flatten(2, 3)  # (B, g, H / G · M, D)
         if key.size(2) == 1:
             self.store(key, value)
-            assert self.keys is not None and self.values is not None
+            assert self.keys is not None
+            assert self.values is not None
             filled = self._filled(self.length)
             keys, values, mask = self.keys[:, :, :filled], self.values[:, :, :filled], self._row(queries)
         else:
@@ -62,14 +61,15 @@ class Ring:
                 keys = torch.cat([self.keys[:, :, :filled], keys], 2)
                 values = torch.cat([self.values[:, :, :filled], values], 2)
             self.store(key, value)
-        output = _weigh(queries, keys, values, mask, scale, softcap)
-        return output.unflatten(2, query.shape[2:4])
+        output: Tensor = _weigh(queries, keys, values, mask, scale, softcap).unflatten(2, query.shape[2:4])
+        return output
 
     def store(self, key: Tensor, value: Tensor) -> None:
         """Keep of new tokens, (B, G, M, D), what later ones need."""
         first, self.length = self.length, self.length + key.size(2)
         self._grow(key[:, self.heads], value[:, self.heads])
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         if key.size(2) == 1:
             slot = self._slot(first)
             self.keys[:, :, slot] = key[:, self.heads, 0]
@@ -141,7 +141,8 @@ class Ring:
     def _log_mask(self, distances: Tensor) -> Tensor:
         """Return log m at distances ≥ 0, (g, H / G, …)."""
         mask = self.spans.log_mask(distances.clamp(min=1)).masked_fill(distances <= 0, 0.0)
-        return mask.unflatten(0, (self.kv_heads, -1))[self.heads]
+        grouped: Tensor = mask.unflatten(0, (self.kv_heads, -1))[self.heads]
+        return grouped
 
 
 def _weigh(

@@ -52,7 +52,7 @@ def layer_windows(fitted: FittedSpans, config: PretrainedConfig) -> LayerWindows
     text = config.get_text_config()
     if not hasattr(text, "layer_types") or not hasattr(text, "sliding_window"):
         raise UserError(
-            f"{type(config).__name__} has no layer_types and sliding_window, so that a layer of it cannot have a window; "
+            f"{type(config).__name__} has no layer_types and sliding_window, so that no layer of it has a window; "
             f"use SpanCache, or the table of heads"
         )
     length = fitted.context
@@ -132,6 +132,7 @@ def flex_block_mask(fitted: FittedSpans, layer: int, length: int, device: str | 
     sinks = found["sinks"]
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & ((query - key <= windows[head]) | (key < sinks))
+        seen: Tensor = (key <= query) & ((query - key <= windows[head]) | (key < sinks))
+        return seen
 
     return create_block_mask(sees, None, len(windows), length, length, device=str(device))
