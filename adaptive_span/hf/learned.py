@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from adaptive_span.attention.span import AdaptiveSpan, ramp_height
 
+ROUNDING = 1e-3  # tokens: a span is kept as a fraction in fp32, and a whole number of tokens shall stay one
+
 
 class HeadSpans(nn.Module):
     """Say how far each query head of a layer looks: a soft mask whose span can learn, or a window.
@@ -44,7 +46,7 @@ class HeadSpans(nn.Module):
     @torch.no_grad()
     def harden_(self) -> None:
         """Replace the soft masks by windows that reach as far as those do, so that the cache is the same."""
-        self.windows.copy_(self.span.effective().ceil())
+        self.windows.copy_((self.span.effective() - ROUNDING).ceil())
         self.is_hard = True
 
     def kept(self, kv_heads: int) -> Tensor:

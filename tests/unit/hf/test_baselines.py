@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive_span.hf import baselines
+from adaptive_span.hf.learned import HeadSpans
 from adaptive_span.hf.spans import FittedSpans, LayerSpans
 
 CONTEXT, RAMP, SINKS = 300, 32, 4
@@ -43,3 +44,10 @@ def test_what_sees_the_whole_context_still_does():
     fitted = FittedSpans("a model", None, "Kind", "0", CONTEXT, RAMP, SINKS, layers)
     assert baselines.window_per_layer(fitted).layers == layers
     assert [layer.spans for layer in baselines.one_window(fitted).layers] == [[166.0], [166.0]]
+
+
+def test_a_window_is_as_long_as_it_says_whatever_the_context():
+    spans = HeadSpans(CONTEXT - RAMP, CONTEXT, RAMP, SINKS)
+    spans.set_(range(RAMP, CONTEXT))
+    spans.harden_()
+    assert spans.windows.tolist() == list(range(RAMP, CONTEXT))

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from adaptive_span.hf import needles, text
-from tests.unit.hf import tiny
+from tests.unit.hf.byte_tokenizer import tokenizer
+from tests.unit.hf.tiny_models import tiny
 
 CONTEXT = 400
 
@@ -33,10 +34,8 @@ class Copies:
 
 @pytest.fixture(scope="module")
 def measured():
-    ids = text.encode(tiny.tokenizer(), bytes(range(97, 123)) * 40, "a text", "valid")
-    return {
-        sees: needles.measure(Copies(sees), tiny.tokenizer(), ids, CONTEXT, trials=2, seed=3) for sees in (0, 200, 400)
-    }
+    ids = text.encode(tokenizer(), bytes(range(97, 123)) * 40, "a text", "valid")
+    return {sees: needles.measure(Copies(sees), tokenizer(), ids, CONTEXT, trials=2, seed=3) for sees in (0, 200, 400)}
 
 
 def test_a_number_is_found_at_the_distances_that_a_model_sees(measured):
@@ -62,7 +61,9 @@ def test_the_sentence_says_whether_retrieval_fell_and_at_which_distances(measure
 
 
 def test_the_same_seed_asks_a_model_of_transformers_the_same_questions():
-    ids = text.encode(tiny.tokenizer(), bytes(range(97, 123)) * 20, "a text", "valid")
-    one, same, other = (needles.measure(tiny.llama(), tiny.tokenizer(), ids, 200, 1, seed) for seed in (1, 1, 2))
+    ids = text.encode(tokenizer(), bytes(range(97, 123)) * 20, "a text", "valid")
+    one, same, other = (
+        needles.measure(tiny("llama", vocab_size=257), tokenizer(), ids, 200, 1, seed) for seed in (1, 1, 2)
+    )
     assert one == same
     assert one["nats"] != other["nats"]

@@ -7,7 +7,7 @@ import torch
 
 from adaptive_span.errors import UserError
 from adaptive_span.hf import passkeys, text
-from tests.unit.hf import tiny
+from tests.unit.hf import byte_tokenizer
 
 CONTEXT = 200
 
@@ -15,11 +15,11 @@ CONTEXT = 200
 @pytest.fixture(scope="module")
 def ids():
     words = "".join(f"line {n} of a text\n" for n in range(60)).encode()
-    return text.encode(tiny.tokenizer(), words, "a text", "train")
+    return text.encode(byte_tokenizer.tokenizer(), words, "a text", "train")
 
 
 def test_a_long_text_is_encoded_in_pieces_that_join_and_no_further_than_asked(monkeypatch):
-    tokenizer, words = tiny.tokenizer(), "one line\nZoë\n\na line that is longer than a piece" * 3
+    tokenizer, words = byte_tokenizer.tokenizer(), "one line\nZoë\n\na line that is longer than a piece" * 3
     monkeypatch.setattr(text, "PIECE", 10)
     ids = text.encode(tokenizer, b"\xef\xbb\xbf" + words.encode(), "a text", "valid")
     assert tokenizer.decode(ids) == words
@@ -30,8 +30,8 @@ def test_a_long_text_is_encoded_in_pieces_that_join_and_no_further_than_asked(mo
 
 
 def test_windows_hold_the_text_once_each_behind_the_token_that_begins_one(ids):
-    [begin] = text.start(tiny.tokenizer(begins=True))
-    assert text.start(tiny.tokenizer()) == []
+    [begin] = text.start(byte_tokenizer.tokenizer(begins=True))
+    assert text.start(byte_tokenizer.tokenizer()) == []
     windows = list(text.windows(ids, CONTEXT, [begin]))
     assert all(len(window) == CONTEXT and window[0] == begin for window in windows)
     joined = torch.cat([window[1:] for window in windows])
@@ -41,16 +41,18 @@ def test_windows_hold_the_text_once_each_behind_the_token_that_begins_one(ids):
 
 def test_a_generator_restored_draws_the_same_windows_again(ids):
     generator = torch.Generator().manual_seed(1)
-    drawn = text.calibration(tiny.tokenizer(), ids, CONTEXT, generator, passkeys=0.5)
+    drawn = text.calibration(byte_tokenizer.tokenizer(), ids, CONTEXT, generator, passkeys=0.5)
     next(drawn)
     state = generator.get_state()
     later = list(islice(drawn, 6))
-    resumed = text.calibration(tiny.tokenizer(), ids, CONTEXT, torch.Generator().set_state(state), passkeys=0.5)
+    resumed = text.calibration(
+        byte_tokenizer.tokenizer(), ids, CONTEXT, torch.Generator().set_state(state), passkeys=0.5
+    )
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(later, islice(resumed, 6), strict=True))
 
 
 def test_a_window_with_a_passkey_keeps_its_length_and_ends_in_the_number_that_it_told(ids):
-    tokenizer = tiny.tokenizer(begins=True)
+    tokenizer = byte_tokenizer.tokenizer(begins=True)
     drawn = text.calibration(tokenizer, ids, CONTEXT, torch.Generator().manual_seed(2), passkeys=1.0)
     places = set()
     for window, first in islice(drawn, 40):
@@ -59,14 +61,14 @@ def test_a_window_with_a_passkey_keeps_its_length_and_ends_in_the_number_that_it
         told = decoded.index(f"The pass key is {number}. Remember it.")
         assert len(window) == CONTEXT
         assert decoded.endswith(f"What is the pass key? The pass key is {number}")
-        assert decoded.startswith(tiny.BEGIN)
+        assert decoded.startswith(byte_tokenizer.BEGIN)
         assert tokenizer.decode(window[first:]) == number  # the answer alone has a loss
         places.add(told)
     assert len(places) > 10  # early and late
 
 
 def test_a_passkey_stands_at_the_distance_that_was_asked_for_up_to_the_bounds():
-    tokenizer, window = tiny.tokenizer(), torch.zeros(CONTEXT, dtype=torch.int64)
+    tokenizer, window = byte_tokenizer.tokenizer(), torch.zeros(CONTEXT, dtype=torch.int64)
     passkey = passkeys.draw(tokenizer, torch.Generator().manual_seed(3))
     low, high = passkey.distances(CONTEXT, first=1)
     for distance in (low, 70, high):
@@ -77,7 +79,7 @@ def test_a_passkey_stands_at_the_distance_that_was_asked_for_up_to_the_bounds():
 
 
 def test_about_as_many_windows_hold_a_passkey_as_asked(ids):
-    tokenizer = tiny.tokenizer()
+    tokenizer = byte_tokenizer.tokenizer()
     drawn = text.calibration(tokenizer, ids, CONTEXT, torch.Generator().manual_seed(4), passkeys=0.25)
     held = 0
     for window, first in islice(drawn, 400):
@@ -88,7 +90,7 @@ def test_about_as_many_windows_hold_a_passkey_as_asked(ids):
 
 
 def test_a_text_shorter_than_the_context_and_a_context_shorter_than_a_passkey_are_one_sentence(ids):
-    tokenizer, generator = tiny.tokenizer(), torch.Generator()
+    tokenizer, generator = byte_tokenizer.tokenizer(), torch.Generator()
     with pytest.raises(
         UserError, match=r"the text has 30 tokens, fewer than context=200; give a longer text or a shorter context"
     ):
