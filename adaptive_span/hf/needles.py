@@ -75,7 +75,11 @@ def sentence(before: dict[str, Any], after: dict[str, Any]) -> str:
     counts = [(round(a * trials), round(b * trials)) for a, b in zip(before["found"], after["found"], strict=True)]
     fell = [(distance, *count) for distance, count in zip(asked, counts, strict=True) if count[1] < count[0]]
     if not any(first for first, _ in counts):
-        return "The model found no passkey before the fit either, so that these do not show what retrieval costs."
+        was, now = (sum(each["nats"]) / len(asked) for each in (before, after))
+        return (
+            f"The model found no passkey before the fit either, so that these do not show whether retrieval fell; "
+            f"answers took {was:.2f} nats per token before and take {now:.2f} after."
+        )
     if not fell:
         return (
             f"Passkeys are found as before at all {len(asked)} distances, up to {asked[-1]:,} tokens: "

@@ -71,7 +71,7 @@ def loss_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     rows = zip(QUARTERS, before["by_quarter"], after["by_quarter"], strict=True)
     for name, was, now in [("all", before["nats_per_token"], after["nats_per_token"]), *rows]:
-        table.add_row(name, f"{was:.3f}", f"{now:.3f}", f"{now - was:+.3f}")
+        table.add_row(name, f"{was:.3f}", f"{now:.3f}", f"{round(now - was, 3) + 0.0:+.3f}")  # no −0
     return table
 
 
@@ -109,6 +109,7 @@ def pareto(points: Sequence[Point], baselines: Mapping[str, Sequence[Point]], fu
     axes.axhline(full, color=BOUND, linewidth=1, linestyle=(0, (4, 3)), label="full attention", zorder=1)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel("KV cache that is kept")
     axes.set_ylabel("loss (nats per token)")
@@ -143,7 +144,9 @@ def compare(fits: Sequence[FittedSpans]) -> Figure:
         full = float(first.fit["before"]["loss"]["nats_per_token"])
     except (KeyError, TypeError) as error:
         raise UserError(f"the spans of {first.model} hold no measurements ({error}); fit them again") from None
-    title = f"{Path(first.model).name} at a context of {first.context:,}, on {first.fit['asked']['data']['name']}"
+    data = first.fit["asked"]["data"]
+    text = Path(data["file"] or data["path"] or data["name"]).name
+    title = f"{Path(first.model).name} at a context of {first.context:,}, on {text}"
     return pareto(points, lines, full, title)
 
 

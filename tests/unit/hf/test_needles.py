@@ -57,7 +57,8 @@ def test_the_sentence_says_whether_retrieval_fell_and_at_which_distances(measure
         f"{2 * len(far)} were found before and 0 are found after."
     )
     assert needles.sentence(measured[200], measured[400]).startswith("Passkeys are found as before at all 10 distances")
-    assert needles.sentence(measured[0], measured[200]).startswith("The model found no passkey before the fit either")
+    assert needles.sentence(measured[0], measured[0]).startswith("The model found no passkey before the fit either")
+    assert needles.sentence(measured[0], measured[0]).endswith("took 5.55 nats per token before and take 5.55 after.")
 
 
 def test_the_same_seed_asks_a_model_of_transformers_the_same_questions():

@@ -42,11 +42,12 @@ def test_the_table_goes_to_the_longest_text_of_the_model():
 
 def test_the_loss_is_told_for_all_and_for_each_quarter():
     before = {"nats_per_token": 2.5, "by_quarter": [3.0, 2.5, 2.25, 2.25], "tokens": 20460}
-    after = {"nats_per_token": 2.55, "by_quarter": [3.0, 2.5, 2.3, 2.4], "tokens": 20460}
+    after = {"nats_per_token": 2.55, "by_quarter": [2.9999, 2.5, 2.3, 2.4], "tokens": 20460}
     table = report.loss_table(before, after)
     names, was, now, more = cells(table)
     assert "20,460 held-out tokens" in table.title
     assert (names[0], was[0], now[0], more[0]) == ("all", "2.500", "2.550", "+0.050")
+    assert more[1] == "+0.000"
     assert (names[4], was[4], now[4], more[4]) == ("last quarter", "2.250", "2.400", "+0.150")
 
 
