@@ -1,18 +1,14 @@
 """Load a causal language model of transformers, with its tokenizer, to be read and not trained."""
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from adaptive_span.errors import UserError, first_line
-
-SAMPLE = 64  # numbers of each weight that the fingerprint is made of
 
 
 @dataclass(frozen=True)
@@ -70,27 +66,6 @@ def check_context(model: PreTrainedModel, name: str, context: int) -> None:
     longest = longest_text(model)
     if longest is not None and context > longest:
         raise UserError(f"context={context} is longer than the {longest:,} tokens that model={name} takes; give less")
-
-
-@torch.no_grad()
-def fingerprint(model: PreTrainedModel) -> str:
-    """Return a short checksum of the names, the shapes and some numbers of all weights.
-
-    It tells one model from another, and one revision from another. Numbers are rounded to bf16, so that it is the same
-    in the precisions that a model is loaded in.
-    """
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        if ".head_spans." in name:
-            continue
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        digest.update(_sample(weight).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _sample(weight: Tensor) -> Tensor:
-    numbers = weight.detach().reshape(-1)
-    return numbers[:: max(1, len(numbers) // SAMPLE)][:SAMPLE].to("cpu", torch.bfloat16).contiguous()
 
 
 def _gguf(name: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from adaptive_span.distributed import process_group
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import machine, precision
 from adaptive_span.hf import baselines, heads, losses, models, needles, report, text
+from adaptive_span.hf.fingerprint import fingerprint
 from adaptive_span.hf.fitting import Asked, Fit
 from adaptive_span.hf.heads import LayerHeads
 from adaptive_span.hf.learned import HeadSpans
@@ -179,7 +180,7 @@ def _fitted(asked: FitConfig, loaded: models.Loaded, layers: list[LayerHeads], s
         rounded = [round(token, 1) for token in tokens]
         found.append(LayerSpans(layer.index, layer.kv_heads, layer.head_size, layer.window, rounded))
     return FittedSpans(
-        loaded.name, loaded.revision, type(loaded.model).__name__, models.fingerprint(loaded.model), asked.context,
+        loaded.name, loaded.revision, type(loaded.model).__name__, fingerprint(loaded.model), asked.context,
         asked.ramp, asked.sinks, found,
     )  # fmt: skip
 
