@@ -3,6 +3,7 @@
 import argparse
 import re
 from dataclasses import asdict
+from importlib.util import find_spec
 
 import torch
 
@@ -71,6 +72,12 @@ def _measure(arguments: argparse.Namespace, settings: Settings) -> dict[str, Row
         if arguments.tokens is not None:
             return generation.steadiness(settings, arguments.tokens)
         return generation.table(settings, arguments.repeats)
+    if arguments.what == "spans":
+        if find_spec("transformers") is None:
+            raise UserError("benchmark spans needs transformers; pip install 'adaptive-span[hf]'")
+        from adaptive_span.benchmark import transformers_cache
+
+        return transformers_cache.table(settings, arguments.repeats)
     names = arguments.attention or _all_that_run(settings)
     if arguments.what == "growth":
         return workloads.growth(settings, names, arguments.repeats, not arguments.no_memory)

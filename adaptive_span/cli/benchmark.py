@@ -4,6 +4,7 @@
 - step: forward, backward and update of a whole model, beside the same without attention.
 - evaluate: scoring a text, from kept keys and values, beside projecting the cache again for every block.
 - generate: predicting a token, with each head's own span, its layer's longest, and the maximum.
+- spans: a token of a transformers model after 4,000, with its whole cache and with what spans keep of it.
 - growth: a step while the spans grow from 0 to the maximum; --figure draws it.
 - loop: the whole training loop against bare forward + backward + update.
 - count: launches, bytes, operations and memory of a step on a GPU, which need not be here.
@@ -11,8 +12,8 @@
 - data: numbering 100 MB of bytes.
 
 Implementations are timed interleaved, in one process; figures are medians. Memory is what one run adds at its peak to
-a process of its own. All but generate, loop, processes and data need torch, numpy and PyYAML alone; fused attention
-and count need triton too.
+a process of its own. All but generate, spans, loop, processes and data need torch, numpy and PyYAML alone; fused
+attention and count need triton too, spans needs transformers.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "adaptive-span benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=(*KINDS, "generate", "growth", "count", *PROJECT))
+    parser.add_argument("what", choices=(*KINDS, "generate", "spans", "growth", "count", *PROJECT))
     parser.add_argument("--model", choices=MODELS, help="base, of count large")
     parser.add_argument("--batch-size", "--rows", type=int, help="rows of each process; 2, of count 64")
     parser.add_argument("--gpu", default="h200", choices=CARDS, help="of `count`: for which to compute times; h200")
@@ -90,7 +91,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{flag} is for count, not for {arguments.what}")
     if arguments.layer is not None and arguments.what != "attention":
         parser.error(f"--layer is for attention, not for {arguments.what}")
-    fixed: dict[str, tuple[str, ...]] = {"generate": ("dropout", "attention", "dtype")}
+    fixed: dict[str, tuple[str, ...]] = {
+        "generate": ("dropout", "attention", "dtype"),
+        "spans": ("model", "profile", "dropout", "attention", "dtype"),
+    }
     fixed |= dict.fromkeys(PROJECT, ("profile", "dropout", "attention", "dtype"))
     for flag in fixed.get(arguments.what, ()):
         if getattr(arguments, flag) != USUAL.get(flag, parser.get_default(flag)):

@@ -13,7 +13,7 @@ from adaptive_span.errors import UserError
 from adaptive_span.hf import heads
 from adaptive_span.hf.fingerprint import fingerprint
 from adaptive_span.hf.spans import FittedSpans, LayerSpans
-from tests.unit.hf.tiny import llama
+from tests.unit.hf.tiny_models import tiny
 
 CONTEXT = 64
 
@@ -26,9 +26,15 @@ def fitted_to(model: PreTrainedModel) -> FittedSpans:
     return FittedSpans("tiny", "abc123", type(model).__name__, fingerprint(model), CONTEXT, 8, 4, layers)
 
 
+def retrained() -> PreTrainedModel:
+    model = tiny("llama")
+    next(model.parameters()).mul_(1.1)
+    return model
+
+
 def test_a_saved_file_changes_what_heads_see(tmp_path: Path) -> None:
-    model: Any = llama()
-    tokens = torch.arange(200)[None]
+    model: Any = tiny("llama")
+    tokens = torch.arange(200)[None] % 97
     whole = model(tokens).logits
     fitted_to(model).save(tmp_path / "spans.json")
     assert hf.load_spans(tmp_path / "spans.json") == fitted_to(model)
@@ -41,27 +47,27 @@ def test_a_saved_file_changes_what_heads_see(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_knows_weights_in_both_precisions() -> None:
-    model, rounded = llama(), llama()
+    model, rounded = tiny("llama"), tiny("llama")
     rounded.bfloat16()
     assert fingerprint(model) == fingerprint(rounded)
-    assert fingerprint(model) != fingerprint(llama(seed=1))
+    assert fingerprint(model) != fingerprint(retrained())
 
 
 def test_refuses_the_spans_of_another_model() -> None:
-    fitted = fitted_to(llama())
+    fitted = fitted_to(tiny("llama"))
     with pytest.raises(UserError, match=r"revision abc123, fingerprint .* load those weights, or fit spans to these"):
-        hf.apply(llama(seed=1), fitted)
+        hf.apply(retrained(), fitted)
     with pytest.raises(UserError, match=r"fitted to tiny \(GPT2LMHeadModel\), and the model is a LlamaForCausalLM"):
-        hf.apply(llama(), dataclasses.replace(fitted, kind="GPT2LMHeadModel"))
+        hf.apply(tiny("llama"), dataclasses.replace(fitted, kind="GPT2LMHeadModel"))
     with pytest.raises(UserError, match="with 1 layers, and the model has 2"):
-        hf.apply(llama(), dataclasses.replace(fitted, layers=fitted.layers[:1]))
+        hf.apply(tiny("llama"), dataclasses.replace(fitted, layers=fitted.layers[:1]))
     one = dataclasses.replace(fitted.layers[1], kv_heads=4)
     with pytest.raises(UserError, match=r"\(1, 4, 4, 8, None\), where the model has \(1, 4, 2, 8, None\)"):
-        hf.apply(llama(), dataclasses.replace(fitted, layers=[fitted.layers[0], one]))
+        hf.apply(tiny("llama"), dataclasses.replace(fitted, layers=[fitted.layers[0], one]))
 
 
 @pytest.mark.parametrize("text", ['{"format": 1, "layers": NaN}', "{}", '{"format": 1, "layers": [{"index": 0}]}'])
 def test_refuses_a_file_that_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "spans.json").write_text(text)
     with pytest.raises(UserError, match=r"spans\.json"):
-        hf.apply(llama(), tmp_path / "spans.json")
+        hf.apply(tiny("llama"), tmp_path / "spans.json")

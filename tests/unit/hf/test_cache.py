@@ -12,7 +12,7 @@ from adaptive_span import hf
 from adaptive_span.errors import UserError
 from adaptive_span.hf import heads
 from adaptive_span.hf.spans import FittedSpans, LayerSpans
-from tests.unit.hf.tiny import llama
+from tests.unit.hf.tiny_models import tiny
 
 CONTEXT = 128
 NEW = "cache" in inspect.signature(LlamaForCausalLM.forward).parameters
@@ -94,7 +94,7 @@ def test_beams_take_their_rows_along() -> None:
 
 
 def test_refuses_padding_other_attention_and_models_without_spans() -> None:
-    model: Any = llama()
+    model: Any = tiny("llama")
     with pytest.raises(UserError, match=r"no spans; call apply\(model, spans\) first"):
         hf.SpanCache(model)
     model, _ = made("llama", hard=True)
