@@ -10,7 +10,7 @@ import torch
 from adaptive_span.attention.dispatch import why_not_fused
 from adaptive_span.benchmark import profiles, workloads
 from adaptive_span.benchmark.cost_model import CARDS
-from adaptive_span.benchmark.names import PROJECT
+from adaptive_span.benchmark.names import PROJECT, TRANSFORMERS
 from adaptive_span.benchmark.workloads import Row, Settings
 from adaptive_span.errors import UserError
 from adaptive_span.hardware.precision import EMULATED, is_emulated
@@ -72,12 +72,14 @@ def _measure(arguments: argparse.Namespace, settings: Settings) -> dict[str, Row
         if arguments.tokens is not None:
             return generation.steadiness(settings, arguments.tokens)
         return generation.table(settings, arguments.repeats)
-    if arguments.what == "spans":
+    if arguments.what in TRANSFORMERS:
         if find_spec("transformers") is None:
-            raise UserError("benchmark spans needs transformers; pip install 'adaptive-span[hf]'")
-        from adaptive_span.benchmark import transformers_cache
+            raise UserError(f"benchmark {arguments.what} needs transformers; pip install 'adaptive-span[hf]'")
+        from adaptive_span.benchmark import fitting, transformers_cache
 
-        return transformers_cache.table(settings, arguments.repeats)
+        measured = fitting if arguments.what == "fit" else transformers_cache
+        table: dict[str, Row] = measured.table(settings, arguments.repeats)
+        return table
     names = arguments.attention or _all_that_run(settings)
     if arguments.what == "growth":
         return workloads.growth(settings, names, arguments.repeats, not arguments.no_memory)

@@ -5,6 +5,7 @@
 - evaluate: scoring a text, from kept keys and values, beside projecting the cache again for every block.
 - generate: predicting a token, with each head's own span, its layer's longest, and the maximum.
 - spans: a token of a transformers model after 4,000, with its whole cache and with what spans keep of it.
+- fit: a step of fitting spans to a transformers model, beside the model's own forward and backward pass.
 - growth: a step while the spans grow from 0 to the maximum; --figure draws it.
 - loop: the whole training loop against bare forward + backward + update.
 - count: launches, bytes, operations and memory of a step on a GPU, which need not be here.
@@ -12,8 +13,8 @@
 - data: numbering 100 MB of bytes.
 
 Implementations are timed interleaved, in one process; figures are medians. Memory is what one run adds at its peak to
-a process of its own. All but generate, spans, loop, processes and data need torch, numpy and PyYAML alone; fused
-attention and count need triton too, spans needs transformers.
+a process of its own. All but generate, spans, fit, loop, processes and data need torch, numpy and PyYAML alone; fused
+attention and count need triton too, spans and fit need transformers.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 import yaml
 
 from adaptive_span.benchmark.cost_model import CARDS
-from adaptive_span.benchmark.names import KINDS, MODELS, PROFILES, PROJECT
+from adaptive_span.benchmark.names import KINDS, MODELS, PROFILES, PROJECT, TRANSFORMERS
 from adaptive_span.config.checks import Range
 from adaptive_span.config.places import CONF
 from adaptive_span.config.registry import ATTENTIONS
@@ -46,7 +47,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "adaptive-span benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=(*KINDS, "generate", "spans", "growth", "count", *PROJECT))
+    parser.add_argument("what", choices=(*KINDS, "generate", *TRANSFORMERS, "growth", "count", *PROJECT))
     parser.add_argument("--model", choices=MODELS, help="base, of count large")
     parser.add_argument("--batch-size", "--rows", type=int, help="rows of each process; 2, of count 64")
     parser.add_argument("--gpu", default="h200", choices=CARDS, help="of `count`: for which to compute times; h200")
@@ -94,6 +95,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     fixed: dict[str, tuple[str, ...]] = {
         "generate": ("dropout", "attention", "dtype"),
         "spans": ("model", "profile", "dropout", "attention", "dtype"),
+        "fit": ("model", "profile", "dropout", "attention"),
     }
     fixed |= dict.fromkeys(PROJECT, ("profile", "dropout", "attention", "dtype"))
     for flag in fixed.get(arguments.what, ()):

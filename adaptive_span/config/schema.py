@@ -669,7 +669,7 @@ class FitConfig:
     """The text. Spans are fitted to train; losses are measured on valid."""
     context: Annotated[int, Range(64, LONG)] = 1024
     """Tokens of a text. Every span starts at it, and a head that stays there counts as one that sees everything."""
-    steps: Size = 150
+    steps: Size = 300
     """Texts to read, one a step. It ends before if the spans have settled."""
     budget: Annotated[float, Range(0, 1, above=True)] | None = 0.2
     """The share of keys and values to keep at `context`. null: where `penalty` leads."""

@@ -61,9 +61,9 @@ def find(model: PreTrainedModel) -> list[LayerHeads]:
     _set(model, PROBE)
     tokens = torch.arange(2, 2 + TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
     with torch.no_grad():
-        logits = model(tokens, use_cache=False).logits
+        logits = model(tokens).logits
         tokens[0, -1] = 1
-        other = model(tokens, use_cache=False).logits
+        other = model(tokens).logits
     _set(model, attention.NAME)
     names = {module: name for name, module in model.named_modules()}
     if not seen:

@@ -50,6 +50,7 @@ def fit(asked: FitConfig) -> None:
         if (folder / SPANS).exists():
             _show(_same(load(folder / SPANS), asked, folder), folder)
             return
+        paths = source.files(asked.data)  # downloaded before the model is
         name, reason = choose_precision(asked.hardware.precision, process.device)
         loaded = models.load(asked.model.name, asked.model.revision, DTYPES[name], process.device)
         models.check_context(loaded.model, asked.model.name, asked.context)
@@ -68,7 +69,7 @@ def fit(asked: FitConfig) -> None:
             f"{len(fitted_layers)} to fit · {sum(layer.heads for layer in fitted_layers)} spans · "
             f"{process.device.type}, {name} ({reason})"
         )
-        train, held_out = _texts(asked, loaded)
+        train, held_out = _texts(asked, loaded, paths)
         generator = torch.Generator().manual_seed(asked.seed)
         texts = text.calibration(loaded.tokenizer, train, asked.context, generator, asked.data.passkeys)
         fit = Fit(
@@ -147,11 +148,11 @@ def set_spans(spans: list[HeadSpans], fitted: FittedSpans) -> None:
         each.set_(layer.spans)
 
 
-def _texts(asked: FitConfig, loaded: models.Loaded) -> tuple[Tensor, Tensor]:
+def _texts(asked: FitConfig, loaded: models.Loaded, paths: list[Path]) -> tuple[Tensor, Tensor]:
     """Return the token ids of train and of valid, as many as are needed."""
     ids = []
     needed = {"train": TRAIN_IDS, "valid": max(asked.held_out, 64 * asked.context)}
-    for split, name, stream in source.splits(asked.data, source.files(asked.data)):
+    for split, name, stream in source.splits(asked.data, paths):
         if split in needed:
             most = needed[split]
             ids.append(text.encode(loaded.tokenizer, stream.read(8 * most), name, split, most))

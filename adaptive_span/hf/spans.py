@@ -108,6 +108,8 @@ def load(path: Path) -> FittedSpans:
         fitted = FittedSpans(layers=layers, **stored)
         if not layers or not all(isinstance(n, int) and n > 0 for n in (fitted.context, fitted.ramp)):
             raise ValueError("it has no layers or no context")
+        if any(min(layer.spans) < fitted.ramp for layer in layers if layer.window is None):
+            raise ValueError("a span is shorter than the ramp")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a spans.json of adaptive-span fit ({type(error).__name__}: {error})") from None
     return fitted

@@ -69,7 +69,7 @@ def test_spans_replace_the_attention_of_an_architecture_and_nothing_else(kind: s
                     vocab_size=97, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
                 )
             ),
-            "as an encoder does",
+            "BertForMaskedLM (sees later|does not call)",
         ),
         (lambda: BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=16, n_layer=1, n_head=2)), "BloomForCausalLM"),
     ],

@@ -1,0 +1,66 @@
+"""Time a step of fitting spans against the model's own forward and backward pass, through its activations."""
+
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from adaptive_span.benchmark.timing import Workload, peak_memory, time_interleaved
+from adaptive_span.benchmark.workloads import Row, Settings
+from adaptive_span.hf import heads
+from adaptive_span.hf.fitting import text_loss
+from adaptive_span.hf.learned import HeadSpans
+
+CONTEXTS = (512, 1024, 2048)  # tokens
+SHARES = {"at the start": 1.0, "at 20 % of the cache": 0.2}
+OWN = "own"
+
+
+def table(settings: Settings, repeats: int) -> dict[str, Row]:
+    """Measure a model of random weights with the shape of SmolLM2-135M.
+
+    Returns:
+        Per context and state of the fit: milliseconds of a step, the MiB that it adds at its peak beside the weights,
+        and both as multiples of the model's own.
+    """
+    rows: dict[str, Row] = {}
+    for context in CONTEXTS:
+        names = [OWN, *SHARES]
+        workloads = {name: make(settings, name, context) for name in names}
+        seconds = time_interleaved(repeats, **workloads)
+        memory = {name: peak_memory(settings.device, workloads[name], make, settings, name, context) for name in names}
+        for name in names:
+            added, own = memory[name], memory[OWN]
+            rows[f"{context:,}, {name}"] = {
+                "ms": 1000 * seconds[name],
+                "× own": seconds[name] / seconds[OWN],
+                "MiB": added,
+                "× own MiB": None if added is None or own is None else added / own,
+            }
+    return rows
+
+
+def make(settings: Settings, name: str, context: int) -> Workload:
+    """Return a step: `own` is the model's own pass, with the attention that it has; others fit spans."""
+    torch.manual_seed(0)
+    sizes = LlamaConfig(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1_536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8_192, tie_word_embeddings=True,
+    )  # fmt: skip
+    model: Any = LlamaForCausalLM(sizes)
+    model.to(settings.device, settings.dtype).eval().requires_grad_(False)
+    tokens = torch.randint(sizes.vocab_size, (context,), device=settings.device)
+    if name == OWN:
+        model.set_attn_implementation("sdpa")
+        embedded = model.get_input_embeddings()
+        embedded.register_forward_hook(lambda module, given, output: output.requires_grad_())
+    else:
+        spans = heads.attach(model, heads.find(model), lambda layer: HeadSpans(layer.heads, context, 32, 4))
+        for each in spans:
+            each.span.fraction.requires_grad_()
+            each.set_([SHARES[name] * context] * sizes.num_attention_heads)
+
+    def step() -> None:
+        text_loss(model, tokens).backward()
+
+    return step
