@@ -27,7 +27,7 @@ from adaptive_span.hf.spans import FittedSpans, LayerSpans, load
 from adaptive_span.reporting.run_directory import claimed
 from adaptive_span.storage import tensor_file
 from adaptive_span.storage.writing import explain_disk_errors
-from adaptive_span.terminal.printing import print_line, print_places, print_table
+from adaptive_span.terminal.printing import print_fields, print_line, print_places, print_table
 from adaptive_span.terminal.program import sigterm_as_exit
 
 SPANS, STATE = "spans.json", "fit.pt"
@@ -254,6 +254,9 @@ def _show(fitted: FittedSpans, folder: Path) -> None:
     """Print what was found, and where it is."""
     found = fitted.fit
     print_table(report.loss_table(found["before"]["loss"], found["after"]["loss"]))
+    compared = {"its spans as windows": found["after"]["windows_loss"]}
+    compared |= {report.BASELINES[name]: baseline["loss"] for name, baseline in found["baselines"].items()}
+    print_fields({name: f"{loss['nats_per_token']:.3f} nats per token" for name, loss in compared.items()})
     longest = found.get("longest_text") or fitted.context
     print_table(report.cache_table(fitted, longest))
     print_line(needles.sentence(found["before"]["needles"], found["after"]["needles"]))
