@@ -70,6 +70,7 @@ class Fit:
         self.fractions = [each.span.fraction.requires_grad_() for each in spans]
         self.adam = torch.optim.Adam(self.fractions, lr=asked.rate, betas=BETAS)
         self.step, self.price = 0, 0.0  # price: what λ has gained step by step
+        self.penalty = 0.0  # λ of the last step
         self.before: list[Tensor] = []  # spans, some steps ago
 
     @property
@@ -92,8 +93,8 @@ class Fit:
             self.before = [fraction.detach().clone() for fraction in self.fractions]
         tokens, first = next(self.texts)
         loss, cost = text_loss(self.model, tokens.to(self.model.device), first), self._cost()
-        penalty = self._penalty(cost.item())
-        (loss + penalty * cost).backward()
+        self.penalty = self._next_penalty(cost.item())
+        (loss + self.penalty * cost).backward()
         value, share = loss.item(), self.share()
         if not value < float("inf"):
             raise UserError(f"the loss of step {self.step + 1} is {value}; the model gives no numbers for this text")
@@ -102,7 +103,7 @@ class Fit:
         for each in self.spans:
             each.span.clamp_()
         self.step += 1
-        return {"loss": value, "share": share, "penalty": penalty}
+        return {"loss": value, "share": share, "penalty": self.penalty}
 
     @torch.no_grad()
     def share(self) -> float:
@@ -132,6 +133,7 @@ class Fit:
         return {
             "step": self.step,
             "price": self.price,
+            "penalty": self.penalty,
             "spans": [fraction.detach() for fraction in self.fractions],
             "before": self.before,
             "adam": self.adam.state_dict(),
@@ -142,6 +144,7 @@ class Fit:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from what `state_dict` returned."""
         self.step, self.price, self.before = state["step"], state["price"], list(state["before"])
+        self.penalty = state["penalty"]
         for fraction, stored in zip(self.fractions, state["spans"], strict=True):
             fraction.copy_(stored)
         self.adam.load_state_dict(state["adam"])
@@ -154,7 +157,7 @@ class Fit:
         moved = torch.stack([(a - b).abs().max() for a, b in zip(self.fractions, self.before, strict=True)])
         return bool(moved.max() * self.spans[0].span.max_span < SETTLED_WITHIN)
 
-    def _penalty(self, cost: float) -> float:
+    def _next_penalty(self, cost: float) -> float:
         """Return λ for the next step, by the present cost: that is the share, but for spans beyond the context."""
         if self.asked.penalty is not None:
             return self.asked.penalty

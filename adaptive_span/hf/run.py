@@ -85,7 +85,7 @@ def fit(asked: FitConfig) -> None:
             if state:
                 fit.load_state_dict(state["fit"])
                 print_line(f"resuming at step {fit.step}")
-            last = _advance(fit, asked, before, folder)
+            _advance(fit, asked, before, folder)
             moved = fit.meet_budget()
             if abs(moved) > asked.ramp:
                 print_line(
@@ -96,7 +96,7 @@ def fit(asked: FitConfig) -> None:
             set_spans(spans, fitted)
             found = _measured(meter, spans, fitted, before)
             found["longest_text"] = models.longest_text(loaded.model)
-            record = found | _circumstances(asked, fit, last, name)
+            record = found | _circumstances(asked, fit, name)
             fitted = replace(fitted, fit=record)
             fitted.save(folder / SPANS)
             report.save_heat_map(fitted, folder)
@@ -159,17 +159,14 @@ def _texts(asked: FitConfig, loaded: models.Loaded, paths: list[Path]) -> tuple[
     return ids[0], ids[1]
 
 
-def _advance(fit: Fit, asked: FitConfig, before: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Make the steps that are left, save now and then, and return the numbers of the last one."""
-    last: dict[str, float] = {"penalty": 0.0}
+def _advance(fit: Fit, asked: FitConfig, before: dict[str, Any], folder: Path) -> None:
+    """Make the steps that are left, and save now and then."""
     with FitProgress(fit.step, asked.steps) as progress:
         while not fit.is_over:
-            last = fit.advance()
-            progress.show(fit.step, last)
+            progress.show(fit.step + 1, fit.advance())
             if fit.step % SAVE_EVERY == 0:
                 state = {"asked": _identity(asked), "before": before, "fit": fit.state_dict()}
                 files.save(state, folder / STATE)
-    return last
 
 
 def _fitted(asked: FitConfig, loaded: models.Loaded, layers: list[LayerHeads], spans: list[HeadSpans]) -> FittedSpans:
@@ -206,11 +203,11 @@ def _measured(meter: Meter, spans: list[HeadSpans], fitted: FittedSpans, before:
     return {"share": fitted.share(), "before": before, "after": after, "baselines": compared}
 
 
-def _circumstances(asked: FitConfig, fit: Fit, last: dict[str, float], precision: str) -> dict[str, Any]:
+def _circumstances(asked: FitConfig, fit: Fit, precision: str) -> dict[str, Any]:
     return {
         "asked": _identity(asked),
         "steps": fit.step,
-        "penalty": asked.penalty if asked.penalty is not None else last["penalty"],
+        "penalty": fit.penalty,
         "precision": precision,
         "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("adaptive-span", "torch", "transformers")}
