@@ -1,11 +1,9 @@
 """Time a step of fitting spans against the model's own forward and backward pass, through its activations."""
 
-from typing import Any
-
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from adaptive_span.benchmark.timing import Workload, peak_memory, time_interleaved
+from adaptive_span.benchmark.transformers_cache import smollm2
 from adaptive_span.benchmark.workloads import Row, Settings
 from adaptive_span.hf import heads
 from adaptive_span.hf.fitting import text_loss
@@ -42,14 +40,8 @@ def table(settings: Settings, repeats: int) -> dict[str, Row]:
 
 def make(settings: Settings, name: str, context: int) -> Workload:
     """Return a step: `own` is the model's own pass, with the attention that it has; others fit spans."""
-    torch.manual_seed(0)
-    sizes = LlamaConfig(
-        vocab_size=49_152, hidden_size=576, intermediate_size=1_536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8_192, tie_word_embeddings=True,
-    )  # fmt: skip
-    model: Any = LlamaForCausalLM(sizes)
-    model.to(settings.device, settings.dtype).eval().requires_grad_(False)
-    tokens = torch.randint(sizes.vocab_size, (context,), device=settings.device)
+    model = smollm2(settings.device, settings.dtype).requires_grad_(False)
+    tokens = torch.randint(model.config.vocab_size, (context,), device=settings.device)
     if name == OWN:
         model.set_attn_implementation("sdpa")
         embedded = model.get_input_embeddings()
@@ -58,7 +50,7 @@ def make(settings: Settings, name: str, context: int) -> Workload:
         spans = heads.attach(model, heads.find(model), lambda layer: HeadSpans(layer.heads, context, 32, 4))
         for each in spans:
             each.span.fraction.requires_grad_()
-            each.set_([SHARES[name] * context] * sizes.num_attention_heads)
+            each.set_([SHARES[name] * context] * model.config.num_attention_heads)
 
     def step() -> None:
         text_loss(model, tokens).backward()

@@ -25,13 +25,7 @@ def table(settings: Settings, repeats: int) -> dict[str, Row]:
     Returns:
         Per cache: milliseconds per token, MB of keys and values, and these as a percentage of all.
     """
-    torch.manual_seed(0)
-    sizes = LlamaConfig(
-        vocab_size=49_152, hidden_size=576, intermediate_size=1_536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8_192, tie_word_embeddings=True,
-    )  # fmt: skip
-    model: Any = LlamaForCausalLM(sizes)
-    model.to(settings.device).eval()
+    model = smollm2(settings.device)
     layers = heads.find(model)
     rows: dict[str, Row] = {}
     whole = 2.0 * len(layers) * layers[0].kv_heads * layers[0].head_size * 4 * CONTEXT * settings.batch_size
@@ -47,6 +41,17 @@ def table(settings: Settings, repeats: int) -> dict[str, Row]:
             name = f"{100 * share:.0f} % in {'windows' if hard else 'soft spans'}"
             rows[name] = _row(model, cache, cache.nbytes, whole, settings, repeats)
     return rows
+
+
+def smollm2(device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+    """Return a model of random weights with the shape of SmolLM2-135M, in evaluation mode."""
+    torch.manual_seed(0)
+    sizes = LlamaConfig(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1_536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8_192, tie_word_embeddings=True,
+    )  # fmt: skip
+    model: Any = LlamaForCausalLM(sizes)
+    return model.to(device, dtype).eval()
 
 
 def _row(model: Any, cache: Any, held: float, whole: float, settings: Settings, repeats: int) -> Row:
