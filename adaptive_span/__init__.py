@@ -7,6 +7,8 @@ model for Hydra, which `compose` alone needs.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from adaptive_span.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from adaptive_span.attention.functional import adaptive_attention as adaptive_attention
     from adaptive_span.attention.layer import AdaptiveAttention as AdaptiveAttention
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from adaptive_span.launch.composition import compose as compose
     from adaptive_span.launch.running import train as train
     from adaptive_span.model.transformer import Transformer as Transformer
-
-__version__ = "0.1.0"
 
 _MODULES = {
     "AdaptiveAttention": "attention.layer",

@@ -102,9 +102,9 @@ def main() -> None:
     combinations = list(itertools.product((True, False), repeat=3))
     combinations = combinations if arguments.all else [combinations[0], combinations[-1]]
     for size, combination in itertools.product(arguments.size, combinations):
-        step(dtype, size, combination, [64, 64])
+        step(dtype, size, combination, [64, 1024])
     before = len(compiled())
-    for size, bounds in itertools.product(arguments.size, ([64, 1024], [1024, 256], [128, 448, 1024], [64] * 5)):
+    for size, bounds in itertools.product(arguments.size, ([64, 64], [1024, 256], [128, 448, 1024], [64] * 5)):
         step(dtype, size, combinations[0], bounds, batch=2)
     for name, kernel in compiled():
         registers, stack = resources(kernel.asm["cubin"])

@@ -33,7 +33,9 @@ from torch import Tensor
 from adaptive_span.attention.head_groups import HeadGroup
 from adaptive_span.attention.span import log_soft_mask
 
-HIDDEN = -1e20  # finite: a query that may see nothing weighs zero values, and no number is lost
+# Finite: a query that may see nothing weighs zero values, and no number is lost. A power of two: where a GPU takes its
+# product with log₂e and the difference from another such product in one instruction, it finds the exact 0.
+HIDDEN = -(2.0**66)
 MemoryKeysValues = tuple[Tensor, Tensor]  # persistent keys (H, D, N) and values (H, N, D)
 
 

@@ -106,19 +106,31 @@ TILES = {
 }
 
 
+# Where no head of a launch sees more than SHORT tokens, in one loop over tiles that begin where its reach does. Many
+# small programs of a warp hide how long memory takes better than few large ones. Measured on an H200 too.
+SHORT = 128  # tokens
+SHORT_TILES = {
+    ("bf16", 64): {"forward_kernel": (16, 16, 1, 2), "query_kernel": (16, 32, 1, 2)},
+    ("bf16", 128): {"forward_kernel": (16, 16, 1, 2), "query_kernel": (16, 16, 1, 2)},
+}
+
+
 # What `tl.dot` makes of fp32 numbers: "tf32x3" are three products on tensor cores that keep nearly all digits, and take
 # a quarter of the time of "ieee", whose products are no tensor core's.
 PRODUCTS = {"bf16": "ieee", "tf32": "tf32", "fp32": "tf32x3"}
 ROWS_APART = 4  # programs that share the rows of the batch in the gradients of persistent memory
 
 
-def constants(kernel: str, size: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what a kernel is compiled with."""
+def constants(kernel: str, size: int, dtype: torch.dtype, span: int) -> dict[str, Any]:
+    """Return what a kernel is compiled with, for heads of `size` of which the longest sees `span` tokens."""
     kind = "bf16" if dtype.itemsize == 2 else "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "fp32"
-    queries, keys, warps, stages = TILES[kind, 64 if size <= 64 else 128][kernel]
+    key = kind, 64 if size <= 64 else 128
+    short = span <= SHORT and kernel in SHORT_TILES.get(key, {})
+    queries, keys, warps, stages = (SHORT_TILES if short else TILES)[key][kernel]
     padded = max(16, 1 << (size - 1).bit_length())  # of which a matrix product can be made
     shape = {"SIZE": size, "PADDED": padded, "QUERIES": queries, "PRECISION": PRODUCTS[kind]}
     shape |= {} if keys is None else {"KEYS": keys}
+    shape |= {"SHORT": short} if kernel in ("forward_kernel", "query_kernel") else {}
     return shape | {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
@@ -275,7 +287,7 @@ class FusedLayer:
     def launch(self, kernel: Any, kind: str, length: int, others: tuple[int, ...], **arguments: Any) -> None:
         """Launch one program for each tile of `length` QUERIES or KEYS, times `others`."""
         size, dtype = self.position_embedding.size(0), self.position_embedding.dtype
-        compiled_with = constants(kernel.__name__, size, dtype)
+        compiled_with = constants(kernel.__name__, size, dtype, arguments.get("span", 0))
         with torch.cuda.device_of(self.position_embedding):
             kernel[(-(-length // compiled_with[kind]), *others)](**compiled_with, **arguments)
 

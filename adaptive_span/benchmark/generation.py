@@ -13,6 +13,7 @@ from adaptive_span.benchmark.profiles import VOCAB_SIZE
 from adaptive_span.benchmark.timing import CLEAR_REFS, Workload, process_status, time_interleaved
 from adaptive_span.benchmark.workloads import Row, Settings
 from adaptive_span.hardware import step_graph
+from adaptive_span.hardware.step_graph import StepGraph
 from adaptive_span.model.decoder import Decoder
 from adaptive_span.model.transformer import Transformer
 
@@ -38,15 +39,22 @@ def table(settings: Settings, repeats: int) -> dict[str, Row]:
     decoders = {name: Decoder(model, settings.batch_size, each, graphs) for name, each in given.items()}
     token = torch.randint(VOCAB_SIZE, (settings.batch_size,), device=settings.device)
 
-    def repeated(workload: Callable[[], object]) -> Workload:
+    def repeated(workload: Callable[[], object], recorded: bool = graphs) -> Workload:
+        graph = StepGraph()
+
+        def replayed() -> object:
+            return graph.run("", workload, workload)
+
+        one = replayed if recorded else workload
+
         def run() -> None:
             with torch.inference_mode():
                 for _ in range(TOKENS):
-                    workload()
+                    one()
 
         return run
 
-    steps = {name: repeated(functools.partial(decoder.read, token)) for name, decoder in decoders.items()}
+    steps = {name: repeated(functools.partial(decoder.read, token), False) for name, decoder in decoders.items()}
     attentions = {f"attention, {name}": repeated(_attention(decoder)) for name, decoder in decoders.items()}
     seconds = time_interleaved(repeats, **steps, **attentions, linear=repeated(_linear_layers(model, settings)))
     milliseconds = {name: 1000 * each / TOKENS for name, each in seconds.items()}

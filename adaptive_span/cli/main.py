@@ -3,9 +3,9 @@
 import sys
 from importlib import import_module
 
-import adaptive_span
 from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.terminal.program import exit_codes
+from adaptive_span.version import __version__
 
 COMMANDS = {
     "data": "prepare a text, and show a first look at it: NAME key=value …",
@@ -37,7 +37,7 @@ def main() -> None:
         if name in HELP:
             print(usage())
         elif name == "--version":
-            print(adaptive_span.__version__)
+            print(__version__)
         elif name in COMMANDS:
             import_module(f"adaptive_span.cli.{name}").main(argv)
         else:

@@ -72,6 +72,8 @@ class Fit:
         self.step, self.price = 0, 0.0  # price: what λ has gained step by step
         self.penalty = 0.0  # λ of the last step
         self.before: list[Tensor] = []  # spans, some steps ago
+        self.cost, self.share = 1.0, 1.0  # of all keys and values, before the next step
+        self._look()
 
     @property
     def is_over(self) -> bool:
@@ -92,25 +94,36 @@ class Fit:
         if self.step % SETTLED_AFTER == 0:
             self.before = [fraction.detach().clone() for fraction in self.fractions]
         tokens, first = next(self.texts)
-        loss, cost = text_loss(self.model, tokens.to(self.model.device), first), self._cost()
-        self.penalty = self._next_penalty(cost.item())
-        (loss + self.penalty * cost).backward()
-        value, share = loss.item(), self.share()
-        if not value < float("inf"):
-            raise UserError(f"the loss of step {self.step + 1} is {value}; the model gives no numbers for this text")
+        self.penalty = self._next_penalty(self.cost)
+        loss = text_loss(self.model, tokens.to(self.model.device), first)
+        (loss + self.penalty * self._cost()).backward()
         self.adam.step()
         self.adam.zero_grad()
         for each in self.spans:
             each.span.clamp_()
+        share, value = self.share, self._look(loss.detach())
         self.step += 1
         return {"loss": value, "share": share, "penalty": self.penalty}
 
     @torch.no_grad()
-    def share(self) -> float:
-        """Return the share of keys and values that the fitted layers keep of a text as long as the context."""
-        return (
-            torch.cat([each.kept(heads) for each, heads in zip(self.spans, self.kv_heads, strict=True)]).mean().item()
-        )
+    def _look(self, loss: Tensor | None = None) -> float:
+        """Read what the next step has to know, and return the loss of this one. It waits for the device once.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        effective = [each.span.effective() for each in self.spans]
+        kept = torch.cat([each.kept(heads) for each, heads in zip(self.spans, self.kv_heads, strict=True)])
+        share, cost = kept.mean(), self._cost()
+        first = torch.stack([share.new_zeros(()) if loss is None else loss.float(), cost, share])
+        told: list[float] = torch.cat([first, *effective]).tolist()
+        value, self.cost, self.share, *spans = told
+        if not value < float("inf"):
+            raise UserError(f"the loss of step {self.step + 1} is {value}; the model gives no numbers for this text")
+        known = iter(spans)
+        for each, looks in zip(self.spans, effective, strict=True):
+            each.remember([next(known) for _ in looks])
+        return value
 
     @torch.no_grad()
     def meet_budget(self) -> float:
@@ -125,7 +138,8 @@ class Fit:
             middle = (low + high) / 2
             for fraction, at in zip(self.fractions, fitted, strict=True):
                 fraction.copy_((at + middle).clamp(0, 1))
-            low, high = (low, middle) if self.share() > self.asked.budget else (middle, high)
+            self._look()
+            low, high = (low, middle) if self.share > self.asked.budget else (middle, high)
         return middle * self.spans[0].span.max_span
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,6 +163,7 @@ class Fit:
             fraction.copy_(stored)
         self.adam.load_state_dict(state["adam"])
         self.generator.set_state(state["texts"])
+        self._look()
 
     @property
     def _settled(self) -> bool:

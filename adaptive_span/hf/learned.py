@@ -57,13 +57,20 @@ class HeadSpans(nn.Module):
     def bounds(self, length: int) -> list[int]:
         """Return for each head how many tokens before the present one it sees in a text of so many tokens, (H,).
 
-        It waits for the device once per change of the spans.
+        It waits for the device once per change of the spans, unless `remember` was told of it.
         """
-        version = self.span.fraction._version + self.windows._version
-        if self.known is None or self.known[0] != version:
-            spans = self.windows.tolist() if self.is_hard else self.span.on_host()
-            self.known = version, [max(1, math.ceil(span)) for span in spans]
+        if self.known is None or self.known[0] != self._changes:
+            self.remember(self.windows.tolist() if self.is_hard else self.span.on_host())
+        assert self.known is not None
         return [length if bound >= self.span.max_span else min(bound, length) for bound in self.known[1]]
+
+    def remember(self, tokens: Sequence[float]) -> None:
+        """Take how far each head sees now, (H,), from someone who has read it from the device."""
+        self.known = self._changes, [max(1, math.ceil(each)) for each in tokens]
+
+    @property
+    def _changes(self) -> int:
+        return self.span.fraction._version + self.windows._version
 
     def log_mask(self, distances: Tensor) -> Tensor:
         """Return log m of each head at distances ≥ 1, in tokens: (H, …); −inf where a head does not see."""

@@ -3,12 +3,12 @@
 import platform
 from dataclasses import asdict, replace
 from datetime import datetime
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from adaptive_span.checkpoint import files
@@ -29,6 +29,7 @@ from adaptive_span.storage import tensor_file
 from adaptive_span.storage.writing import explain_disk_errors
 from adaptive_span.terminal.printing import print_fields, print_line, print_places, print_table
 from adaptive_span.terminal.program import sigterm_as_exit
+from adaptive_span.version import __version__
 
 SPANS, STATE = "spans.json", "fit.pt"
 SAVE_EVERY = 10  # steps
@@ -210,8 +211,12 @@ def _circumstances(asked: FitConfig, fit: Fit, precision: str) -> dict[str, Any]
         "penalty": fit.penalty,
         "precision": precision,
         "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("adaptive-span", "torch", "transformers")}
-        | {"python": platform.python_version()},
+        "versions": {
+            "adaptive-span": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
     }
 
 

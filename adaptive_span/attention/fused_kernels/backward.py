@@ -47,7 +47,7 @@ from adaptive_span.attention.fused_kernels.common import (
     context_survives,
     from_on,
     full_of,
-    inner_scores,
+    is_seen,
     memory_scores,
     memory_survives,
     numbers,
@@ -91,6 +91,7 @@ def query_kernel(
     query, key_value, position_scores, memory_key, memory_value, spans, words, grad, lse, delta, grad_query, grad_spans,
     order, first, heads, block, span, memory_size, ramp, threshold, scale, plane,
     SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    SHORT: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of a tile of queries and of its head's span, and that of `position_scores` in its place.
 
@@ -129,26 +130,26 @@ def query_kernel(
     key_value += vectors_of(b, slot, here, 2 * SIZE)
     stride = batch * here * span
     position_scores = from_on(position_scores + vectors_of(b, slot, here, 1) * span, start, stride)
-    marks = parts_of_keys(start, block, span, reach, full_of(z, span), QUERIES, KEYS)
+    marks = parts_of_keys(start, block, span, reach, full_of(z, span), QUERIES, KEYS, SHORT)
     for at in range(start // KEYS * KEYS, marks[0], KEYS):  # beyond the reach
-        column = at + tl.arange(0, KEYS)[None, :] - m[:, None]
+        j = at + tl.arange(0, KEYS)
+        column = j[None, :] - m[:, None]
         nothing = tl.zeros([QUERIES, KEYS], position_scores.dtype.element_ty)
         tl.store(
             position_scores + ((m - start)[:, None] * stride + column),
             nothing,
-            mask=(column >= 0) & (m < block)[:, None],
+            mask=(column >= 0) & (m < block)[:, None] & (j < marks[0])[None, :],
         )
-    for part in tl.static_range(3):  # the second needs no masks
+    for part in tl.static_range(2 if SHORT else 0, 3):  # the second needs no masks
         for at in range(marks[part], marks[part + 1], KEYS):
             j = at + tl.arange(0, KEYS)
+            mm, jj = m[:, None], j[None, :]
+            seen = None if part == 1 else is_seen(mm, jj, block, span, reach)
+            place = (m - start)[:, None] * stride - mm + jj
+            given = tl.load(position_scores + place, mask=seen)
             k = rows(key_value, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
             v = rows(key_value + SIZE, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
-            mm, jj, own = m[:, None], j[None, :], (m - start)[:, None] * stride
-            scores = product(q, tl.trans(k), PRECISION)
-            if part == 1:
-                scores = inner_scores(scores, position_scores, own, mm, jj)
-            else:
-                scores = context_scores(scores, position_scores, own, mm, jj, block, span, reach)
+            scores = context_scores(product(q, tl.trans(k), PRECISION), given, seen)
             weights = tl.exp2(scores - norm[:, None])
             if part != 1 and z is not None:
                 weights *= soft_mask(mm, jj, z, ramp, span)
@@ -162,11 +163,8 @@ def query_kernel(
             grad_scores = grad_scores.to(k.dtype)
             found += product(grad_scores, k, PRECISION)
             column = jj - mm
-            if part == 1:
-                tl.store(position_scores + (own - mm + jj), grad_scores)
-            else:
-                inside = (column >= 0) & (column < span) & (mm < block)
-                tl.store(position_scores + (own - mm + jj), grad_scores, mask=inside)
+            inside = None if part == 1 else (column >= 0) & (column < span) & (mm < block)
+            tl.store(position_scores + place, grad_scores, mask=inside)
 
     put_rows(grad_query + vectors_of(b, slot, here, SIZE), found, start, m, d, block, batch * here * SIZE, SIZE)
     if z is not None:
@@ -182,6 +180,7 @@ def key_value_kernel(
     """Compute the gradients of a tile of keys and values, from all the queries that see some of them.
 
     One loop: three, as in the others, take a quarter longer here, since the sums of both gradients fill the registers.
+    For the same reason `position_scores` are loaded when they are needed, and not before the product.
     """
     start, slot, b = tl.program_id(0) * KEYS, tl.program_id(1), tl.program_id(2)
     head, here, batch = tl.load(order + first + slot), tl.num_programs(1), tl.num_programs(2)
@@ -205,9 +204,12 @@ def key_value_kernel(
         q = rows(query, at, m, d, block, batch * here * SIZE, SIZE)
         g = rows(grad, at, m, d, block, batch * heads * SIZE, SIZE)
         norm, mean = numbers(lse + row, m, block), numbers(delta + row, m, block)
-        mm, jj, own = m[None, :], j[:, None], tl.arange(0, QUERIES)[None, :] * stride
-        scores = product(k, tl.trans(q), PRECISION)  # (k, q), as both sums multiply it
-        scores = context_scores(scores, from_on(position_scores, at, stride), own, mm, jj, block, span, reach)
+        mm, jj = m[None, :], j[:, None]
+        seen = is_seen(mm, jj, block, span, reach)
+        products = product(k, tl.trans(q), PRECISION)  # (k, q), as both sums multiply it
+        own = tl.arange(0, QUERIES)[None, :] * stride - mm + jj
+        given = tl.load(from_on(position_scores, at, stride) + own, mask=seen)
+        scores = context_scores(products, given, seen)
         weights = tl.exp2(scores - norm[None, :])
         if z is not None:
             weights *= soft_mask(mm, jj, z, ramp, span)

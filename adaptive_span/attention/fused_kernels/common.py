@@ -35,18 +35,23 @@ def full_of(z, span):
 
 
 @triton.jit
-def parts_of_keys(start, block, span, reach, full, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+def parts_of_keys(start, block, span, reach, full, QUERIES: tl.constexpr, KEYS: tl.constexpr, SHORT: tl.constexpr):
     """Return where the three parts of a tile's keys begin, and where the last one ends.
 
     Some query sees the first part, all of them see the second at full weight, some see the third. All but the end are
-    multiples of KEYS. The compiler must see it, or loads are slow.
+    multiples of KEYS. The compiler must see it, or loads are slow. A short span is one part, the third, which begins at
+    the first key that is seen, so that it is as few tiles as can be.
     """
+    end = tl.minimum(start + QUERIES, block) - 1 + span
+    if SHORT:
+        nearest = start + span - reach
+        return nearest, nearest, nearest, end
     nearest = (start + span - reach) // KEYS * KEYS
     outer = tl.maximum((start + span) // KEYS, nearest // KEYS) * KEYS
     inner = (start + QUERIES - 1 + span - full + KEYS - 1) // KEYS
     inner = tl.minimum(tl.maximum(inner, nearest // KEYS), outer // KEYS) * KEYS
     inner = outer if start + QUERIES > block else inner
-    return nearest, inner // KEYS * KEYS, outer, tl.minimum(start + QUERIES, block) - 1 + span
+    return nearest, inner // KEYS * KEYS, outer, end
 
 
 @triton.jit
@@ -107,18 +112,20 @@ def product(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def context_scores(products, position_scores, row, m, j, block, span, reach):
-    """Return scores in units of log 2, −inf where nothing is seen."""
+def is_seen(m, j, block, span, reach):
+    """Return which keys each query sees."""
     column = j - m
-    seen = (column >= span - reach) & (column < span) & (m < block)
-    scores = products + tl.load(position_scores + (row - m + j), mask=seen, other=0.0).to(tl.float32)
-    return tl.where(seen, scores * LOG2E, float("-inf"))
+    return (column >= span - reach) & (column < span) & (m < block)
 
 
 @triton.jit
-def inner_scores(products, position_scores, row, m, j):
-    """Return the same where all is seen."""
-    return (products + tl.load(position_scores + (row - m + j)).to(tl.float32)) * LOG2E
+def context_scores(products, given, seen):
+    """Return scores in units of log 2, −inf where nothing is seen, or where all is (`seen` is None) all of them.
+
+    `given` is loaded from `position_scores` before the products are made, so that both take their time together.
+    """
+    scores = (products + given.to(tl.float32)) * LOG2E
+    return scores if seen is None else tl.where(seen, scores, float("-inf"))
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from adaptive_span.attention.fused_kernels.common import (
     context_survives,
     from_on,
     full_of,
-    inner_scores,
+    is_seen,
     memory_scores,
     memory_survives,
     numbers_of,
@@ -44,6 +44,7 @@ def forward_kernel(
     query, key_value, position_scores, memory_key, memory_value, spans, words, output, lse, order,
     first, heads, block, span, memory_size, ramp, threshold, scale, plane,
     SIZE: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    SHORT: tl.constexpr,
 ):  # fmt: skip
     """Compute `output`, and `lse`, the base-2 logarithm of each query's sum of weights, for a tile of queries."""
     start, slot, b = tl.program_id(0) * QUERIES, tl.program_id(1), tl.program_id(2)
@@ -72,19 +73,17 @@ def forward_kernel(
     key_value += vectors_of(b, slot, here, 2 * SIZE)
     stride = batch * here * span
     position_scores = from_on(position_scores + vectors_of(b, slot, here, 1) * span, start, stride)
-    marks = parts_of_keys(start, block, span, reach, full_of(z, span), QUERIES, KEYS)
-    for part in tl.static_range(3):  # the second needs no masks
+    marks = parts_of_keys(start, block, span, reach, full_of(z, span), QUERIES, KEYS, SHORT)
+    for part in tl.static_range(2 if SHORT else 0, 3):  # the second needs no masks
         for at in range(marks[part], marks[part + 1], KEYS):
             j = at + tl.arange(0, KEYS)
+            mm, jj = m[:, None], j[None, :]
+            seen = None if part == 1 else is_seen(mm, jj, block, span, reach)
+            given = tl.load(position_scores + ((m - start)[:, None] * stride - mm + jj), mask=seen)
             k = rows(key_value, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
             v = rows(key_value + SIZE, at, j, d, span + block, batch * here * 2 * SIZE, SIZE)
-            mm, jj, own = m[:, None], j[None, :], (m - start)[:, None] * stride
-            scores, mask = product(q, tl.trans(k), PRECISION), None
-            if part == 1:
-                scores = inner_scores(scores, position_scores, own, mm, jj)
-            else:
-                scores = context_scores(scores, position_scores, own, mm, jj, block, span, reach)
-                mask = None if z is None else soft_mask(mm, jj, z, ramp, span)
+            scores = context_scores(product(q, tl.trans(k), PRECISION), given, seen)
+            mask = None if part == 1 or z is None else soft_mask(mm, jj, z, ramp, span)
             keep = None if words is None else context_survives(slope[:, None], begin[:, None], mm, jj, span, threshold)
             top, total, found = weighed(scores, v, keep, mask, top, total, found, PRECISION)
 
