@@ -27,6 +27,7 @@ def attend_with_sinks(
     sinks: int,
     scale: float,
     implementation: str = "auto",
+    computed_in: torch.dtype | None = None,
 ) -> Tensor:
     """Attend from every position of whole texts to itself, to those before it within its head's span, and to the sinks.
 
@@ -39,15 +40,20 @@ def attend_with_sinks(
         sinks: how many of the first tokens every later one sees, whatever its span.
         scale: what queries are multiplied by.
         implementation: auto, banded or fused.
+        computed_in: the type to attend in; that of the queries where not given.
 
     Returns:
-        (B, H, M, D), differentiable in all tensors.
+        (B, H, M, D), differentiable in all tensors, of the queries' type. What the backward pass needs is kept as it is
+        given, and not for every query head.
     """
     length, share = query.size(2), query.size(1) // key.size(1)
     sinks = min(sinks, length)
-    rows = [_among_sinks(query[:, :, :sinks], key[:, :, :sinks], value[:, :, :sinks], scale)] if sinks else []
+    first_keys, first_values = (x[:, :, :sinks].to(computed_in or query.dtype) for x in (key, value))
+    rows = []
+    if sinks:
+        rows = [_among_sinks(query[:, :, :sinks].to(first_keys.dtype), first_keys, first_values, scale)]
     attend = choose(implementation)
-    no_positions = query.new_zeros(query.size(3), 0)
+    no_positions = first_keys.new_zeros(query.size(3), 0)
     chunk = CHUNK if query.device.type == "cpu" else GPU_CHUNK
     for first in range(sinks, length, chunk):
         last = min(first + chunk, length)
@@ -59,11 +65,12 @@ def attend_with_sinks(
         for row in range(len(query)):  # the sinks of a row are keys of that row alone
             one = slice(row, row + 1)
             queries, keys, values = query[one, :, first:last], key[one, :, sinks:last], value[one, :, sinks:last]
-            context = GivenKeys(queries, keys, values, range(query.size(1)), 1, scale, None)
-            memory = _memory(key[row, :, :sinks], value[row, :, :sinks], share) if sinks else None
-            outputs.append(attend(context, no_positions, geometry, 0.0, memory).output)  # (1, m, H, D)
+            context = GivenKeys(queries, keys, values, range(query.size(1)), 1, scale, None, computed_in)
+            memory = _memory(first_keys[row], first_values[row], share) if sinks else None
+            with context.gathered_again():
+                outputs.append(attend(context, no_positions, geometry, 0.0, memory).output)  # (1, m, H, D)
         rows.append(torch.cat(outputs).transpose(1, 2))
-    return torch.cat(rows, dim=2)
+    return torch.cat(rows, dim=2).to(query.dtype)
 
 
 def _memory(key: Tensor, value: Tensor, share: int) -> MemoryKeysValues:

@@ -56,10 +56,11 @@ def attend(
     if spans is not None and whole and softcap is None and not dropout:
         length, dtype = key.size(2), torch.float32 if query.device.type == "cpu" else query.dtype
         distances = torch.arange(length - 1, 0, -1, device=query.device)
-        q, k, v = (x.to(dtype) for x in (query, key, value))
-        bounds = spans.bounds(length - 1)
-        output = attend_with_sinks(q, k, v, spans.log_mask(distances), bounds, spans.sinks, scale)
-        return output.to(query.dtype).transpose(1, 2), None
+        output = attend_with_sinks(
+            query, key, value, spans.log_mask(distances), spans.bounds(length - 1), spans.sinks, scale,
+            computed_in=dtype,
+        )  # fmt: skip
+        return output.transpose(1, 2), None
     return _with_all_scores(spans, query, key, value, attention_mask, dropout, scale, softcap).transpose(1, 2), None
 
 
