@@ -6,8 +6,11 @@ python -m tests.conf_comments        rewrites the files
 import re
 
 from adaptive_span.config.descriptions import Key, describe
+from adaptive_span.config.evaluate_schema import EvaluateConfig
+from adaptive_span.config.fit_schema import FitConfig
+from adaptive_span.config.generate_schema import GenerateConfig
 from adaptive_span.config.places import CONF
-from adaptive_span.config.schema import Config, EvaluateConfig, FitConfig, GenerateConfig
+from adaptive_span.config.schema import Config
 
 FILES = {
     "launch": Config,

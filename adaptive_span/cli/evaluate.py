@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from adaptive_span.config.schema import EvaluateConfig
+from adaptive_span.config.evaluate_schema import EvaluateConfig
 from adaptive_span.hardware import capacity
 from adaptive_span.launch import command_line, composition
 from adaptive_span.terminal.program import exit_codes

@@ -10,8 +10,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from adaptive_span.config.fit_schema import FitConfig
 from adaptive_span.config.places import CHECKOUT
-from adaptive_span.config.schema import FitConfig
 
 PATHS = (
     "data.directory data.file data.path data.tokenizer train.init_from train.continue_from run.dir run checkpoint "

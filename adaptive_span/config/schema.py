@@ -4,16 +4,16 @@ Plain dataclasses: nothing here imports torch, so `--help` and `--cfg job` answe
 so a `ModelConfig` made by hand is as good as a composed one.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from math import isqrt
 from os.path import isfile
 from typing import Annotated, Any
 
 from adaptive_span.config import layer_order, plugins, quantities
-from adaptive_span.config.checks import FP32_MAX, LONG, MISSING, OneOf, Pattern, Range, check, check_source, path
+from adaptive_span.config.checks import FP32_MAX, LONG, MISSING, OneOf, Pattern, Range, check, path
 from adaptive_span.config.quantities import Gpus
 from adaptive_span.config.registry import ATTENTIONS, OPTIMIZERS, SCHEDULES, TRACKERS
-from adaptive_span.errors import UserError, check_batch, either, shown
+from adaptive_span.errors import UserError, check_batch, either
 from adaptive_span.terminal.plain_text import without_secrets
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -539,171 +539,3 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Return the configuration as plain values, without passwords and tokens, as it is written to disk."""
         return {key: without_secrets(value) for key, value in asdict(self).items()}
-
-
-@dataclass
-class EvaluateConfig:
-    """The configuration of one scoring of a checkpoint."""
-
-    run: Path | None = None
-    """Directory of a run whose best checkpoint to score."""
-    checkpoint: Path | None = None
-    """A checkpoint file to score, also one of the original project, or an exported folder."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """The text. With an empty `data.name`, that of the training."""
-    numbering: Numbering | None = None
-    """same: a checkpoint without a vocabulary is taken to number tokens as the data does. null: refuse it."""
-    protocol: Annotated[str, OneOf(PROTOCOLS)] = "exact"
-    """How to score. exact: every token, each from all that the model can see. published: as the papers' numbers were
-    made."""
-    max_span: list[Size] = field(default_factory=list)
-    """Cuts, in tokens: a score for each, with no head looking farther. The soft ramp of a head that would ends at the
-    cut. Empty: one score, with the spans as they are."""
-    batch_size: Size = 8
-    """Rows scored at once. Changes an exact score only by rounding."""
-    block_size: Size | None = None
-    """Tokens of each row per step. null: as in training."""
-    output: Path | None = None
-    """Folder of evaluation.json. null: the run's; for a checkpoint the current one."""
-    plugins: list[str] = field(default_factory=list)
-    """Modules of your own, imported for the attention that the checkpoint was trained with."""
-    hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    """Where to compute: devices and processes."""
-
-    def validate(self) -> None:
-        """Check the values, and how they go together.
-
-        Raises:
-            UserError: One is not allowed.
-        """
-        plugins.load(self.plugins)
-        check_source("evaluate.py", "is scored", self.run, self.checkpoint)
-        check(replace(self, data=replace(self.data, name=self.data.name or "any")))
-        if self.data.name:
-            self.data.validate()
-        self.hardware.validate()
-        check_batch("batch_size", self.batch_size, self.hardware.processes)
-
-
-@dataclass
-class GenerateConfig:
-    """The configuration of text that a checkpoint writes."""
-
-    run: Path | None = None
-    """Directory of a run whose best checkpoint writes."""
-    checkpoint: Path | None = None
-    """A checkpoint file that writes, also one of the original project, or an exported folder."""
-    prompt: str | None = None
-    """The beginning of the text. null: standard input, or a line end where that is a terminal."""
-    prompt_file: Path | None = None
-    """A file that holds the beginning of the text."""
-    length: Size = 500
-    """Tokens to write."""
-    samples: Size = 1
-    """Texts to write, side by side."""
-    temperature: Annotated[float, Range(0, 1000)] = 1.0
-    """Divisor of log-probabilities. Below 1 the text is more likely and less varied; 0 takes the most likely
-    token."""
-    top_k: Size | None = None
-    """Draw from the k most likely tokens. null: from all."""
-    top_p: Annotated[float, Range(0, 1, above=True)] | None = None
-    """Draw from the fewest tokens whose probabilities add up to p. null: from all."""
-    seed: Annotated[int, Range(0, LONG)] = 1
-    """Seed of the draws. The same seed gives the same text."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """The text that a checkpoint without a vocabulary was trained on: its symbols are numbered by it."""
-    numbering: Numbering | None = None
-    """same: a checkpoint without a vocabulary is taken to number tokens as the data does. null: refuse it."""
-    plugins: list[str] = field(default_factory=list)
-    """Modules of your own, imported for the attention that the checkpoint was trained with."""
-    hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    """Where to compute."""
-
-    def validate(self) -> None:
-        """Check the values, and how they go together.
-
-        Raises:
-            UserError: One is not allowed.
-        """
-        plugins.load(self.plugins)
-        check_source("generate", "writes", self.run, self.checkpoint)
-        if self.prompt is not None and self.prompt_file is not None:
-            raise UserError("generate takes one of prompt=TEXT and prompt_file=FILE")
-        if self.prompt and "\n" in self.prompt:
-            raise UserError(f"prompt={shown(self.prompt)} holds a line end; give it by prompt_file=FILE or on stdin")
-        check(replace(self, data=replace(self.data, name=self.data.name or "any")))
-        if self.data.name:
-            self.data.validate()
-        self.hardware.validate()
-        if self.hardware.processes > 1:
-            raise UserError(f"hardware.processes={self.hardware.processes}, but one process writes; leave it at 1")
-        if self.hardware.precision == "tf32":
-            raise UserError("hardware.precision=tf32, but text is written in fp32 or bf16; take one of them")
-
-
-@dataclass
-class FitModelConfig:
-    """The model whose heads are fitted, a causal language model of transformers."""
-
-    name: str = MISSING
-    """A folder, a folder with one GGUF file, or a name on the Hugging Face Hub. model=NAME is short for it."""
-    revision: str | None = None
-    """A branch, tag or commit on the Hub. null: the main branch."""
-
-
-@dataclass
-class FitDataConfig(DataConfig):
-    """The text that spans are fitted to, and what part of it holds something to retrieve."""
-
-    passkeys: Annotated[float, Range(0, 1)] = 0.0
-    """The share of the texts that are about a number to be found again at their end, so that spans keep retrieval."""
-
-
-@dataclass
-class FitConfig:
-    """The configuration of a fit: how far the heads of a model that exists need to look."""
-
-    model: FitModelConfig = field(default_factory=FitModelConfig)
-    """The model."""
-    data: FitDataConfig = field(default_factory=FitDataConfig)
-    """The text. Spans are fitted to train; losses are measured on valid."""
-    context: Annotated[int, Range(64, LONG)] = 1024
-    """Tokens of a text. Every span starts at it, and a head that stays there counts as one that sees everything."""
-    steps: Size = 300
-    """Texts to read, one a step. It ends before if the spans have settled."""
-    budget: Annotated[float, Range(0, 1, above=True)] | None = 0.2
-    """The share of keys and values to keep at `context`. null: where `penalty` leads."""
-    penalty: Annotated[float, Range(0, 1e6)] | None = None
-    """What all keys and values cost, in nats per token. It takes the place of `budget`."""
-    sinks: SizeOrNone = 4
-    """The first tokens of a text, which every later one sees."""
-    ramp: Size = 32
-    """Tokens over which a head's soft mask falls from 1 to 0, beyond its span."""
-    rate: Annotated[float, Range(0, 1, above=True)] = 0.03
-    """The fraction of `context` that a span moves at most in a step. It falls to 0 over the second half."""
-    held_out: Size = 20_000
-    """Tokens that losses are measured on, before and after."""
-    seed: Annotated[int, Range(0, LONG)] = 1
-    """Seed of the texts."""
-    out: Path | None = None
-    """Folder of the results. null: fits/MODEL-BUDGET. The same command resumes there."""
-    hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    """Where to compute."""
-
-    def validate(self) -> None:
-        """Check the values, and how they go together.
-
-        Raises:
-            UserError: One is not allowed.
-        """
-        check(self)
-        self.data.validate()
-        self.hardware.validate()
-        if self.penalty is not None:
-            self.budget = None
-        if self.budget is None and self.penalty is None:
-            raise UserError("budget=null needs a penalty=NUMBER; give one of the two")
-        if self.ramp + self.sinks >= self.context:
-            raise UserError(f"ramp={self.ramp} and sinks={self.sinks} leave nothing of context={self.context} to fit")
-        if self.hardware.processes > 1:
-            raise UserError(f"hardware.processes={self.hardware.processes}, but one process fits; leave it at 1")

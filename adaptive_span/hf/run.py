@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from adaptive_span.checkpoint import files
-from adaptive_span.config.schema import FitConfig
+from adaptive_span.config.fit_schema import FitConfig
 from adaptive_span.data import source
 from adaptive_span.distributed import process_group
 from adaptive_span.errors import UserError
@@ -224,8 +224,8 @@ def _identity(asked: FitConfig) -> dict[str, Any]:
     """Return what makes two fits the same."""
     values = asdict(asked)
     kept = ("model", "context", "steps", "budget", "penalty", "sinks", "ramp", "rate", "held_out", "seed")
-    data = {key: values["data"][key] for key in ("name", "file", "path", "passkeys")}
-    return {key: values[key] for key in kept} | {"data": data}
+    data = {key: values["data"][key] for key in ("name", "file", "path", "split", "passkeys")}
+    return {key: values[key] for key in kept} | {"data": data, "precision": asked.hardware.precision}
 
 
 def _stored(path: Path, asked: FitConfig) -> dict[str, Any] | None:

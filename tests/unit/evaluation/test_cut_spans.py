@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from adaptive_span import ModelConfig, Transformer
-from adaptive_span.config.schema import DataConfig, EvaluateConfig, HardwareConfig
+from adaptive_span.config.evaluate_schema import EvaluateConfig
+from adaptive_span.config.schema import DataConfig, HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.evaluation.evaluate import evaluate
 from adaptive_span.model.cut_spans import with_spans_cut
