@@ -85,7 +85,7 @@ def save_heat_map(fitted: FittedSpans, folder: Path) -> Path:
     spans = [[*layer.spans, *[math.nan] * (heads - len(layer.spans))] for layer in fitted.layers]
     title = f"{Path(fitted.model).name}: {fitted.share():.0%} of the cache at a context of {fitted.context:,}"
     if sliding := [layer.window for layer in fitted.layers if layer.window is not None]:
-        title += f"\n{len(sliding)} layers are sliding ones by themselves, of {max(sliding):,} tokens"
+        title += f"\n{len(sliding)} layers, not counted, are sliding ones by themselves, of {max(sliding):,} tokens"
     figure = heat_map(spans, fitted.context, fitted.ramp, title)
     for ending in ("svg", "png"):
         save_figure(figure, path := folder / f"spans.{ending}")

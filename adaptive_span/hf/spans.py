@@ -76,11 +76,14 @@ class FittedSpans:
     def share(self, length: int | None = None) -> float:
         """Return the keys and values that are kept of a text of so many tokens, as a fraction of all of them.
 
+        Layers that are sliding ones by themselves, which no fit changes, do not count.
+
         Args:
             length: tokens of the text; the context of the fit where not given.
         """
         length = length or self.context
-        kept = [tokens for layer in self.layers for tokens in layer.kept(length, self.context, self.sinks)]
+        fitted = [layer for layer in self.layers if layer.window is None]
+        kept = [tokens for layer in fitted for tokens in layer.kept(length, self.context, self.sinks)]
         return sum(kept) / (length * len(kept))
 
     def cache_bytes(self, length: int, width: int) -> int:

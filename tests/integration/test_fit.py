@@ -1,5 +1,7 @@
 """`adaptive-span fit` on a model that was trained on real text: what it promises, and what it does with bad input."""
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from adaptive_span.hf import losses, text
 from adaptive_span.hf.spans import load
 from tests.conftest import ENVIRONMENT, finish, sentence
 from tests.unit.data.tokenizer_kinds import TEXT, byte_level
+from tests.unit.hf.tiny_models import tiny
 
 CONTEXT = 128
 SETTINGS = (
@@ -85,12 +88,21 @@ def test_a_fit_meets_its_budget_and_beats_one_window_and_resumes_after_a_kill(mo
 
 def test_what_cannot_be_fitted_is_one_sentence(model, tmp_path):
     (tmp_path / "empty").mkdir()
+    tiny("mistral", sliding_window=16, vocab_size=600).save_pretrained(sliding := tmp_path / "sliding")
+    quantised = tmp_path / "quantised"
+    for folder in (sliding, quantised):
+        shutil.copytree(model, folder, dirs_exist_ok=True, ignore=lambda *_: ["config.json", "model.safetensors"])
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (quantised / "config.json").write_text(json.dumps(config))
     for settings, words in (
         (["context=4096"], "longer than the 128 tokens"),
         (["data=files", "data.path=short.txt"], "fewer than context=128"),
         ([f"model={tmp_path / 'empty'}"], "neither a config.json nor a GGUF file"),
         (["budget=null"], "needs a penalty"),
         (["steps=0"], "steps=0"),
+        ([f"model={sliding}"], "sees no more than a sliding window of 16 tokens"),
+        ([f"model={quantised}"], "cannot be loaded"),
     ):
         (tmp_path / "short.txt").write_text("a line\n" * 40)
         assert words in sentence(finish(command(model, *settings), tmp_path, ok=False))
