@@ -86,12 +86,12 @@ def train(model: Transformer, c: dict[str, Any], vectors: dict[str, Any]) -> dic
     its losses, its spans, and the parameters that it ends with."""
     config = OptimizerConfig(name=c["optimizer"], lr=c["lr"], clip=c["grad_clip"], momentum=c["momentum"])
     schedule = TrainConfig(steps=c["train_steps"], warmup_steps=c["warmup"])
-    optimizer = optimizers.build(config, model.parameters())
+    optimizer = optimizers.build(config, model.named_parameters())
     cache, nll_errors, span_errors = model.empty_cache(c["batch"]), [], [torch.zeros(())]
     for step in range(c["train_steps"]):
         nll, cache = backward(model, c, block(c, vectors["tokens"], c["eval_blocks"] + step), cache)
         optimizers.set_rate(optimizer, learning_rate(step + 1, c["lr"], schedule))
-        optimizers.update(optimizer, config)
+        optimizers.update(optimizer, config, model.parameters())
         model.clamp_spans_()
         nll_errors.append((nll - vectors["train_nll"][step]).abs())
         if c["adaptive"]:

@@ -100,7 +100,7 @@ def step(settings: Settings, name: str) -> Workload:
     if name == "none":
         for block in model.attention_blocks:
             _leave_out_attention(block.attention)  # type: ignore[arg-type]
-    update = optimizer.build(OptimizerConfig("adagrad", 0.0, 0.03), model.parameters())
+    update = optimizer.build(OptimizerConfig("adagrad", 0.0, 0.03), model.named_parameters())
     shape = (settings.batch_size, model.config.block_size + 1)
     text = torch.randint(VOCAB_SIZE, shape, device=settings.device)
     bounds, cache = profiles.bounds_in_training(model), settings.cache(model)

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
 from adaptive_span.config.data_sets import own
-from adaptive_span.config.registry import is_exchangeable
+from adaptive_span.config.registry import decays, is_exchangeable
 from adaptive_span.config.schema import Config
 
 # What may differ between the parts of one run: none of it changes what is being trained.
@@ -42,12 +42,15 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def identity(config: dict[str, Any], schema: type = Config) -> dict[str, Any]:
     """Return the part of a configuration that decides what is trained, flat."""
-    may_change, default = tuple(f"{key}." for key in MAY_CHANGE), _defaults(schema, config)
+    default, flat = _defaults(schema, config), flatten(config)
+    schedule = str(flat.get("train.schedule", default.get("train.schedule")))
+    fixed = {"train.steps"} if decays(schedule) else set()  # a fall to the last step
+    may_change = tuple(f"{key}." for key in MAY_CHANGE if key not in fixed)
     return {
         key: value
-        for key, value in flatten(config).items()
+        for key, value in flat.items()
         if (not f"{key}.".startswith(may_change) or (key == "model.attention" and not is_exchangeable(value)))
-        and (key in ALWAYS or value != default.get(key))
+        and (key in ALWAYS or key in fixed or value != default.get(key))
     }
 
 

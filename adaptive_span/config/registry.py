@@ -71,10 +71,27 @@ def is_exchangeable(attention: str) -> bool:
 OPTIMIZERS: Registry[Any] = Registry("optimizer.name")
 OPTIMIZERS.add("adagrad", "adaptive_span.training.optimizer:adagrad", state=1)
 OPTIMIZERS.add("adam", "adaptive_span.training.optimizer:adam", state=2)
-OPTIMIZERS.add("sgd", "adaptive_span.training.optimizer:sgd", momentum=True)
+OPTIMIZERS.add("adamw", "adaptive_span.training.optimizer:adamw", state=2, reads=["betas", "weight_decay", "span_lr"])
+OPTIMIZERS.add(
+    "muon",
+    "adaptive_span.training.optimizer:muon",
+    state=1,  # of most weights: its matrices
+    reads=["betas", "weight_decay", "span_lr", "adamw_lr", "momentum"],
+)
+OPTIMIZERS.add("sgd", "adaptive_span.training.optimizer:sgd", reads=["momentum"])
 
 SCHEDULES: Registry[Any] = Registry("train.schedule")
 SCHEDULES.add("constant", "adaptive_span.training.schedule:constant")
+SCHEDULES.add("linear", "adaptive_span.training.schedule:linear", decays=True)
+SCHEDULES.add("cosine", "adaptive_span.training.schedule:cosine", decays=True)
+SCHEDULES.add("inverse_sqrt", "adaptive_span.training.schedule:inverse_sqrt")
+SCHEDULES.add("warmup_stable_decay", "adaptive_span.training.schedule:warmup_stable_decay", decays=True)
+
+
+def decays(schedule: str) -> bool:
+    """Return whether a schedule depends on how many steps there will be."""
+    return schedule in SCHEDULES and bool(SCHEDULES.fact(schedule, "decays"))
+
 
 TRACKERS: Registry[Any] = Registry("tracking.name")
 TRACKERS.add("wandb", "adaptive_span.reporting.wandb_service:WandbService")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from adaptive_span.config import layer_order, plugins, quantities
 from adaptive_span.config.checks import FP32_MAX, LONG, MISSING, OneOf, Pattern, Range, check, path
 from adaptive_span.config.quantities import Gpus
-from adaptive_span.config.registry import ATTENTIONS, OPTIMIZERS, SCHEDULES, TRACKERS
+from adaptive_span.config.registry import ATTENTIONS, OPTIMIZERS, SCHEDULES, TRACKERS, decays
 from adaptive_span.errors import UserError, check_batch, either
 from adaptive_span.terminal.plain_text import without_secrets
 
@@ -255,10 +255,19 @@ class OptimizerConfig:
     lr: Rate = MISSING
     """Learning rate after the warm-up."""
     clip: Annotated[float, Range(0, FP32_MAX, above=True)] = MISSING
-    """Largest gradient norm; longer gradients are scaled down to it. adagrad: of each tensor. adam, sgd: of all
+    """Largest gradient norm; longer gradients are scaled down to it. adagrad: of each tensor. Others: of all
     together."""
     momentum: Probability = 0.0
-    """Momentum of `optimizer=sgd`."""
+    """Momentum of sgd and muon."""
+    betas: list[Probability] = field(default_factory=lambda: [0.9, 0.999])
+    """How slowly the two moments of AdamW change, for adamw and muon."""
+    weight_decay: Annotated[float, Range(0, 1)] = 0.0
+    """Fraction of the rate by which adamw and muon shrink the matrices of the hidden layers in an update."""
+    span_lr: Rate | None = None
+    """Learning rate of the spans for adamw and muon: about the fraction of `model.max_span` that a span moves in an
+    update. null: as that of embeddings and norms."""
+    adamw_lr: Rate | None = None
+    """Learning rate for muon of all that is no matrix of a hidden layer, which AdamW updates."""
 
     def validate(self) -> None:
         """Check the values, and how they go together.
@@ -267,10 +276,22 @@ class OptimizerConfig:
             UserError: One is not allowed.
         """
         check(self, "optimizer.")
-        if self.momentum and not OPTIMIZERS.fact(self.name, "momentum", False):
-            readers = [name for name in OPTIMIZERS if OPTIMIZERS.fact(name, "momentum", False)]
+        default = OptimizerConfig()
+        for key in ("momentum", "betas", "weight_decay", "span_lr", "adamw_lr"):
+            value, readers = (
+                getattr(self, key),
+                [name for name in OPTIMIZERS if key in OPTIMIZERS.fact(name, "reads", ())],
+            )
+            if value != getattr(default, key) and self.name not in readers:
+                raise UserError(
+                    f"optimizer.{key}={value} goes with optimizer={' or '.join(readers)}, not with {self.name}"
+                )
+        if len(self.betas) != 2:
+            raise UserError(f"optimizer.betas={self.betas} must be two numbers, of the mean and of the square")
+        if self.name == "muon" and self.adamw_lr is None:
             raise UserError(
-                f"optimizer.momentum={self.momentum} goes with optimizer={' or '.join(readers)}, not with {self.name}"
+                "optimizer.name=muon alone leaves the rates of another optimizer; give optimizer=muon, which brings "
+                "its own"
             )
 
 
@@ -407,13 +428,23 @@ class TrainConfig:
     deterministic: bool = False
     """On a GPU, use only operations that give the same bits each time. They can be slower."""
     schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
-    """How the learning rate changes from update to update. constant: after the warm-up it stays, and falls to a tenth
-    for `train.finetune_steps`."""
+    """How the learning rate changes from update to update, after the warm-up. constant: it stays, and falls to a tenth
+    for `train.finetune_steps`. linear, cosine: it falls until the last step. inverse_sqrt: it falls with the root of
+    the steps. warmup_stable_decay: it stays, and falls in the last `train.decay_steps`."""
+    final_rate: Annotated[float, Range(0, 1)] = 0.0
+    """The fraction of `optimizer.lr` that linear, cosine and warmup_stable_decay end at."""
+    decay_steps: Count | None = None
+    """Updates over which warmup_stable_decay falls. null: a fifth of `train.steps`."""
 
     @property
     def total_steps(self) -> int:
         """Updates of both phases."""
         return self.steps + self.finetune_steps
+
+    @property
+    def falling_steps(self) -> int:
+        """Updates over which warmup_stable_decay falls."""
+        return -(-self.steps // 5) if self.decay_steps is None else self.decay_steps
 
     def validate(self) -> None:
         """Check the values, and how they go together.
@@ -431,6 +462,28 @@ class TrainConfig:
             raise UserError(
                 "train.freeze=weights trains the spans alone, of weights that are there; give train.init_from=FILE"
             )
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        falls, wsd = decays(self.schedule), self.schedule == "warmup_stable_decay"
+        if self.final_rate and not falls:
+            raise UserError(f"train.final_rate={self.final_rate:g} has no effect on train.schedule={self.schedule}")
+        if self.decay_steps is not None and not wsd:
+            raise UserError(
+                f"train.decay_steps={self.decay_steps} goes with train.schedule=warmup_stable_decay, not with "
+                f"{self.schedule}"
+            )
+        if not falls:
+            return
+        if self.finetune_steps:
+            raise UserError(
+                f"train.finetune_steps={self.finetune_steps} follow a rate that stays, and train.schedule="
+                f"{self.schedule} falls; give train.finetune_steps=0"
+            )
+        fall = self.falling_steps if wsd else 1
+        if self.warmup_steps + fall > self.steps:
+            what = f"train.warmup_steps={self.warmup_steps}" + (f" and {fall} of decay" if wsd else " and a fall")
+            raise UserError(f"{what} take more than train.steps={self.steps}; give more steps or a shorter schedule")
 
 
 @dataclass

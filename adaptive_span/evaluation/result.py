@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_span.config.overrides import pasted, setting
+from adaptive_span.config.registry import decays
 from adaptive_span.config.schema import Config
 from adaptive_span.evaluation import report
 from adaptive_span.reporting.run_directory import CONFIG, report_finished
@@ -51,7 +52,7 @@ def print_result(result: Result, config: Config, among_others: bool = False) -> 
         among_others: Whether the run is one of several: a table will show them together, and two lines are enough.
     """
     if result.figure is None:
-        report_finished(result.directory, result.step)
+        report_finished(result.directory, result.step, config)
         return
     if among_others:
         name = "" if config.run.name is None else f" ({config.run.name})"
@@ -67,14 +68,21 @@ def print_result(result: Result, config: Config, among_others: bool = False) -> 
             "figure": result.figure,
             config.tracking.name: result.tracker,
             "upload": result.upload,
-            "train on": pasted("train", "--config", str(directory / CONFIG), *_longer(config)),
+            "train on": pasted("train", "--config", str(directory / CONFIG), *_longer(config, result)),
             "evaluate": pasted("evaluate", setting("run", str(directory))),
         }
     )
 
 
-def _longer(config: Config) -> list[str]:
-    """Return the settings that train for as many steps again, and end with the same phase."""
-    train, settings = config.train, [f"train.steps={config.train.total_steps + config.train.steps}"]
-    settings += [f"train.finetune_steps={train.finetune_steps}"] if train.finetune_steps else []
+def _longer(config: Config, result: Result) -> list[str]:
+    """Return the settings that train for as many steps again, and end with the same phase.
+
+    Where the rate has fallen to the end of its schedule, that is a new run from the weights.
+    """
+    train = config.train
+    if decays(train.schedule):
+        settings = [setting("train.init_from", result.evaluation["checkpoint"])]
+    else:
+        settings = [f"train.steps={train.total_steps + train.steps}"]
+        settings += [f"train.finetune_steps={train.finetune_steps}"] if train.finetune_steps else []
     return [*settings, *([f"plugins=[{','.join(config.plugins)}]"] if config.plugins else [])]

@@ -16,7 +16,8 @@ from adaptive_span.config.fit_schema import FitConfig
 from adaptive_span.data import source
 from adaptive_span.distributed import process_group
 from adaptive_span.errors import UserError
-from adaptive_span.hardware import machine, precision
+from adaptive_span.hardware import machine
+from adaptive_span.hardware import precision as precisions
 from adaptive_span.hf import baselines, heads, losses, models, needles, report, text
 from adaptive_span.hf.fingerprint import fingerprint
 from adaptive_span.hf.fitting import Asked, Fit
@@ -52,31 +53,19 @@ def fit(asked: FitConfig) -> None:
             _show(_same(load(folder / SPANS), asked, folder), folder)
             return
         paths = source.files(asked.data)  # downloaded before the model is
-        name, reason = choose_precision(asked.hardware.precision, process.device)
-        loaded = models.load(asked.model.name, asked.model.revision, DTYPES[name], process.device)
-        models.check_context(loaded.model, asked.model.name, asked.context)
-        layers = heads.find(loaded.model)
-        spans = heads.attach(
-            loaded.model, layers, lambda layer: HeadSpans(layer.heads, asked.context, asked.ramp, asked.sinks)
-        )
-        fitted_layers = [layer for layer in layers if layer.window is None]
-        if not fitted_layers:
-            raise UserError(
-                f"every layer of model={asked.model.name} sees no more than a sliding window of {layers[0].window:,} "
-                f"tokens already; there is nothing to fit"
-            )
+        precision, reason = choose_precision(asked.hardware.precision, process.device)
+        loaded, layers, spans = _load(asked, DTYPES[precision], process.device)
+        to_fit = [layer for layer in layers if layer.window is None]
         print_line(
             f"{loaded.name} · {loaded.model.num_parameters() / 1e6:,.0f} million weights · {len(layers)} layers, "
-            f"{len(fitted_layers)} to fit · {sum(layer.heads for layer in fitted_layers)} spans · "
-            f"{process.device.type}, {name} ({reason})"
+            f"{len(to_fit)} to fit · {sum(layer.heads for layer in to_fit)} spans · "
+            f"{process.device.type}, {precision} ({reason})"
         )
         train, held_out = _texts(asked, loaded, paths)
         generator = torch.Generator().manual_seed(asked.seed)
         texts = text.calibration(loaded.tokenizer, train, asked.context, generator, asked.data.passkeys)
-        fit = Fit(
-            loaded.model, fitted_layers, spans, texts, generator,
-            Asked(asked.steps, asked.rate, asked.budget, asked.penalty),
-        )  # fmt: skip
+        settings = Asked(asked.steps, asked.rate, asked.budget, asked.penalty)
+        fit = Fit(loaded.model, to_fit, spans, texts, generator, settings)
         meter = Meter(loaded, held_out, asked)
         with explain_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +86,7 @@ def fit(asked: FitConfig) -> None:
             set_spans(spans, fitted)
             found = _measured(meter, spans, fitted, before)
             found["longest_text"] = models.longest_text(loaded.model)
-            record = found | _circumstances(asked, fit, name)
+            record = found | _circumstances(asked, fit, precision)
             fitted = replace(fitted, fit=record)
             fitted.save(folder / SPANS)
             report.save_heat_map(fitted, folder)
@@ -130,9 +119,9 @@ def choose_precision(asked: str, device: torch.device) -> tuple[str, str]:
     if asked == "tf32":
         raise UserError("hardware.precision=tf32, but spans are fitted in fp32 or bf16; take one of them")
     known = machine.instructions()
-    if asked == "auto" and device.type == "cpu" and known is not None and not known.isdisjoint(precision.NATIVE):
+    if asked == "auto" and device.type == "cpu" and known is not None and not known.isdisjoint(precisions.NATIVE):
         return "bf16", "this processor multiplies in it"
-    return precision.choose(asked, None, device)
+    return precisions.choose(asked, None, device)
 
 
 def default_folder(asked: FitConfig) -> str:
@@ -147,6 +136,24 @@ def set_spans(spans: list[HeadSpans], fitted: FittedSpans) -> None:
     layers = [layer for layer in fitted.layers if layer.window is None]
     for each, layer in zip(spans, layers, strict=True):
         each.set_(layer.spans)
+
+
+def _load(
+    asked: FitConfig, dtype: torch.dtype, device: torch.device
+) -> tuple[models.Loaded, list[LayerHeads], list[HeadSpans]]:
+    """Return the model, its layers, and the spans that those of them have now that are no sliding ones."""
+    loaded = models.load(asked.model.name, asked.model.revision, dtype, device)
+    models.check_context(loaded.model, asked.model.name, asked.context)
+    layers = heads.find(loaded.model)
+    spans = heads.attach(
+        loaded.model, layers, lambda layer: HeadSpans(layer.heads, asked.context, asked.ramp, asked.sinks)
+    )
+    if not spans:
+        raise UserError(
+            f"every layer of model={asked.model.name} sees no more than a sliding window of {layers[0].window:,} "
+            f"tokens already; there is nothing to fit"
+        )
+    return loaded, layers, spans
 
 
 def _texts(asked: FitConfig, loaded: models.Loaded, paths: list[Path]) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from adaptive_span.checkpoint.paths import last_step
 from adaptive_span.config.identity import changes
+from adaptive_span.config.registry import decays
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import ProcessLost, UserError
 from adaptive_span.reporting import scores
@@ -110,10 +111,11 @@ def refuse_changes(before: dict[str, Any], config: Config) -> None:
         )
 
 
-def report_finished(directory: Path, step: int) -> None:
+def report_finished(directory: Path, step: int, config: Config) -> None:
     """Print that a run is finished, and how to train it further."""
+    further = "start a new run by train.init_from" if decays(config.train.schedule) else "raise train.steps"
     print_line(
-        f"{directory} is finished after {step} steps; scores are in {SCORES} there. To train on, raise train.steps; "
+        f"{directory} is finished after {step} steps; scores are in {SCORES} there. To train on, {further}; "
         f"to start afresh, delete it or take another run.dir or train.seed"
     )
 

@@ -155,7 +155,7 @@ def _unfinished(configs: list[Config], directory: Path) -> list[Config]:
     """Return the runs that have something left to do; print which have not."""
     left = [config for config in configs if not is_done(config)]
     if len(configs) == 1 and not left:
-        report_finished(directory, last_step(directory))
+        report_finished(directory, last_step(directory), configs[0])
     elif len(left) < len(configs):
         done = [Path(str(config.run.dir)).name for config in configs if config not in left]
         print_line(

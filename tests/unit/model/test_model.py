@@ -148,13 +148,13 @@ def composed_model(*overrides: str) -> tuple[Transformer, Config]:
 
 def losses(model: Transformer, config: Config) -> list[float]:
     """Of 12 updates on one short text."""
-    optimizer = optimizers.build(config.optimizer, model.parameters())
+    optimizer = optimizers.build(config.optimizer, model.named_parameters())
     text, cache, nats = torch.randint(60, (2, 9)), model.empty_cache(2), []
     for step in range(12):
         nll, cache = model(text[:, :-1], text[:, 1:], cache)
         (nll.mean() + config.train.span_penalty * model.span_penalty()).backward()
         optimizers.set_rate(optimizer, learning_rate(step + 1, config.optimizer.lr, config.train))
-        optimizers.update(optimizer, config.optimizer)
+        optimizers.update(optimizer, config.optimizer, model.parameters())
         model.clamp_spans_()
         optimizer.zero_grad()
         nats.append(nll.mean().item())
