@@ -187,6 +187,16 @@ def test_what_a_run_prints_can_be_pasted_and_repeats_it(launch, tmp_path):
     assert os.listdir(tmp_path / "a dir") == [Path(name).name]
 
 
+def test_a_run_whose_rate_has_fallen_trains_on_as_a_new_run_from_its_weights(launch, tmp_path):
+    out = launch("run.dir=first", "optimizer=muon", "train.schedule=linear", "train.steps=6").stdout
+    told = re.search(r"^train on +(python .*)$", out, re.MULTILINE)[1]
+    assert "train.init_from=first/checkpoints/" in told
+    assert "training for 6 steps\n" in shell(told, tmp_path)
+    assert [len(list(place.glob("metrics.jsonl"))) for place in (tmp_path / "runs").iterdir()] == [1]
+    more = launch("run.dir=first", "optimizer=muon", "train.schedule=linear", "train.steps=9", ok=False)
+    assert "was begun with another configuration: train.steps (6 → 9)" in sentence(more)
+
+
 def test_a_notebook_composes_and_trains(text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config = compose([*SMALL, "data=files", f"data.path={text}", "train.steps=6"])
