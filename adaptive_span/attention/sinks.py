@@ -15,7 +15,7 @@ from adaptive_span.attention.given_keys import GivenKeys
 
 # Queries that are taken together. A longer chunk has a longer band before the first token of the text, which costs
 # products on a CPU; a GPU would rather launch less.
-CHUNK, GPU_CHUNK = 256, 2048
+CHUNK, GPU_CHUNK = 512, 2048
 
 
 def attend_with_sinks(
