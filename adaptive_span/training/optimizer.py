@@ -163,9 +163,10 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
 
 
 def state_dict(optimizer: Optimizer) -> dict[str, Any]:
-    """Return the optimizer's state, the same on every device."""
+    """Return the optimizer's state, the same on every device. The names of weights stand beside the weights alone."""
     state = optimizer.state_dict()
-    return state | {"param_groups": [group | {"lr": float(group["lr"])} for group in state["param_groups"]]}
+    groups = [group | {"lr": float(group["lr"])} for group in state["param_groups"]]
+    return state | {"param_groups": [{k: v for k, v in group.items() if k != "param_names"} for group in groups]}
 
 
 def load_state_dict(optimizer: Optimizer, state: dict[str, Any]) -> None:
