@@ -46,7 +46,8 @@ class TrainState:
         if train.freeze == "weights":
             freeze_weights(self.model)
         random_state.seed(train.seed + 1 + process.rank)  # and dropout of its own
-        self.optimizer = optimizer.build(config.optimizer, self._named())
+        self._named = [(name, each) for name, each in self.model.named_parameters() if each.requires_grad]
+        self.optimizer = optimizer.build(config.optimizer, self._named)
         self.graph = self._step_graph()
         self.gradients: FlatGradients | None = None  # of several processes whose steps are graphs
         self.parallel = self._parallel()
@@ -66,10 +67,7 @@ class TrainState:
 
     def learning(self) -> list[nn.Parameter]:
         """Return the parameters that updates change."""
-        return [parameter for _, parameter in self._named()]
-
-    def _named(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        return [parameter for _, parameter in self._named]
 
     def _parallel(self) -> nn.Module:
         """Return the model as it is run: compiled block by block, its gradients averaged over the processes."""
@@ -201,7 +199,7 @@ class TrainState:
 
     def _first_bad_gradient(self) -> str:
         """Return the name of the first parameter whose gradient was not finite in the last update that was read."""
-        names = [name for name, _ in self._named()]
+        names = [name for name, _ in self._named]
         finite = self._grad_norms.isfinite().tolist()
         return names[finite.index(False)] if False in finite else "all parameters together"
 
