@@ -2,9 +2,12 @@
 
 from typing import Any
 
-from adaptive_span.config import schema
 from adaptive_span.config.checks import MISSING
 from adaptive_span.config.descriptions import Key, describe, groups
+from adaptive_span.config.evaluate_schema import EvaluateConfig
+from adaptive_span.config.fit_schema import FitConfig
+from adaptive_span.config.generate_schema import GenerateConfig
+from adaptive_span.config.schema import Config
 
 MARKER = "<!-- every key -->"
 HEADER = ["| key | type | default | meaning |", "|---|---|---|---|"]
@@ -17,13 +20,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def every_key() -> str:
     """Return a table for each part of the configuration of a training, and one for each other command."""
-    training = describe(schema.Config)
+    training = describe(Config)
     tables = [
         table(group, {name: key for name, key in training.items() if name.startswith(f"{group}.")})
-        for group in groups(schema.Config)
+        for group in groups(Config)
     ]
     tables.append(table("top level", {name: key for name, key in training.items() if "." not in name}))
-    commands = {"evaluate": schema.EvaluateConfig, "generate": schema.GenerateConfig, "fit": schema.FitConfig}
+    commands = {"evaluate": EvaluateConfig, "generate": GenerateConfig, "fit": FitConfig}
     for command, config in commands.items():
         tables.append(table(command, {name: key for name, key in describe(config).items() if "." not in name}))
     return "\n\n".join(tables)
