@@ -20,13 +20,16 @@ def step(dtype: torch.dtype, rows: int, size: int) -> None:
     def normal(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.zeros(*shape, dtype=dtype, requires_grad=True)
 
-    norm = nn.LayerNorm(size)
     for bias in (None, normal(size, dtype=torch.float32)):
-        exact, operand = fused.add_and_norm(normal(rows, size, dtype=torch.float32), normal(rows, size), bias, norm)
-        (exact.sum() + operand.float().sum()).backward()
+        for norm, is_pre in ((nn.LayerNorm(size), False), (nn.RMSNorm(size, 1e-5), True)):
+            residual = normal(rows, size, dtype=torch.float32)
+            exact, operand = fused.add_and_norm(residual, normal(rows, size), bias, norm, is_pre)
+            (exact.sum() + operand.float().sum()).backward()
     words = torch.zeros(2, dtype=torch.int32)
     weights = normal(4 * size, size), normal(4 * size, dtype=torch.float32), normal(size, 4 * size)
-    fused.FeedForward.apply(normal(rows, size), *weights, 0.4, words).float().sum().backward()
+    for power in fused.ACTIVATIONS.values():
+        output = fused.FeedForwardFunction.apply(normal(rows, size), *weights, 0.4, words, power)
+        output.float().sum().backward()
     tensors = [torch.zeros(rows, size)]
     adagrad.update(tensors, tensors, tensors, torch.ones(1), torch.tensor(0.1), 0.03, 1e-10)
 

@@ -4,10 +4,12 @@ In training, keys and values of the past are projected again in every step, so t
 from cached positions. In inference neither weights nor spans change, so they are projected once and kept.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -16,13 +18,16 @@ from adaptive_span.attention.head_groups import by_groups
 from adaptive_span.attention.layout import as_rows, cat_positions, is_positions_first, out_of_rows
 from adaptive_span.attention.own_types import OwnTypes
 
+EPSILON = 1e-6  # of QK-norm
 ProjectionWeights = tuple[Tensor, Tensor, Tensor]  # of queries, keys and values: (C, C) each
 
 
 class HiddenStates:
     """Project hidden states for just the heads and positions that are asked for: the context of training."""
 
-    def __init__(self, states: Tensor, present: Tensor, weights: ProjectionWeights, num_heads: int):
+    def __init__(
+        self, states: Tensor, present: Tensor, weights: ProjectionWeights, num_heads: int, qk_norm: bool = False
+    ):
         """Take the hidden states of a layer.
 
         Args:
@@ -30,9 +35,10 @@ class HiddenStates:
             present: the present block, (B, M, C), which receives the gradient of the last M of `states`.
             weights: of queries, keys and values, (C, C) each.
             num_heads: H.
+            qk_norm: whether queries and keys are brought to one length.
         """
         self.states, self.present = states, present
-        self.weights, self.num_heads = weights, num_heads
+        self.weights, self.num_heads, self.qk_norm = weights, num_heads, qk_norm
         self.dtype = states.dtype
 
     def project(self, groups: Sequence[HeadGroup]) -> list[Projected]:
@@ -40,13 +46,23 @@ class HiddenStates:
         query, key_value = head_weights(self.weights, self.num_heads, groups, self.dtype)
         sizes = [(len(heads), span + self.present.size(1)) for heads, span in groups]
         projected = ProjectionFunction.apply(sizes, self.present, self.states, query, key_value)
-        return list(map(Projected, projected[: len(groups)], projected[len(groups) :]))
+        queries, keys_values = projected[: len(groups)], projected[len(groups) :]
+        if self.qk_norm:
+            queries, keys_values = map(unit_queries, queries), map(with_unit_keys, keys_values)
+        return list(map(Projected, queries, keys_values))
 
 
 class KeysValues:
     """Join past keys and values, as they were projected once, with those of the present: the context of inference."""
 
-    def __init__(self, past: Sequence[Tensor], present: Tensor, weights: ProjectionWeights, num_heads: int):
+    def __init__(
+        self,
+        past: Sequence[Tensor],
+        present: Tensor,
+        weights: ProjectionWeights,
+        num_heads: int,
+        qk_norm: bool = False,
+    ):
         """Take the kept keys and values of a layer.
 
         Args:
@@ -55,6 +71,7 @@ class KeysValues:
             present: the hidden states of the present block, (B, M, C).
             weights: of queries, keys and values, (C, C) each.
             num_heads: H.
+            qk_norm: whether queries and keys are brought to one length.
 
         Raises:
             RuntimeError: if gradients are enabled.
@@ -62,7 +79,7 @@ class KeysValues:
         if torch.is_grad_enabled():
             raise RuntimeError("keys and values are kept for inference: gradients would miss what they came from")
         self.past, self.present = past, present
-        self.weights, self.num_heads = weights, num_heads
+        self.weights, self.num_heads, self.qk_norm = weights, num_heads, qk_norm
         self.dtype = self.present.dtype
 
     def project(self, groups: Sequence[HeadGroup]) -> list[Projected]:
@@ -70,6 +87,8 @@ class KeysValues:
         sizes = [len(heads) for heads, _ in groups]
         weights = head_weights(self.weights, self.num_heads, groups, self.dtype)
         queries, present = (_projected(self.present, each).split(sizes, dim=2) for each in weights)
+        if self.qk_norm:
+            queries, present = list(map(unit_queries, queries)), list(map(with_unit_keys, present))
         past = self.past or [here[:, :0] for here in present]
         keys_values = [
             cat_positions([_zeros(before, span - before.size(1)), before, here])
@@ -112,6 +131,21 @@ def join(past: Tensor, present: Tensor, reach: int) -> Tensor:
         joined[:, reach - known : reach] = past[:, past.size(1) - known :]
         joined[:, reach:] = present
     return joined
+
+
+def unit_queries(queries: Tensor) -> Tensor:
+    """Return queries, (…, D), with a mean square of 1 (QK-norm, arXiv 2010.04245), times 1/√D."""
+    size = queries.size(-1)
+    unit: Tensor = F.rms_norm(queries, (size,), eps=EPSILON / size)  # of what was scaled by 1/√D before
+    return unit / math.sqrt(size)
+
+
+def with_unit_keys(keys_values: Tensor) -> Tensor:
+    """Return keys and values, (…, 2, D), laid out as they are, the keys with a mean square of 1; zeros stay zeros."""
+    keys, size = keys_values[..., 0, :], keys_values.size(-1)
+    scale = (keys.float().square().sum(-1, keepdim=True) / size + EPSILON).rsqrt().to(keys.dtype)  # (…, 1)
+    scaled: Tensor = keys_values * torch.stack([scale, torch.ones_like(scale)], dim=-2)
+    return scaled
 
 
 def head_weights(

@@ -22,9 +22,15 @@ from adaptive_span.storage.stored import from_dict, lookup, read_json, shortened
 from adaptive_span.storage.writing import atomic_write
 
 MODEL_TYPE = "adaptive_span"
-HERE_ONLY = ("span_init", "trim_cache", "attention")  # of `ModelConfig`: how it is trained, not what it computes
+HERE_ONLY = (
+    "span_init",
+    "trim_cache",
+    "attention",
+    "init",
+)  # of `ModelConfig`: how it is trained, not what it computes
 PRIVATE = ("file", "path", "directory", "tokenizer")  # of `DataConfig`: places on one machine
 SHARED = "output.embedding."  # names that stand for the input's tensors where both are tied
+TABLE, SHARED_TABLE = "embedding.weight", "output.weight"  # the same where there is one table
 
 
 def read(folder: Path) -> files.State:
@@ -46,6 +52,8 @@ def read(folder: Path) -> files.State:
     if model.get("tied") and model.get("cutoffs"):
         shared = {SHARED + name.removeprefix("embedding."): name for name in tensors if name.startswith("embedding.")}
         tensors |= {alias: tensors[name] for alias, name in shared.items()}
+    if model.get("tied_output") and TABLE in tensors:
+        tensors[SHARED_TABLE] = tensors[TABLE]
     state = {
         "config": {"model": model} | {key: training[key] for key in ("data",) if key in training},
         "corpus": training.get("corpus"),
@@ -97,7 +105,7 @@ def write(state: files.State, model: Transformer, vocabulary: Vocabulary, folder
 
 
 def _is_alias(name: str, config: ModelConfig) -> bool:
-    return config.tied and name.startswith(SHARED)
+    return (config.tied and name.startswith(SHARED)) or (config.tied_output and name == SHARED_TABLE)
 
 
 def _shared_keys() -> list[str]:

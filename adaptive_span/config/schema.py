@@ -16,12 +16,16 @@ from adaptive_span.config.registry import ATTENTIONS, OPTIMIZERS, SCHEDULES, TRA
 from adaptive_span.errors import UserError, check_batch, either
 from adaptive_span.terminal.plain_text import without_secrets
 
+ACTIVATIONS = ("relu", "gelu", "relu2", "swiglu")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 FREEZES = ("none", "weights")
 GRAPHS = ("auto", "off")
 IDS = ("auto", "appearance", "frequency")
+INITS = ("published", "small_branches")
 LEVELS = ("byte", "word", "subword")
 LINE_ENDS = ("auto", "eos", "plain")
+NORMS = ("post", "pre")
+NORM_KINDS = ("layer", "rms")
 PRECISIONS = ("auto", "fp32", "bf16", "tf32")
 PROTOCOLS = ("exact", "published")
 SOURCES = ("auto", "download", "path", "stdlib")
@@ -48,7 +52,9 @@ class ModelConfig:
     """Sizes of the Transformer.
 
     Source: arXiv 1905.07799 (N, C, F, H, L, M, R there are `num_layers`, `hidden_size`, `ffn_size`, `num_heads`,
-    `max_span`, `block_size`, `ramp`); arXiv 1907.01470 for `memory_size`; arXiv 1809.10853 for `cutoffs`.
+    `max_span`, `block_size`, `ramp`); arXiv 1907.01470 for `memory_size`; arXiv 1809.10853 for `cutoffs`; and for what
+    is not theirs: arXiv 2002.04745 for `norm=pre`, 1910.07467 for `norm_kind=rms`, 2109.08668 for `relu2`, 2002.05202
+    for `swiglu`, 2010.04245 for `qk_norm`, 1608.05859 for `tied_output`.
     """
 
     name: str
@@ -93,6 +99,20 @@ class ModelConfig:
     """Adaptive input and output: how many times smaller the vectors of each cluster are than those before."""
     tied: bool = True
     """Whether adaptive input and output share their vectors."""
+    tied_output: bool = False
+    """Whether the output layer of a vocabulary without `model.cutoffs` shares the vectors of the input."""
+    norm: Annotated[str, OneOf(NORMS)] = "post"
+    """Where a block is normalised. post: its sum with the residual, as published. pre: its input; a last norm stands
+    before the output layer."""
+    norm_kind: Annotated[str, OneOf(NORM_KINDS)] = "layer"
+    """Kind of the norms. layer: LayerNorm. rms: RMSNorm, without mean and bias."""
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu"
+    """What is between the two matrices of the feed-forward. relu2: ReLU squared. swiglu: a third matrix of
+    `model.ffn_size` gates what passes."""
+    qk_norm: bool = False
+    """Whether queries and keys are scaled to one length, whatever the hidden states are."""
+    init: Annotated[str, OneOf(INITS)] = "published"
+    """How weights begin. small_branches: the last matrix of each block smaller, by the root of the number of blocks."""
     attention: Annotated[str, OneOf(ATTENTIONS)] = "auto"
     """Implementation of attention. auto: the fastest that runs here. All compute the same."""
 
@@ -116,12 +136,21 @@ class ModelConfig:
                 f"model.memory_size={self.memory_size} takes the place of the feed-forward, but "
                 f"model.ffn_size={self.ffn_size}; set one of them to 0"
             )
+        if self.activation != "relu" and not self.ffn_size:
+            raise UserError(
+                f"model.activation={self.activation} is that of the feed-forward, but model.ffn_size=0; leave it out"
+            )
         self._check_adaptive_io()
         self.block_order()
 
     def _check_adaptive_io(self) -> None:
         if sorted(set(self.cutoffs)) != self.cutoffs:
             raise UserError(f"model.cutoffs={self.cutoffs} must increase")
+        if self.tied_output and self.cutoffs:
+            raise UserError(
+                "model.tied_output=true goes with a vocabulary without model.cutoffs; of adaptive input and output "
+                "model.tied=true shares the vectors"
+            )
         if self.hidden_size < self.division ** len(self.cutoffs):
             raise UserError(
                 f"model.division={self.division} leaves nothing of model.hidden_size={self.hidden_size} for the last "
@@ -132,6 +161,11 @@ class ModelConfig:
     def head_size(self) -> int:
         """Return D, the size of a head's queries, keys and values."""
         return self.hidden_size // self.num_heads
+
+    @property
+    def ffn_matrices(self) -> int:
+        """Return how many matrices a feed-forward has."""
+        return 3 if self.activation == "swiglu" else 2
 
     @property
     def reads_by_frequency(self) -> bool:

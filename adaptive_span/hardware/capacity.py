@@ -105,10 +105,14 @@ def _weights(model: ModelConfig, vocab_size: int) -> dict[str, int]:
     """Return the numbers of a model's weights, by the setting that makes most of them."""
     size, order = model.hidden_size, model.block_order()
     attention, feed_forward = order.count("a"), order.count("f")
+    norm = size * (1 if model.norm_kind == "rms" else 2)
+    own = 4 * size * size + norm + model.num_heads * model.adaptive_span
+    matrices = model.ffn_matrices
+    between = matrices * size * model.ffn_size + (matrices - 1) * model.ffn_size + size + norm
     return {
-        f"model.hidden_size={size}": attention * (4 * size * size + 2 * size + model.num_heads * model.adaptive_span),
+        f"model.hidden_size={size}": attention * own + norm * (model.norm == "pre"),
         f"model.memory_size={model.memory_size}": attention * 2 * size * model.memory_size,
-        f"model.ffn_size={model.ffn_size}": feed_forward * (2 * size * model.ffn_size + model.ffn_size + 3 * size),
+        f"model.ffn_size={model.ffn_size}": feed_forward * between,
         f"model.max_span={model.max_span}": model.head_size * model.max_span,
         f"a vocabulary of {vocab_size:,}": _input_and_output(model, vocab_size),
     }
@@ -119,7 +123,7 @@ def _input_and_output(model: ModelConfig, vocab_size: int) -> int:
     if not vocab_size:
         return 0
     if not clusters:
-        return 2 * vocab_size * size + vocab_size
+        return (1 if model.tied_output else 2) * vocab_size * size + vocab_size
     sizes: list[int] = [size // model.division**index for index in range(clusters + 1)]
     counts = [high - low for low, high in pairwise([0, *model.cutoffs, vocab_size])]
     embedding = sum((count + size) * vector_size for count, vector_size in zip(counts, sizes, strict=True))

@@ -1,10 +1,14 @@
-"""The two kinds of blocks, post-norm: attention whose heads learn how far to look, and feed-forward.
+"""The two kinds of blocks: attention whose heads learn how far to look, and feed-forward.
+
+Post-norm a block ends in the norm of its sum. Pre-norm its norm is what the next block reads of the sum, so both have
+one form; `Transformer.first_norm` is what the first block reads.
 
 The definitions are those of arXiv 1905.07799, section 2, and of 1907.01470, section 4, for persistent memory.
 """
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from adaptive_span.attention import Attended, Context, SpanGeometry
@@ -13,7 +17,8 @@ from adaptive_span.attention.dispatch import choose
 from adaptive_span.attention.layout import as_rows, out_of_rows
 from adaptive_span.attention.span import AdaptiveSpan
 from adaptive_span.config.schema import ModelConfig
-from adaptive_span.model.elementwise import Hidden, add_and_norm, feed_forward
+from adaptive_span.model.elementwise import FeedForward, Hidden, add_and_norm, feed_forward
+from adaptive_span.model.norm import norm
 from adaptive_span.model.persistent_memory import PersistentMemory
 
 
@@ -38,11 +43,12 @@ class AdaptiveSpanAttention(nn.Module):
         self.max_span = config.max_span
         self.ramp = config.ramp
         self.dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
+        self.qk_norm = config.qk_norm
         self.attend = choose(config.attention)
         self.query = nn.Linear(size, size, bias=False)
         self.key = nn.Linear(size, size, bias=False)
         self.value = nn.Linear(size, size, bias=False)
-        self.output = nn.Linear(size, size, bias=False)
+        self.output = begin(nn.Linear(size, size, bias=False), config)
         self.span = (
             AdaptiveSpan(config.num_heads, config.max_span, config.ramp, config.span_init)
             if config.adaptive_span
@@ -64,7 +70,7 @@ class AdaptiveSpanAttention(nn.Module):
         Returns:
             (B, M, C).
         """
-        context = HiddenStates(states, hidden, self._weights(), self.num_heads)
+        context = HiddenStates(states, hidden, self._weights(), self.num_heads, self.qk_norm)
         return self._project(self._attend(context, position_embedding, span_bounds).output)
 
     def infer(
@@ -85,7 +91,7 @@ class AdaptiveSpanAttention(nn.Module):
         Raises:
             RuntimeError: if gradients are enabled.
         """
-        context = KeysValues(past, hidden, self._weights(), self.num_heads)
+        context = KeysValues(past, hidden, self._weights(), self.num_heads, self.qk_norm)
         attended = self._attend(context, position_embedding, span_bounds)
         return self._project(attended.output), next_past(attended.keys_values, hidden.size(1))
 
@@ -107,8 +113,19 @@ class AdaptiveSpanAttention(nn.Module):
         return linear(self.output, heads.flatten(2))
 
 
+def begin(last: nn.Linear, config: ModelConfig) -> nn.Linear:
+    """Return the last matrix of a block, divided by the root of the number of blocks if their sum shall begin small.
+
+    As GPT-2 begins (Language Models are Unsupervised Multitask Learners, section 2.3).
+    """
+    if config.init == "small_branches":
+        with torch.no_grad():
+            last.weight.mul_(len(config.block_order()) ** -0.5)
+    return last
+
+
 class AttentionBlock(nn.Module):
-    """Compute h = LN(h + Attention(h)).
+    """Compute h = Norm(h + Attention(h)), or pre-norm h = h + Attention(Norm(h)).
 
     Args:
         config: see `AdaptiveSpanAttention`.
@@ -117,36 +134,42 @@ class AttentionBlock(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.attention = AdaptiveSpanAttention(config)
-        self.norm = nn.LayerNorm(config.hidden_size)
+        self.norm, self.is_pre = norm(config), config.norm == "pre"
 
     def forward(self, hidden: Hidden, states: Tensor, position_embedding: Tensor, span_bounds: Sequence[int]) -> Hidden:
         """Return the block's output, (B, M, C). See `AdaptiveSpanAttention.forward`."""
         attended = self.attention(hidden.operand, states, position_embedding, span_bounds)
-        return add_and_norm(hidden.exact, attended, self.norm)
+        return add_and_norm(hidden.exact, attended, self.norm, self.is_pre)
 
     def infer(
         self, hidden: Hidden, past: list[Tensor], position_embedding: Tensor, span_bounds: Sequence[int]
     ) -> tuple[Hidden, list[Tensor]]:
         """Return the block's output, (B, M, C), and the next past. See `AdaptiveSpanAttention.infer`."""
         attended, keys_values = self.attention.infer(hidden.operand, past, position_embedding, span_bounds)
-        return add_and_norm(hidden.exact, attended, self.norm), keys_values
+        return add_and_norm(hidden.exact, attended, self.norm, self.is_pre), keys_values
 
 
 class FeedForwardBlock(nn.Module):
-    """Compute h = LN(h + W₂ dropout(ReLU(W₁ h + b₁)) + b₂).
+    """Compute h = Norm(h + W₂ dropout(ReLU(W₁ h + b₁)) + b₂), pre-norm and with other activations if wanted.
 
     Args:
-        config: sizes and dropout.
+        config: sizes, dropout, activation and norm.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.expand = nn.Linear(config.hidden_size, config.ffn_size)
-        self.contract = nn.Linear(config.ffn_size, config.hidden_size)
+        self.contract = begin(nn.Linear(config.ffn_size, config.hidden_size), config)
+        self.activation = config.activation
+        self.gate = nn.Linear(config.hidden_size, config.ffn_size) if config.activation == "swiglu" else None
         self.dropout = nn.Dropout(config.dropout if config.ffn_dropout is None else config.ffn_dropout)
-        self.norm = nn.LayerNorm(config.hidden_size)
+        self.norm, self.is_pre = norm(config), config.norm == "pre"
 
     def forward(self, hidden: Hidden) -> Hidden:
         """Return the block's output, (B, M, C)."""
+        return feed_forward(hidden, self.parts(), self.norm, self.is_pre)
+
+    def parts(self) -> FeedForward:
+        """Return what the feed-forward consists of."""
         dropout = self.dropout.p if self.training else 0.0
-        return feed_forward(hidden, self.expand, self.contract, dropout, self.norm)
+        return FeedForward(self.expand, self.contract, self.gate, self.activation, dropout)

@@ -8,15 +8,18 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive_span.attention import decoding
+from adaptive_span.attention.context import unit_queries, with_unit_keys
 from adaptive_span.attention.decoding import DecodedLayer, HeadRings
 from adaptive_span.attention.group_rings import GroupRings
 from adaptive_span.config.registry import is_exchangeable
 from adaptive_span.errors import UserError
 from adaptive_span.hardware.step_graph import StepGraph
 from adaptive_span.model.blocks import AttentionBlock, FeedForwardBlock
+from adaptive_span.model.elementwise import ACTIVATIONS, Hidden, normalized, with_operand
 from adaptive_span.model.transformer import Transformer
 
 Spans = Sequence[Sequence[float]]  # effective, in tokens, (N, H)
@@ -97,10 +100,13 @@ class Decoder:
     def _step(self) -> Tensor:
         model, attention = self.model, iter(self.layers)
         feed_forward = iter(self.feed_forwards)
-        hidden: Tensor = model.embedding(self.present)[:, 0]  # (B, C)
+        vectors: Tensor = model.embedding(self.present)[:, 0]  # (B, C)
+        hidden = (
+            with_operand(vectors) if model.first_norm is None else normalized(vectors, model.first_norm, is_pre=True)
+        )
         for kind in model.order:
             hidden = next(attention).run(hidden) if kind == "a" else next(feed_forward).run(hidden)
-        return model.output.log_probabilities(hidden[:, None])[:, 0]
+        return model.output.log_probabilities(hidden.operand[:, None])[:, 0]
 
     @property
     def cache_bytes(self) -> int:
@@ -113,11 +119,12 @@ class LayerDecoder:
 
     def __init__(self, block: nn.Module, position_embedding: Tensor, spans: Sequence[float], rows: int):
         assert isinstance(block, AttentionBlock)
-        attention, self.norm = block.attention, block.norm
+        attention, self.norm, self.is_pre = block.attention, block.norm, block.is_pre
         size, self.heads = position_embedding.size(0), attention.num_heads
         bounds = [min(attention.max_span, max(1, math.ceil(span))) for span in spans]
         learned = attention.span.tokens() if attention.span is not None else None
-        self.dtype = dtype = position_embedding.dtype
+        self.qk_norm, self.dtype = attention.qk_norm, position_embedding.dtype
+        dtype = self.dtype
         memory = None if attention.memory is None else tuple(each.to(dtype) for each in attention.memory())
         compiled = decoding.runs_on(position_embedding.device, dtype)
         kind = HeadRings if compiled else GroupRings
@@ -130,13 +137,20 @@ class LayerDecoder:
     def fill(self, states: Tensor) -> None:
         """Take the hidden states of the last tokens, (B, T, C), oldest first; zeros stand for those before."""
         keys_values = states.to(self.dtype) @ self.weight[:, self.weight.size(1) // 3 :]
-        self.rings.fill(keys_values.unflatten(2, (2, self.heads, -1)))
+        keys_values = keys_values.unflatten(2, (2, self.heads, -1))  # (B, T, 2, H, D)
+        if self.qk_norm:
+            keys_values = with_unit_keys(keys_values.transpose(2, 3)).transpose(2, 3)
+        self.rings.fill(keys_values)
 
-    def run(self, hidden: Tensor) -> Tensor:
+    def run(self, hidden: Hidden) -> Hidden:
         """Return the output of the block, (B, C), from the present hidden states (B, C), and keep their keys."""
-        attended: Tensor = self.rings.attend(torch.mm(hidden.to(self.dtype), self.weight))
-        output: Tensor = self.norm(_add_product(hidden, attended, self.output))
-        return output
+        projected = torch.mm(hidden.operand.to(self.dtype), self.weight)
+        if self.qk_norm:
+            query, *keys_values = projected.unflatten(1, (3, self.heads, -1)).unbind(1)  # (B, H, D) each
+            joined = with_unit_keys(torch.stack(keys_values, dim=2)).unbind(2)
+            projected = torch.stack([unit_queries(query), *joined], dim=1).flatten(1)
+        attended: Tensor = self.rings.attend(projected)
+        return normalized(_add_product(hidden.exact, attended, self.output), self.norm, self.is_pre)
 
 
 class FeedForwardDecoder:
@@ -146,13 +160,21 @@ class FeedForwardDecoder:
         assert isinstance(block, FeedForwardBlock)
         self.expand, self.contract = (layer.weight.to(dtype).t() for layer in (block.expand, block.contract))
         self.inner_bias, self.bias = block.expand.bias.to(dtype), block.contract.bias
-        self.norm, self.dtype = block.norm, dtype
+        gate = block.gate
+        self.gate = None if gate is None else (gate.bias.to(dtype), gate.weight.to(dtype).t())
+        self.activation = torch.relu_ if block.activation == "relu" else ACTIVATIONS.get(block.activation)
+        self.norm, self.is_pre, self.dtype = block.norm, block.is_pre, dtype
 
-    def run(self, hidden: Tensor) -> Tensor:
+    def run(self, hidden: Hidden) -> Hidden:
         """Return the output of the block, (B, C), from hidden states (B, C)."""
-        inner = torch.addmm(self.inner_bias, hidden.to(self.dtype), self.expand).relu_()
-        output: Tensor = self.norm(_add_product(hidden, inner, self.contract) + self.bias)
-        return output
+        states = hidden.operand.to(self.dtype)
+        inner = torch.addmm(self.inner_bias, states, self.expand)
+        if self.gate is not None:
+            bias, weight = self.gate
+            inner *= F.silu(torch.addmm(bias, states, weight))
+        elif self.activation is not None:
+            inner = self.activation(inner)
+        return normalized(_add_product(hidden.exact, inner, self.contract) + self.bias, self.norm, self.is_pre)
 
 
 def _add_product(hidden: Tensor, inner: Tensor, weight: Tensor) -> Tensor:

@@ -13,14 +13,28 @@ LARGEST = 1024  # symbols whose gradient is a matrix product
 
 
 class Embedding(nn.Embedding):
-    """Look up a vector for each symbol. On a GPU too, the same step gives the same bits."""
+    """Look up a vector for each symbol. On a GPU too, the same step gives the same bits.
+
+    Args:
+        vocab_size: V.
+        hidden_size: C.
+        is_shared: whether an output layer scores symbols by these vectors. Then they are stored at a variance of 1/C,
+            as scores need them, and looked up at 1.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int, is_shared: bool = False):
+        super().__init__(vocab_size, hidden_size)
+        self.scale = hidden_size**0.5 if is_shared else None
+        if is_shared:
+            nn.init.normal_(self.weight, std=hidden_size**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the vectors, (B, M, C), of symbols (B, M)."""
         if self.weight.is_cuda and self.num_embeddings <= LARGEST:
             vectors: Tensor = Lookup.apply(tokens, self.weight)
-            return vectors
-        return super().forward(tokens)
+        else:
+            vectors = super().forward(tokens)
+        return vectors if self.scale is None else vectors * self.scale
 
 
 class Lookup(OwnTypes):

@@ -38,7 +38,7 @@ def forward(config: ModelConfig, vocab_size: int, spans: Spans) -> dict[str, flo
         "positions": head_size * seen,
         "values": head_size * seen,
         "memory": 2 * head_size * memory,
-        "feed_forward": layers * 2 * size * config.ffn_size,
+        "feed_forward": layers * config.ffn_matrices * size * config.ffn_size,
         "output": head,
     }
     return {part: 2.0 * count for part, count in multiply_adds.items()}

@@ -1,6 +1,6 @@
 """The Transformer of arXiv 1905.07799 and the all-attention network of 1907.01470.
 
-Post-norm blocks whose heads learn how far to look lie between an embedding and an output layer.
+Blocks whose heads learn how far to look lie between an embedding and an output layer.
 """
 
 import functools
@@ -19,8 +19,9 @@ from adaptive_span.config.schema import ModelConfig
 from adaptive_span.model.adaptive_io import AdaptiveEmbedding, AdaptiveSoftmax
 from adaptive_span.model.blocks import AttentionBlock, FeedForwardBlock
 from adaptive_span.model.cache import AnyCache, HiddenStateCache, KeyValueCache, cache_length
-from adaptive_span.model.elementwise import Hidden, with_operand
+from adaptive_span.model.elementwise import Hidden, normalized, with_operand
 from adaptive_span.model.embedding import Embedding
+from adaptive_span.model.norm import norm
 from adaptive_span.model.output_head import OutputHead
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Transformer(nn.Module):
         self.embedding, self.output = _input_and_output(config, vocab_size)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.positions = nn.Parameter(torch.randn(config.head_size, config.max_span))
+        self.first_norm = norm(config) if config.norm == "pre" else None
         self.order = config.block_order()
         self.attention_blocks = nn.ModuleList(AttentionBlock(config) for _ in range(self.order.count("a")))
         self.feed_forward_blocks = nn.ModuleList(FeedForwardBlock(config) for _ in range(self.order.count("f")))
@@ -101,7 +103,8 @@ class Transformer(nn.Module):
             vectors = self.embedding(tokens.t()).transpose(0, 1)  # (B, M, C)
         else:
             vectors = self.embedding(tokens)
-        hidden = with_operand(self.embedding_dropout(vectors))
+        vectors = self.embedding_dropout(vectors)
+        hidden = with_operand(vectors) if self.first_norm is None else normalized(vectors, self.first_norm, is_pre=True)
         if isinstance(cache, KeyValueCache):
             hidden, keys_values = self._blocks(hidden, cache.layers, span_bounds, self._infer)
             return self.embedding_dropout(hidden.operand), KeyValueCache(keys_values)
@@ -265,7 +268,10 @@ def _kept_or_not(context: Any, operation: Any, *inputs: Any, **named: Any) -> Ch
 def _input_and_output(config: ModelConfig, vocab_size: int) -> tuple[nn.Module, OutputHead | AdaptiveSoftmax]:
     size = config.hidden_size
     if not config.cutoffs:
-        return Embedding(vocab_size, size), OutputHead(size, vocab_size)
+        table, head = Embedding(vocab_size, size, is_shared=config.tied_output), OutputHead(size, vocab_size)
+        if config.tied_output:
+            head.weight = table.weight
+        return table, head
     embedding = AdaptiveEmbedding(size, vocab_size, config.cutoffs, config.division)
     tied_to = embedding if config.tied else None
     return embedding, AdaptiveSoftmax(size, vocab_size, config.cutoffs, config.division, tied_to)

@@ -28,6 +28,12 @@ class AdaptiveSpanConfig(PretrainedConfig):
         cutoffs: Token ids at which a new cluster of rarer words begins (arXiv 1809.10853); empty: one table for all.
         division: How many times smaller the vectors of a cluster are than those of the one before.
         tied: Whether the clusters of the input and of the output share their vectors.
+        tied_output: Whether the output layer of a vocabulary without cutoffs shares the vectors of the input.
+        norm: `post`: a block ends in the norm of its sum; `pre`: a block reads the norm of its input (arXiv
+            2002.04745).
+        norm_kind: `layer` or `rms` (arXiv 1910.07467).
+        activation: Inside the feed-forward: `relu`, `gelu`, `relu2` (arXiv 2109.08668) or `swiglu` (arXiv 2002.05202).
+        qk_norm: Whether queries and keys are scaled to one length (arXiv 2010.04245).
         use_cache: Whether the model returns the keys and values that its heads still see.
         others: What every configuration of transformers has.
     """
@@ -55,6 +61,11 @@ class AdaptiveSpanConfig(PretrainedConfig):
         cutoffs: Sequence[int] = (),
         division: int = 4,
         tied: bool = True,
+        tied_output: bool = False,
+        norm: str = "post",
+        norm_kind: str = "layer",
+        activation: str = "relu",
+        qk_norm: bool = False,
         use_cache: bool = True,
         **others: Any,
     ):
@@ -75,6 +86,11 @@ class AdaptiveSpanConfig(PretrainedConfig):
         self.cutoffs = list(cutoffs)
         self.division = division
         self.tied = tied
+        self.tied_output = tied_output
+        self.norm = norm
+        self.norm_kind = norm_kind
+        self.activation = activation
+        self.qk_norm = qk_norm
         self.use_cache = use_cache
         # transformers would tie tables of one shape. Where vectors are shared here, there is but one of them.
         super().__init__(**{"tie_word_embeddings": False} | others)

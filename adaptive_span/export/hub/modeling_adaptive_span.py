@@ -23,7 +23,7 @@ The letters of all shapes here:
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import pairwise
 from typing import Any
@@ -36,6 +36,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_adaptive_span import AdaptiveSpanConfig
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "relu2": lambda x: F.relu(x).square(),
+}
 TILE = 256  # queries that attend at once: more of them would compute more scores outside the spans
 # What transformers calls the cache: `cache` in newer versions, `past_key_values` in older ones.
 CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
@@ -95,6 +100,18 @@ def by_position(weights: Tensor) -> Tensor:
     return rows
 
 
+def unit(vectors: Tensor) -> Tensor:
+    """Return vectors, (…, D), with a mean square of 1."""
+    scale = (vectors.float().square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    return vectors * scale.to(vectors.dtype)
+
+
+def norm_of(config: AdaptiveSpanConfig) -> nn.Module:
+    """Return a norm of hidden states."""
+    kind = nn.RMSNorm if config.norm_kind == "rms" else nn.LayerNorm
+    return kind(config.hidden_size, eps=1e-5)
+
+
 class Span(nn.Module):
     """Hold the learned spans z of a layer's heads, as fractions of L."""
 
@@ -132,7 +149,7 @@ class Attention(nn.Module):
     def __init__(self, config: AdaptiveSpanConfig):
         super().__init__()
         size = config.hidden_size
-        self.num_heads, self.dropout = config.num_heads, config.attention_dropout
+        self.num_heads, self.dropout, self.qk_norm = config.num_heads, config.attention_dropout, config.qk_norm
         self.query = nn.Linear(size, size, bias=False)
         self.key = nn.Linear(size, size, bias=False)
         self.value = nn.Linear(size, size, bias=False)
@@ -159,6 +176,8 @@ class Attention(nn.Module):
             layer(hidden).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )  # (B, H, M, D)
+        if self.qk_norm:
+            query, key = unit(query), unit(key)
         query, present = query * query.size(3) ** -0.5, torch.stack([key, value])
         if known is not None:
             present = present * known[:, None, :, None]
@@ -195,36 +214,69 @@ class Attention(nn.Module):
         return torch.cat(outputs, dim=2)
 
 
-class AttentionBlock(nn.Module):
-    """Compute h = LN(h + Attention(h))."""
+class Block(nn.Module):
+    """End a block of either kind in a norm: of post-norm models its own, of pre-norm ones that of the next block."""
 
     def __init__(self, config: AdaptiveSpanConfig):
         super().__init__()
+        self.norm, self.is_pre = norm_of(config), config.norm == "pre"
+
+    def ended(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the next block adds to, and what it reads, (B, M, C) both, of the sum of this one."""
+        normed = self.norm(total)
+        return total if self.is_pre else normed, normed
+
+
+class AttentionBlock(Block):
+    """Compute h = Norm(h + Attention(h)), or pre-norm h = h + Attention(Norm(h))."""
+
+    def __init__(self, config: AdaptiveSpanConfig):
+        super().__init__(config)
         self.attention = Attention(config)
-        self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(
-        self, hidden: Tensor, known: Tensor | None, past: list[Tensor] | None, positions: Tensor, groups: Groups
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the block's output, (B, M, C), and what the next call needs. See `Attention.forward`."""
-        attended, next_past = self.attention(hidden, known, past, positions, groups)
-        return self.norm(hidden + attended), next_past
+        self,
+        hidden: tuple[Tensor, Tensor],
+        known: Tensor | None,
+        past: list[Tensor] | None,
+        positions: Tensor,
+        groups: Groups,
+    ) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+        """Return the block's output, twice (B, M, C), and what the next call needs. See `Attention.forward`."""
+        residual, read = hidden
+        attended, next_past = self.attention(read, known, past, positions, groups)
+        return self.ended(residual + attended), next_past
 
 
-class FeedForwardBlock(nn.Module):
-    """Compute h = LN(h + W₂ dropout(ReLU(W₁ h + b₁)) + b₂)."""
+class FeedForwardBlock(Block):
+    """Compute h = Norm(h + W₂ dropout(f(W₁ h + b₁)) + b₂), or pre-norm on the norm of h."""
 
     def __init__(self, config: AdaptiveSpanConfig):
-        super().__init__()
+        super().__init__(config)
+        self.activation = config.activation
+        self.gate = nn.Linear(config.hidden_size, config.ffn_size) if config.activation == "swiglu" else None
         self.expand = nn.Linear(config.hidden_size, config.ffn_size)
         self.contract = nn.Linear(config.ffn_size, config.hidden_size)
         self.dropout = nn.Dropout(config.ffn_dropout)
-        self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return the block's output, (B, M, C)."""
-        output: Tensor = self.norm(hidden + self.contract(self.dropout(F.relu(self.expand(hidden)))))
-        return output
+    def forward(self, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the block's output, twice (B, M, C)."""
+        residual, read = hidden
+        inner = self.expand(read)  # (B, M, F)
+        inner = inner * F.silu(self.gate(read)) if self.gate is not None else ACTIVATIONS[self.activation](inner)
+        return self.ended(residual + self.contract(self.dropout(inner)))
+
+
+class TiedOutput(nn.Module):
+    """Score tokens by the vectors of the input."""
+
+    def __init__(self, config: AdaptiveSpanConfig):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor, shared: nn.Embedding) -> Tensor:
+        """Return logits, (B, M, V), from hidden states, (B, M, C), and the input layer."""
+        return F.linear(hidden, shared.weight, self.bias)
 
 
 class AdaptiveEmbedding(nn.Module):
@@ -291,7 +343,9 @@ class AdaptiveSpanForCausalLM(PreTrainedModel, GenerationMixin):
             self.embedding, self.output = AdaptiveEmbedding(config), AdaptiveSoftmax(config)
         else:
             self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-            self.output = nn.Linear(config.hidden_size, config.vocab_size)
+            self.output = TiedOutput(config) if config.tied_output else nn.Linear(config.hidden_size, config.vocab_size)
+        self.input_scale = config.hidden_size**0.5 if config.tied_output else 1.0  # of vectors as scores need them
+        self.first_norm = norm_of(config) if config.norm == "pre" else None
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.positions = nn.Parameter(torch.randn(config.hidden_size // config.num_heads, config.max_span))
         self.attention_blocks = nn.ModuleList(AttentionBlock(config) for _ in range(order.count("a")))
@@ -353,7 +407,8 @@ class AdaptiveSpanForCausalLM(PreTrainedModel, GenerationMixin):
                 raise ValueError(f"attention_mask {tuple(attention_mask.shape)} must be 0 or 1 for each token, (B, M)")
             known = attention_mask[:, -input_ids.size(1) :] != 0
             input_ids = input_ids * known  # whatever stands for padding, which may be no token of the vocabulary
-        hidden = self.embedding_dropout(self.embedding(input_ids))
+        vectors = self.embedding_dropout(self.embedding(input_ids) * self.input_scale)
+        hidden = vectors, vectors if self.first_norm is None else self.first_norm(vectors)
         layers = zip(self.attention_blocks, groups, past.layers if past else [None] * len(groups), strict=True)
         feed_forward, next_past = iter(self.feed_forward_blocks), []
         for kind in self.config.block_order:
@@ -363,8 +418,9 @@ class AdaptiveSpanForCausalLM(PreTrainedModel, GenerationMixin):
                 block, heads, before = next(layers)
                 hidden, after = block(hidden, known, before, self.positions, heads)
                 next_past.append(after)
-        hidden = self.embedding_dropout(hidden)[:, -logits_to_keep:]
-        logits = self.output(hidden, self.embedding) if self.config.cutoffs else self.output(hidden)
+        read = self.embedding_dropout(hidden[1])[:, -logits_to_keep:]
+        is_shared = self.config.cutoffs or self.config.tied_output
+        logits = self.output(read, self.embedding) if is_shared else self.output(read)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())

@@ -1,4 +1,4 @@
-"""Residual, layer norm and feed-forward with the gradients written out, around the Triton kernels.
+"""Residual, norm and feed-forward with the gradients written out, around the Triton kernels.
 
 Shapes are in the letters of `adaptive_span.model.elementwise`.
 """
@@ -11,30 +11,37 @@ from torch.autograd.function import once_differentiable
 
 from adaptive_span.attention.layout import as_rows, dense, laid_out_like, out_of_rows
 from adaptive_span.attention.own_types import OwnTypes, uncompiled
-from adaptive_span.model.elementwise import Hidden, in_autocast, kernels
+from adaptive_span.model.elementwise import FeedForward, Hidden, in_autocast, kernels
+from adaptive_span.model.norm import Norm
 
 PROGRAMS = 2048  # that share the rows of a norm in the backward pass: about as many as a GPU runs at once
 LEAST_ROWS = 8  # of each of them, so that their sums are few beside what they read
 TILE = {"ROWS": 4, "COLUMNS": 512}  # of what ReLU sees, and of its gradient
 ROW_PROGRAMS = 128  # that share the rows of that gradient
+ACTIVATIONS = {"relu": 1, "relu2": 2}  # powers of ReLU: what a gradient needs can be had from the output
 
 
 @uncompiled
-def add_and_norm(residual: Tensor, branch: Tensor, branch_bias: Tensor | None, norm: nn.LayerNorm) -> Hidden:
-    """Return LN(residual + branch + branch_bias), exact as the norm's weight is, and as an operand like the branch.
+def add_and_norm(residual: Tensor, branch: Tensor, branch_bias: Tensor | None, norm: Norm, is_pre: bool) -> Hidden:
+    """Return Norm(residual + branch + branch_bias), exact as the norm's weight is, and as an operand like the branch.
 
-    (…, C) all, but branch_bias (C,).
+    (…, C) all, but branch_bias (C,). Pre-norm the sum itself is what is exact.
     """
-    is_kept = torch.is_grad_enabled()
-    return Hidden(*AddAndNorm.apply(residual, branch, branch_bias, norm.weight, norm.bias, norm.eps, is_kept))
+    bias = norm.bias if isinstance(norm, nn.LayerNorm) else None
+    is_kept, is_centered = torch.is_grad_enabled(), isinstance(norm, nn.LayerNorm)
+    inputs = residual, branch, branch_bias, norm.weight, bias
+    return Hidden(*AddAndNorm.apply(*inputs, norm.eps, is_kept, is_pre, is_centered))
 
 
 @uncompiled
-def feed_forward(operand: Tensor, expand: nn.Linear, contract: Tensor, dropout: float) -> Tensor:
-    """Return W₂ dropout(ReLU(W₁ x + b₁)), (…, C) → (…, C)."""
-    words = random_words(operand.device) if dropout else None
-    operand, weight, contract = map(in_autocast, (operand, expand.weight, contract))
-    output: Tensor = FeedForward.apply(operand, weight, expand.bias, contract, dropout, words)
+def feed_forward(operand: Tensor, parts: FeedForward) -> Tensor:
+    """Return W₂ dropout(f(W₁ x + b₁)), (…, C) → (…, C), of an f in `ACTIVATIONS`."""
+    words = random_words(operand.device) if parts.dropout else None
+    operand, expand, contract = map(in_autocast, (operand, parts.expand.weight, parts.contract.weight))
+    power = ACTIVATIONS[parts.activation]
+    output: Tensor = FeedForwardFunction.apply(
+        operand, expand, parts.expand.bias, contract, parts.dropout, words, power
+    )
     return output
 
 
@@ -46,7 +53,8 @@ def random_words(device: torch.device) -> Tensor:
 class AddAndNorm(OwnTypes):
     """Add, normalize and cast in one pass over what is read and written, forward and backward.
 
-    Kept for the backward pass are z = (x − mean) · rstd, as precise as the branch, and rstd.
+    Kept for the backward pass are z = (x − mean) · rstd, as precise as the branch, and rstd. An RMSNorm has no mean and
+    no bias.
     """
 
     @staticmethod
@@ -56,25 +64,28 @@ class AddAndNorm(OwnTypes):
         branch: Tensor,  # (…, C)
         branch_bias: Tensor | None,  # (C,)
         weight: Tensor,  # (C,)
-        bias: Tensor,  # (C,)
+        bias: Tensor | None,  # (C,)
         eps: float,
         is_kept: bool,  # what the backward pass reads
+        is_pre: bool,  # whether the exact output is the sum
+        is_centered: bool,  # whether the mean is taken away
     ) -> tuple[Tensor, Tensor]:
-        """Return the normalized sum, exact and as an operand, (…, C) both."""
+        """Return the normalized sum, exact and as an operand, (…, C) both; pre-norm the first is the sum."""
         residual = dense(residual)
         branch = laid_out_like(branch, residual)
         size, rows = residual.size(-1), residual.numel() // residual.size(-1)
         exact = torch.empty_like(residual, dtype=weight.dtype)
-        operand = torch.empty_like(branch) if branch.dtype != weight.dtype else None
+        operand = torch.empty_like(branch) if is_pre or branch.dtype != weight.dtype else None
         normalized = torch.empty_like(branch) if is_kept else None
         rstd = weight.new_empty(rows, dtype=torch.float32) if is_kept else None
         launch(
             kernels.norm_forward_kernel, (rows,), residual=residual, branch=branch, branch_bias=branch_bias,
             weight=weight, bias=bias, hidden=exact, operand=operand, normalized=normalized, rstd=rstd, eps=eps,
-            **columns(size, each=8),
+            IS_PRE=is_pre, IS_CENTERED=is_centered, **columns(size, each=8),
         )  # fmt: skip
         ctx.set_materialize_grads(False)
         ctx.types = residual.dtype, None if branch_bias is None else branch_bias.dtype
+        ctx.kind = is_pre, is_centered
         ctx.save_for_backward(normalized, rstd, weight)
         return exact, exact.detach() if operand is None else operand  # two, whose gradients come apart
 
@@ -84,6 +95,7 @@ class AddAndNorm(OwnTypes):
         """Return the gradients of all inputs, of those of both outputs."""
         normalized, rstd, weight = ctx.saved_tensors
         residual_type, branch_bias_type = ctx.types
+        is_pre, is_centered = ctx.kind
         grad, grad_operand = (None if x is None else laid_out_like(x, normalized) for x in (grad, grad_operand))
         size, rows, sums = len(weight), len(rstd), 2 if branch_bias_type is None else 3
         programs = max(1, min(PROGRAMS, rows // LEAST_ROWS))
@@ -94,7 +106,7 @@ class AddAndNorm(OwnTypes):
             kernels.norm_backward_kernel, (programs,), grad_hidden=grad, grad_operand=grad_operand,
             normalized=normalized, rstd=rstd, weight=weight, grad_residual=grad_residual,
             grad_branch=None if grad_branch is grad_residual else grad_branch, partial=partial, rows=rows, SUMS=sums,
-            **columns(size, each=16),
+            IS_PRE=is_pre, IS_CENTERED=is_centered, **columns(size, each=16),
         )  # fmt: skip
         grad_weight, grad_bias, *grad_branch_bias = partial.sum(1).unbind()
         return (
@@ -102,14 +114,13 @@ class AddAndNorm(OwnTypes):
             grad_branch,
             grad_branch_bias[0].to(branch_bias_type) if grad_branch_bias else None,
             grad_weight.to(weight.dtype),
-            grad_bias.to(weight.dtype),
-            None,
-            None,
+            grad_bias.to(weight.dtype) if is_centered else None,
+            *[None] * 4,
         )
 
 
-class FeedForward(OwnTypes):
-    """Make both products and, in place, what is between them.
+class FeedForwardFunction(OwnTypes):
+    """Make both products and, in place, what is between them: ReLU to a power, and dropout.
 
     Kept for the backward pass is what the second product reads: it is zero where ReLU or dropout took something away.
     The second bias is added by the norm.
@@ -124,8 +135,9 @@ class FeedForward(OwnTypes):
         contract: Tensor,  # (C, F)
         dropout: float,
         words: Tensor | None,  # (2,)
+        power: int = 1,  # 1 or 2
     ) -> Tensor:
-        """Return W₂ dropout(ReLU(W₁ x + b₁)), (…, C)."""
+        """Return W₂ dropout(ReLU(W₁ x + b₁)^power), (…, C)."""
         rows = as_rows(operand)  # (R, C)
         inner = torch.mm(rows, expand.t())  # (R, F)
         threshold = min(round(dropout * 2**16), 2**16 - 1)  # of 16 random bits: what lies below is dropped
@@ -134,9 +146,9 @@ class FeedForward(OwnTypes):
         grid = -(-length // (2 * TILE["ROWS"])), -(-size // TILE["COLUMNS"])
         launch(
             kernels.relu_dropout_kernel, grid, inner=inner, bias=expand_bias, words=words, rows=length,
-            threshold=threshold, scale=scale, SIZE=size, num_warps=4, **TILE,
+            threshold=threshold, scale=scale, SIZE=size, IS_SQUARED=power == 2, num_warps=4, **TILE,
         )  # fmt: skip
-        ctx.scale, ctx.bias_type = scale, expand_bias.dtype
+        ctx.scale, ctx.bias_type, ctx.is_squared = scale, expand_bias.dtype, power == 2
         ctx.save_for_backward(operand, expand, contract, inner)
         return out_of_rows(torch.mm(inner, contract.t()), operand)
 
@@ -153,15 +165,15 @@ class FeedForward(OwnTypes):
         partial = inner.new_empty(programs, size, dtype=torch.float32)
         launch(
             kernels.relu_dropout_backward_kernel, (-(-size // TILE["COLUMNS"]), programs), grad=grad_inner,
-            inner=inner, partial=partial, rows=length, scale=ctx.scale, SIZE=size, num_warps=4, **TILE,
+            inner=inner, partial=partial, rows=length, scale=ctx.scale, SIZE=size, IS_SQUARED=ctx.is_squared,
+            num_warps=4, **TILE,
         )  # fmt: skip
         return (
             out_of_rows(torch.mm(grad_inner, expand), operand),
             torch.mm(grad_inner.t(), rows),  # (F, C)
             partial.sum(0).to(ctx.bias_type),
             grad_contract,
-            None,
-            None,
+            *[None] * 3,
         )
 
 

@@ -13,11 +13,12 @@ compiled = triton.jit(do_not_specialize=["rows", "threshold"])
 @compiled
 def norm_forward_kernel(
     residual, branch, branch_bias, weight, bias, hidden, operand, normalized, rstd, eps,
-    SIZE: tl.constexpr, COLUMNS: tl.constexpr,
+    SIZE: tl.constexpr, COLUMNS: tl.constexpr, IS_PRE: tl.constexpr, IS_CENTERED: tl.constexpr,
 ):  # fmt: skip
-    """Compute LN(residual + branch + branch_bias) of one row, exact and as an operand.
+    """Compute Norm(residual + branch + branch_bias) of one row, exact and as an operand; pre-norm, exact is the sum.
 
-    For the backward pass, store what weight and bias are applied to, and the factor that it was scaled by.
+    A norm that is not centered is an RMSNorm. For the backward pass, store what weight and bias are applied to, and the
+    factor that it was scaled by.
     """
     row, c = tl.program_id(0).to(tl.int64), tl.arange(0, COLUMNS)
     inside = c < SIZE
@@ -26,11 +27,16 @@ def norm_forward_kernel(
     x += tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
     if branch_bias is not None:
         x += tl.load(branch_bias + c, mask=inside, other=0.0).to(tl.float32)
-    centered = tl.where(inside, x - tl.sum(x, 0) / SIZE, 0.0)
+    centered = x
+    if IS_CENTERED:
+        centered = tl.where(inside, x - tl.sum(x, 0) / SIZE, 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(centered * centered, 0) / SIZE + eps)
     z = centered * scale
-    y = z * tl.load(weight + c, mask=inside, other=0.0) + tl.load(bias + c, mask=inside, other=0.0)
-    tl.store(hidden + at, y.to(hidden.dtype.element_ty), mask=inside)
+    y = z * tl.load(weight + c, mask=inside, other=0.0)
+    if bias is not None:
+        y += tl.load(bias + c, mask=inside, other=0.0)
+    exact = x if IS_PRE else y
+    tl.store(hidden + at, exact.to(hidden.dtype.element_ty), mask=inside)
     if operand is not None:
         tl.store(operand + at, y.to(operand.dtype.element_ty), mask=inside)
     if normalized is not None:
@@ -41,13 +47,14 @@ def norm_forward_kernel(
 @compiled
 def norm_backward_kernel(
     grad_hidden, grad_operand, normalized, rstd, weight, grad_residual, grad_branch, partial, rows,
-    SIZE: tl.constexpr, COLUMNS: tl.constexpr, SUMS: tl.constexpr,
+    SIZE: tl.constexpr, COLUMNS: tl.constexpr, SUMS: tl.constexpr, IS_PRE: tl.constexpr, IS_CENTERED: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of every P-th row, and those of weight, bias and the branch's bias, (SUMS, P, SIZE).
 
     These are summed over the rows of a program. Without a bias of the branch, SUMS is 2.
 
-    With y = z · weight + bias and z = (x − mean) · rstd: dx = rstd · (dz − mean(dz) − z · mean(dz · z)).
+    With y = z · weight + bias and z = (x − mean) · rstd: dx = rstd · (dz − mean(dz) − z · mean(dz · z)). An RMSNorm
+    takes no mean(dz) away. Pre-norm the gradient of the sum is added.
     """
     program, programs, c = tl.program_id(0), tl.num_programs(0), tl.arange(0, COLUMNS)
     inside, size = c < SIZE, tl.full([], SIZE, tl.int64)
@@ -58,15 +65,23 @@ def norm_backward_kernel(
     for row in range(program, rows, programs):
         at = row * size + c
         g = tl.zeros([COLUMNS], tl.float32)
+        to_sum = tl.zeros([COLUMNS], tl.float32)
         if grad_hidden is not None:
-            g += tl.load(grad_hidden + at, mask=inside, other=0.0).to(tl.float32)
+            to_sum += tl.load(grad_hidden + at, mask=inside, other=0.0).to(tl.float32)
+        if not IS_PRE:
+            g += to_sum
         if grad_operand is not None:
             g += tl.load(grad_operand + at, mask=inside, other=0.0).to(tl.float32)
         z = tl.load(normalized + at, mask=inside, other=0.0).to(tl.float32)
         to_weight += g * z
         to_bias += g
         g *= w
-        dx = (g - tl.sum(g, 0) / SIZE - z * (tl.sum(g * z, 0) / SIZE)) * tl.load(rstd + row)
+        dz = g - z * (tl.sum(g * z, 0) / SIZE)
+        if IS_CENTERED:
+            dz -= tl.sum(g, 0) / SIZE
+        dx = dz * tl.load(rstd + row)
+        if IS_PRE:
+            dx += to_sum
         if SUMS == 3:
             to_branch_bias += dx
         tl.store(grad_residual + at, dx.to(grad_residual.dtype.element_ty), mask=inside)
@@ -81,9 +96,10 @@ def norm_backward_kernel(
 
 @compiled
 def relu_dropout_kernel(
-    inner, bias, words, rows, threshold, scale, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """Compute dropout(ReLU(inner + bias)) in place, of two tiles, one below the other.
+    inner, bias, words, rows, threshold, scale, SIZE: tl.constexpr, IS_SQUARED: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Compute dropout(ReLU(inner + bias)), or of its square, in place, of two tiles, one below the other.
 
     Two numbers share a hash of 32 bits: each is dropped where its half of the bits lies below the threshold. What is
     not a number stays so.
@@ -97,6 +113,8 @@ def relu_dropout_kernel(
         bits = hashed((tl.program_id(0) * ROWS + r)[:, None] * SIZE + c[None, :], words)
         drop_x |= (bits & 0xFFFF).to(tl.int32) < threshold
         drop_y |= (bits >> 16).to(tl.int32) < threshold
+    if IS_SQUARED:
+        x, y = x * x, y * y
     put_tile(inner, tl.where(drop_x, 0.0, x * scale), upper, c, rows, SIZE)
     put_tile(inner, tl.where(drop_y, 0.0, y * scale), lower, c, rows, SIZE)
 
@@ -129,17 +147,20 @@ def hashed(counter, words):
 
 @compiled
 def relu_dropout_backward_kernel(
-    grad, inner, partial, rows, scale, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+    grad, inner, partial, rows, scale, SIZE: tl.constexpr, IS_SQUARED: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
     """Compute the gradient in place, and its sums over the rows of a program, (P, SIZE): the gradient of the bias.
 
-    It is zero where `inner` is: there ReLU or dropout took something away.
+    It is zero where `inner` is: there ReLU or dropout took something away. Of a square, inner = scale · x².
     """
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(tl.program_id(1) * ROWS, rows, tl.num_programs(1) * ROWS):
         r = start + tl.arange(0, ROWS)
-        g = tl.where(tile(inner, r, c, rows, SIZE) > 0, tile(grad, r, c, rows, SIZE) * scale, 0.0)
+        kept = tile(inner, r, c, rows, SIZE)
+        slope = 2.0 * tl.sqrt(kept * scale) if IS_SQUARED else scale
+        g = tl.where(kept > 0, tile(grad, r, c, rows, SIZE) * slope, 0.0)
         total += g
         put_tile(grad, g, r, c, rows, SIZE)
     tl.store(partial + tl.program_id(1) * SIZE + c, tl.sum(total, 0), mask=c < SIZE)

@@ -75,8 +75,8 @@ def test_output_layers():
 
 def test_what_surrounds_products():
     def compute(residual, branch, weight, bias, expand, expand_bias, contract):
-        exact, operand = fused.AddAndNorm.apply(residual, branch, None, weight, bias, 1e-5, True)
-        return [exact, fused.FeedForward.apply(operand, expand, expand_bias, contract, 0.0, None)]
+        exact, operand = fused.AddAndNorm.apply(residual, branch, None, weight, bias, 1e-5, True, False, True)
+        return [exact, fused.FeedForwardFunction.apply(operand, expand, expand_bias, contract, 0.0, None)]
 
     shapes = ((B, M, C), (B, M, C), (C,), (C,), (16, C), (16,), (C, 16))
     inputs = [normal(*shape, seed=seed, dtype=torch.float32) for seed, shape in enumerate(shapes)]

@@ -2,6 +2,7 @@
 
 import re
 import stat
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from adaptive_span.export.hub.modeling_adaptive_span import CACHE, AdaptiveSpanF
 from adaptive_span.model.sampling import Sampling
 from tests import strangers
 from tests.unit.checkpoint.test_published import VECTORS, as_the_original_saves
+from tests.unit.model.test_model import small, with_spans
+from tests.unit.model.test_parts import PARTS
 
 
 def checkpoint(vectors: Path, folder: Path) -> Path:
@@ -29,11 +32,23 @@ def checkpoint(vectors: Path, folder: Path) -> Path:
     return folder / "x.pt"
 
 
-@pytest.fixture(scope="module", params=VECTORS, ids=lambda path: path.stem)
+def checkpoint_of(changes: dict[str, object], folder: Path) -> Path:
+    """A checkpoint with other parts than the published ones."""
+    torch.manual_seed(0)
+    model = with_spans(Transformer(small(**changes), 11), 0)
+    vocabulary = Vocabulary("word", [f"w{number}" for number in range(11)])
+    config = {"model": asdict(model.config), "data": {"name": "files", "level": "word", "source": "path", "path": "x"}}
+    state = {"config": config, "step": 0, "vocab_size": 11, "vocabulary": vocabulary.pack(), "corpus": None}
+    files.save(state | {"model": model.state_dict()}, folder / "x.pt")
+    return folder / "x.pt"
+
+
+@pytest.fixture(scope="module", params=[*VECTORS, *PARTS], ids=lambda case: getattr(case, "stem", case))
 def pair(request, tmp_path_factory) -> tuple[Transformer, AdaptiveSpanForCausalLM, Path]:
     """A model as it is here, and as transformers reads it."""
-    folder = tmp_path_factory.mktemp("export")
-    export.main([str(checkpoint(request.param, folder)), str(folder / "out")])
+    folder, case = tmp_path_factory.mktemp("export"), request.param
+    source = checkpoint_of(PARTS[case], folder) if case in PARTS else checkpoint(case, folder)
+    export.main([str(source), str(folder / "out")])
     here, _ = load_model(folder / "x.pt")
     return here, AdaptiveSpanForCausalLM.from_pretrained(folder / "out").eval(), folder
 

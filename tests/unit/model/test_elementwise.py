@@ -47,31 +47,42 @@ def relative(got, expected):
 @pytest.mark.parametrize(
     ("device", "rows", "size", "biased"), cases(((2, 17), 48, True), ((1, 3), 300, False), on_gpu=((8, 511), 768, True))
 )
-@pytest.mark.parametrize("used", ["exact", "operand", "both"])
-def test_add_and_norm(device, rows, size, biased, is_low, used):
+@pytest.mark.parametrize(("used", "kind"), [
+    ("exact", "post layer"), ("operand", "post rms"), ("both", "post layer"), ("both", "pre layer"),
+    ("operand", "pre rms"),
+])  # fmt: skip
+def test_add_and_norm(device, rows, size, biased, is_low, used, kind):
     dtype = LOW[device] if is_low else torch.float32
     residual = normal(*rows, size, device=device)
     branch = normal(*rows, size, dtype=dtype, seed=1, device=device)
     bias = normal(size, seed=2, device=device) if biased else None
-    norm = nn.LayerNorm(size, device=device)
-    norm.weight.data, norm.bias.data = (normal(size, seed=seed, device=device).data for seed in (3, 4))
+    is_pre, is_layer = kind.startswith("pre"), kind.endswith("layer")
+    norm = (nn.LayerNorm if is_layer else nn.RMSNorm)(size, eps=1e-5, device=device)
+    norm.weight.data = normal(size, seed=3, device=device).data
     norm.weight.data[0] = 0  # what the norm was applied to cannot be had from its output
-    inputs = [x for x in (residual, branch, bias, norm.weight, norm.bias) if x is not None]
+    if is_layer:
+        norm.bias.data = normal(size, seed=4, device=device).data
+    inputs = [x for x in (residual, branch, bias, *norm.parameters()) if x is not None]
     r, b, *rest = exactly(*inputs)
-    expected = F.layer_norm(r + b + (rest[0] if biased else 0), (size,), rest[-2], rest[-1], norm.eps)
+    total = r + b + (rest[0] if biased else 0)
+    weights = rest[1:] if biased else rest
+    normed = (F.layer_norm if is_layer else F.rms_norm)(total, (size,), *weights, eps=norm.eps)
+    expected = [total if is_pre else normed, normed]
     grads = [normal(*rows, size, dtype=x, seed=5, device=device).detach() for x in (torch.float32, dtype)]
     grads = {"exact": [grads[0], None], "operand": [None, grads[1]], "both": grads}[used]
-    expected.backward(sum(grad.double() for grad in grads if grad is not None))
+    pairs = [(x, grad.double()) for x, grad in zip(expected, grads, strict=True) if grad is not None]
+    torch.autograd.backward(*zip(*pairs, strict=True))
 
     def run():
-        got = fused.add_and_norm(residual, branch, bias, norm)
+        got = fused.add_and_norm(residual, branch, bias, norm, is_pre)
         wanted = [(x, grad) for x, grad in zip(got, grads, strict=True) if grad is not None]
         return got, torch.autograd.grad([x for x, _ in wanted], inputs, [grad for _, grad in wanted])
 
     got, found = run()
     assert (got.exact.dtype, got.operand.dtype) == (torch.float32, dtype)
-    assert relative(got.exact, expected) < 2e-6
-    assert torch.equal(got.operand, got.exact.to(dtype))
+    assert relative(got.exact, expected[0]) < 2e-6
+    assert relative(got.operand, normed) < TOLERANCE[dtype]
+    assert is_pre or torch.equal(got.operand, got.exact.to(dtype))
     assert [x.dtype for x in found] == [x.dtype for x in inputs]
     errors = [relative(x, y.grad) for x, y in zip(found, (r, b, *rest), strict=True)]
     assert max(errors) < TOLERANCE[dtype], errors
@@ -93,32 +104,35 @@ def feed_forward_inputs(dtype, rows, size, inner, device="cpu"):
 @pytest.mark.parametrize(
     ("device", "rows", "size", "inner"), cases(((2, 21), 24, 272), ((1, 1), 24, 16), on_gpu=((8, 511), 768, 4096))
 )
-def test_feed_forward(device, rows, size, inner, dropout, is_low):
+@pytest.mark.parametrize("power", [1, 2])
+def test_feed_forward(device, rows, size, inner, dropout, is_low, power):
     """The mask is read off what is kept for the backward pass, and must be the one of the forward pass."""
     dtype = LOW[device] if is_low else torch.float32
     inputs = feed_forward_inputs(dtype, rows, size, inner, device)
     words = torch.tensor([12345, -678], dtype=torch.int32, device=device) if dropout else None
-    got = fused.FeedForward.apply(*inputs, dropout, words)
+    got = fused.FeedForwardFunction.apply(*inputs, dropout, words, power)
     kept = got.grad_fn.saved_tensors[3].view(*rows, inner)
     scale = 1 / (1 - round(dropout * 2**16) / 2**16)
     x, w1, b1, w2 = exactly(*inputs)
     before = F.linear(x, w1, b1)
     assert (before[kept != 0] > -1e-2).all()  # what is rounded may have the other sign
     assert dropout or (before[kept == 0] < 1e-2).all()
-    expected = F.linear(before * (kept != 0) * scale, w2)
+    expected = F.linear(before**power * (kept != 0) * scale, w2)
     grad = normal(*rows, size, dtype=dtype, seed=4, device=device).detach()
     found = torch.autograd.grad(got, inputs, grad)
     exact = (expected, *torch.autograd.grad(expected, (x, w1, b1, w2), grad.double()))
     errors = list(map(relative, (got, *found), exact))
     assert max(errors) < TOLERANCE[dtype], errors
-    again = fused.FeedForward.apply(*inputs, dropout, words)
+    again = fused.FeedForwardFunction.apply(*inputs, dropout, words, power)
     assert all(map(torch.equal, (got, *found), (again, *torch.autograd.grad(again, inputs, grad))))
 
 
 def mask(words):
     """What is kept of 2¹⁶ numbers that are all one."""
     one = torch.ones(2**8, 1, requires_grad=True)
-    output = fused.FeedForward.apply(one, one, torch.zeros(2**8), one.t(), 0.3, torch.tensor(words, dtype=torch.int32))
+    output = fused.FeedForwardFunction.apply(
+        one, one, torch.zeros(2**8), one.t(), 0.3, torch.tensor(words, dtype=torch.int32)
+    )
     return output.grad_fn.saved_tensors[3].flatten() > 0
 
 
@@ -161,14 +175,17 @@ def test_not_a_number_stays_one():
     """Else a training that diverges would go on."""
     inputs = feed_forward_inputs(torch.float32, (1, 2), 8, 16)
     inputs[0].data[0, 1] = float("nan")
-    got = fused.FeedForward.apply(*inputs, 0.5, torch.zeros(2, dtype=torch.int32))
+    got = fused.FeedForwardFunction.apply(*inputs, 0.5, torch.zeros(2, dtype=torch.int32))
     assert got.isnan().all(2).tolist() == [[False, True]]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_model_computes_the_same_with_the_kernels(checkpointing, monkeypatch):
+@pytest.mark.parametrize(("checkpointing", "changes"), [
+    (False, {}), (True, {}), (True, {"norm": "pre", "norm_kind": "rms", "activation": "relu2"}),
+    (False, {"norm": "pre", "activation": "swiglu"}),
+], ids=str)  # fmt: skip
+def test_a_model_computes_the_same_with_the_kernels(checkpointing, changes, monkeypatch):
     torch.manual_seed(0)
-    model = with_spans(Transformer(small(attention="banded"), 11, checkpointing), 0)
+    model = with_spans(Transformer(small(attention="banded", **changes), 11, checkpointing), 0)
     text = torch.randint(11, (2, 25))
 
     def run():
@@ -202,7 +219,7 @@ def test_they_compile_for_gpus_and_not_again_for_another_batch(capability):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr
     *compiled, count = map(json.loads, result.stdout.splitlines())
-    assert count == {"before": 13, "after": 13}
+    assert count == {"before": 25, "after": 25}
     assert {kernel["stack"] for kernel in compiled} == {0}
     assert max(kernel["loads"] for kernel in compiled if "adagrad" not in kernel["kernel"]) <= 11  # several bytes each
 
@@ -212,8 +229,10 @@ def test_their_types_are_their_own_choice(dtype):
     """Whatever autocast would make of their products."""
     inputs = feed_forward_inputs(dtype, (1, 2), 8, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        got = fused.FeedForward.apply(*inputs, 0.0, None)
-        norms = fused.AddAndNorm.apply(inputs[0].float(), got, None, torch.ones(8), torch.zeros(8), 1e-5, False)
+        got = fused.FeedForwardFunction.apply(*inputs, 0.0, None)
+        norms = fused.AddAndNorm.apply(
+            inputs[0].float(), got, None, torch.ones(8), torch.zeros(8), 1e-5, False, False, True
+        )
         got.sum().backward()
     assert (got.dtype, norms[0].dtype, norms[1].dtype) == (dtype, torch.float32, dtype)
     assert [x.grad.dtype for x in inputs] == [x.dtype for x in inputs]
