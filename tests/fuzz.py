@@ -124,7 +124,7 @@ CONFIG = yaml.safe_dump(strangers.state()["config"]).encode()
 LOSSES = TokenLosses("valid", "exact", 1, "byte", ["a", "é"], [[], [1.0, 2.0]])
 START = Start("now", 0, "launch.py", None, None, "3", {"torch": "2"}, "cpu", 1, [], None, "cpu", "Linux")
 SCORED = {"step": 1, "spans": [[1.0]], "splits": {"valid": {"bpc": 1.0}}, "flops_per_token": {"learned_spans": 5.0}}
-ALL_SCORES = json.dumps({"protocol": "exact", **SCORED, "others": {"x": SCORED}}).encode()
+ALL_SCORES = json.dumps({"protocol": "exact", **SCORED, "average": SCORED, "others": {"x": SCORED}}).encode()
 # The name of each: the ending of its file, a real one, what is done after it was changed, what reads it.
 TARGETS: dict[str, tuple[str, bytes, Callable[[bytes], bytes], Callable[[Path], object]]] = {
     "checkpoint": (".pt", checkpoint_file(), bytes, build),

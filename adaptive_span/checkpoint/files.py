@@ -1,7 +1,8 @@
 """Save and load everything that a run needs to resume, one file per checkpoint, whole or not at all.
 
 A run's `checkpoints/` holds `step_00001000.pt` (the newest `checkpoint.keep` of them: whole training states) and
-`best.pt` (the weights that scored best on the validation part, without what only a training needs).
+`best.pt` (the weights that scored best on the validation part, without what only a training needs). With
+`train.average` there is `best_average.pt` too: the same of the weights' moving average.
 """
 
 from pathlib import Path
@@ -28,7 +29,7 @@ TRAINING = WEIGHTS | {
     "processes": list[dict],  # type: ignore[type-arg]  # of tensors too, which `Any` does not admit
     "updates": int,
 }
-UNTIL_NOW = {"corpus": str | None, "best": float, "run_id": str | None}
+UNTIL_NOW = {"corpus": str | None, "best": float, "best_average": float, "run_id": str | None}
 
 
 class NewerFormat(UserError):
@@ -86,7 +87,7 @@ def check(state: Any, path: Path, wanted: dict[str, Any]) -> State:
     return state
 
 
-def check_fits(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+def check_fits(model: nn.Module, tensors: dict[str, Tensor], source: Path | str) -> None:
     """Raise `UserError` naming the first tensor that the model lacks, or has in another shape."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -98,7 +99,7 @@ def check_fits(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> No
             )
 
 
-def check_finite(tensors: dict[str, Tensor], source: Path) -> None:
+def check_finite(tensors: dict[str, Tensor], source: Path | str) -> None:
     """Raise `UserError` naming the first tensor that holds a number which is not finite."""
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 CHECKPOINTS = "checkpoints"  # the folder in the directory of a run
+BEST, BEST_AVERAGE = "best.pt", "best_average.pt"  # in that folder: of the weights, and of their moving average
 WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocabulary.json"  # of an exported folder
 
 
@@ -13,7 +14,7 @@ def is_exported(folder: Path) -> bool:
 
 def best_path(run: Path) -> Path:
     """Return the file of the best weights of a run."""
-    return run / CHECKPOINTS / "best.pt"
+    return run / CHECKPOINTS / BEST
 
 
 def step_path(checkpoints: Path, step: int) -> Path:

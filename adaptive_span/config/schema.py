@@ -469,6 +469,8 @@ class TrainConfig:
     """The fraction of `optimizer.lr` that linear, cosine and warmup_stable_decay end at."""
     decay_steps: Count | None = None
     """Updates over which warmup_stable_decay falls. null: a fifth of `train.steps`."""
+    average: Annotated[float, Range(0, 1, below=True)] = 0.0
+    """Decay per update of a moving average of the weights, like 0.999, scored beside them. 0: no average."""
 
     @property
     def total_steps(self) -> int:

@@ -100,13 +100,18 @@ def print_tables(result: dict[str, Any], config: Config, level: str, text: str |
     """Print scores, spans and what they cost.
 
     Args:
-        result: As `score` returns it.
+        result: As `score` returns it, with the `average` of the weights where there is one.
         config: Of the training. Its published scores stand beside those of its own text.
         level: What a token is: byte, word or subword.
         text: Name of the text where it is not the training's.
     """
     shown = [units.of_level(level), *(["nats_per_token"] if level == "subword" else [])]
-    by_split = {split: {unit: values[unit] for unit in shown} for split, values in result["splits"].items()}
+    parts = {"": result} | ({", averaged weights": result[scores.AVERAGE]} if scores.AVERAGE in result else {})
+    by_split = {
+        f"{split}{of}": {unit: values[unit] for unit in shown}
+        for of, part in parts.items()
+        for split, values in part["splits"].items()
+    }
     title = f"{result['protocol']} evaluation" + (f" of {text}" if text else "")
     published = {} if text or level == "subword" else config.published  # which are of bytes, or of words
     print_table(score_table(title, by_split, published))
@@ -118,10 +123,13 @@ def in_a_line(result: dict[str, Any]) -> str:
     """Return the scores, the spans and what a token costs in one line.
 
     Args:
-        result: As `score` returns it, with the step of the weights.
+        result: As `score` returns it, with the step of the weights, and their `average` where there is one.
     """
     unit = units.of_scores({name for values in result["splits"].values() for name in values})
     by_split = [f"{split} {readable(values[unit], 4)}" for split, values in result["splits"].items()]
+    if scores.AVERAGE in result:
+        averaged = [f"{split} {readable(v[unit], 4)}" for split, v in result[scores.AVERAGE]["splits"].items()]
+        by_split.append(f"(averaged weights {' '.join(averaged)})")
     heads = [span for layer in result["spans"] for span in layer]
     spans = f"span mean {sum(heads) / len(heads):.1f} max {max(heads):.1f}"
     cost = f"{result['flops_per_token']['learned_spans'] / 1e6:,.1f}M operations per token"

@@ -9,6 +9,7 @@ from adaptive_span.config.registry import decays
 from adaptive_span.config.schema import Config
 from adaptive_span.evaluation import report
 from adaptive_span.reporting.run_directory import CONFIG, report_finished
+from adaptive_span.reporting.scores import AVERAGE
 from adaptive_span.reporting.tracking import METRICS
 from adaptive_span.terminal.printing import print_line, print_places
 
@@ -59,11 +60,12 @@ def print_result(result: Result, config: Config, among_others: bool = False) -> 
         print_line(f"\n{result.directory}{name}:\n{report.in_a_line(result.evaluation)}\n")
         return
     report.print_tables(result.evaluation, config, config.data.level)
-    directory = result.directory
+    directory, averaged = result.directory, result.evaluation.get(AVERAGE)
     print_places(
         {
             "run": directory,
             "weights": f"{result.evaluation['checkpoint']} (step {result.evaluation['step']})",
+            "average": averaged and f"{averaged['checkpoint']} (step {averaged['step']})",
             "metrics": directory / METRICS,
             "figure": result.figure,
             config.tracking.name: result.tracker,

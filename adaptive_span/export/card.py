@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from adaptive_span.checkpoint.files import State
-from adaptive_span.checkpoint.paths import CHECKPOINTS, WEIGHTS
+from adaptive_span.checkpoint.paths import BEST_AVERAGE, CHECKPOINTS, WEIGHTS
 from adaptive_span.config.checks import MISSING
 from adaptive_span.model import flops
 from adaptive_span.model.transformer import Transformer
@@ -87,16 +87,23 @@ def scores_beside(file: Path, step: int) -> scores.Scores:
     if not file.is_dir() and file.parent.name != CHECKPOINTS:
         return {}
     found = scores.read(file if file.is_dir() else file.parent.parent)
-    own = {key: value for key, value in found.items() if key != scores.OTHERS}
-    kept = own | {"checkpoint": WEIGHTS} if own.get("step") == step else {}
+    own = {key: value for key, value in found.items() if key not in (scores.AVERAGE, scores.OTHERS)}
+    kept = next((each for each in (own, found.get(scores.AVERAGE, {})) if _is_of(each, file, step)), {})
+    kept = kept | {"checkpoint": WEIGHTS} if kept else {}
     others = {}
     for other in found.get(scores.OTHERS, {}).values():
-        if other.get("step") == step:
+        if _is_of(other, file, step):
             text = str(other.get("data", "")).removeprefix("data=").split(" ")[0]
             cut = f", max_span {other['max_span']}" if "max_span" in other else ""
             name = f"{text}, {other.get('protocol')}{cut}"
             others[name] = other | {"checkpoint": WEIGHTS, "data": f"data={text}"}
     return kept | ({scores.OTHERS: others} if others else {})
+
+
+def _is_of(score: scores.Scores, file: Path, step: int) -> bool:
+    """Return whether a score is of these weights: of the step, and averaged ones if they are."""
+    averaged = Path(str(score.get("checkpoint"))).name == BEST_AVERAGE
+    return score.get("step") == step and averaged == (file.name == BEST_AVERAGE)
 
 
 def write(state: State, model: Transformer, level: str, scored: scores.Scores, folder: Path, name: str) -> None:

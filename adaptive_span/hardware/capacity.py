@@ -50,7 +50,8 @@ def check_processes(hardware: HardwareConfig) -> None:
 def check_memory(config: Config, vocab_size: int, processes: int, memory: int | None) -> None:
     """Refuse a training whose step needs more memory than there is, at the very least.
 
-    Counted are weights, gradients, the optimizer's state, and what every layer keeps of its input.
+    Counted are weights, gradients, the optimizer's state, the average of the weights if there is one, and what every
+    layer keeps of its input.
 
     Args:
         config: The training.
@@ -86,11 +87,15 @@ def parameters(model: ModelConfig, vocab_size: int) -> int:
 
 
 def copies(config: Config) -> int:
-    """Return how many numbers a training keeps for each weight: itself, its gradient, and the optimizer's state."""
+    """Return how many numbers a training keeps for each weight.
+
+    They are the weight itself, its gradient, the optimizer's state, and an average.
+    """
+    averages = int(config.train.average > 0)
     if config.train.freeze == "weights":
-        return 1
+        return 1 + averages
     state: int = OPTIMIZERS.fact(config.optimizer.name, "state", 0)
-    return 2 + state + (config.optimizer.momentum > 0)
+    return 2 + state + (config.optimizer.momentum > 0) + averages
 
 
 def warn_of_slurm_keys(hardware: HardwareConfig) -> None:

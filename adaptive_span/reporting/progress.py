@@ -79,7 +79,9 @@ class TrainingProgress:
         losses = [train if nats is None else f"{train} ({nats:.3f} nats/token)"]
         if (valid := metrics.get(f"valid/{unit}")) is not None:
             mark = " (new best)" if valid < self.best else ""
-            losses.append(f"valid {shown} {readable(valid, 3)}{mark}")
+            averaged = metrics.get(f"valid_average/{unit}")
+            beside = "" if averaged is None else f", averaged weights {readable(averaged, 3)}"
+            losses.append(f"valid {shown} {readable(valid, 3)}{mark}{beside}")
             self.best = min(self.best, valid)
         reach = f"mean {metrics['span/mean']:.0f} max {metrics['span/max']:.0f}"
         speed = f"{metrics['tokens_per_second']:,.0f} tokens/s"

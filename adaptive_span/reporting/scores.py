@@ -1,7 +1,8 @@
 """`evaluation.json`: what a model scored on whole splits.
 
-At the top stands the exact score of a run's weights on the run's own data, and nothing else; `others` holds scores on
-other texts, by the published protocol and with spans cut, each under a name of its own. Imports no torch.
+At the top stands the exact score of a run's weights on the run's own data. `average` holds the same of the moving
+average of its weights, where it keeps one. `others` holds scores on other texts, by the published protocol and with
+spans cut, each under a name of its own. Imports no torch.
 """
 
 import hashlib
@@ -15,7 +16,8 @@ from adaptive_span.reporting.tracking import SCORES, Spans
 from adaptive_span.storage import stored, strict_json
 from adaptive_span.storage.writing import explain_disk_errors
 
-OTHERS = "others"
+AVERAGE, OTHERS = "average", "others"
+OWN = "exact, of its own text"  # the name of what stands at the top
 Scores = dict[str, Any]
 
 
@@ -30,6 +32,7 @@ def read(directory: Path) -> Scores:
         return {}
     scores = stored.read_json(path, dict)
     stored.lookup({OTHERS: {}} | scores, OTHERS, dict[str, dict[str, Any]], path)
+    stored.lookup({AVERAGE: {}} | scores, AVERAGE, dict[str, Any], path)
     return scores
 
 
@@ -40,9 +43,9 @@ def exact_score(directory: Path) -> Scores | None:
 
 
 def write(score: Scores, directory: Path) -> None:
-    """Write the exact score of a run on its own data, and keep the others."""
-    others = read(directory).get(OTHERS)
-    strict_json.write(score | ({OTHERS: others} if others else {}), directory / SCORES)
+    """Write the exact score of a run on its own data, and keep the others, and that of the average if none comes."""
+    kept = {key: value for key, value in read(directory).items() if key in (AVERAGE, OTHERS)}
+    strict_json.write(score | {key: value for key, value in kept.items() if key not in score}, directory / SCORES)
 
 
 def write_other(score: Scores, name: str, directory: Path) -> str:
@@ -75,13 +78,15 @@ class Summary:
 
 
 def summaries(directory: Path) -> list[Summary]:
-    """Return all scores in a directory, that of the run's own data first.
+    """Return all scores in a directory, that of the run's own data first, then that of its averaged weights.
 
     Raises:
         UserError: The file is damaged.
     """
     scores = read(directory)
-    own = {"exact, of its own text": scores} if "splits" in scores else {}
+    own = {OWN: scores} if "splits" in scores else {}
+    if AVERAGE in scores:
+        own[f"{OWN}, averaged weights"] = scores[AVERAGE]
     return [_summary(name, score, directory / SCORES) for name, score in (own | scores.get(OTHERS, {})).items()]
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from adaptive_span.reporting import units
+from adaptive_span.reporting.scores import AVERAGE
 from adaptive_span.reporting.tracking import Metrics, Spans
 
 HEAT_MAP = "spans/heat_map"
@@ -29,9 +30,11 @@ def final_numbers(evaluation: dict[str, Any]) -> Metrics:
     Args:
         evaluation: What `evaluation.json` holds.
     """
+    parts = {"exact": evaluation} | ({"exact_average": evaluation[AVERAGE]} if AVERAGE in evaluation else {})
     scores = {
-        f"exact/{split}/{unit}": value
-        for split, values in evaluation["splits"].items()
+        f"{name}/{split}/{unit}": value
+        for name, part in parts.items()
+        for split, values in part["splits"].items()
         for unit, value in values.items()
         if unit in units.LOSSES
     }

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 # Of each curve the summary keeps the best value, so that tables of runs can be sorted by it.
 BEST = {
-    **dict.fromkeys([f"{split}/{unit}" for split in ("train", "valid") for unit in units.LOSSES], "min"),
+    **dict.fromkeys(
+        [f"{split}/{unit}" for split in ("train", "valid", "valid_average") for unit in units.LOSSES], "min"
+    ),
     **dict.fromkeys(("ms_per_step", "peak_memory_mib"), "min"),
     **dict.fromkeys(("tokens_per_second", "mfu"), "max"),
 }

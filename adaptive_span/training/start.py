@@ -13,6 +13,7 @@ from adaptive_span.terminal.printing import print_line
 from adaptive_span.training import optimizer
 from adaptive_span.training.old_reach import with_old_reach
 from adaptive_span.training.state import TrainState
+from adaptive_span.training.weight_average import KEY, average_in
 
 
 def other_weights(config: Config, saved: State | None) -> State | None:
@@ -45,7 +46,8 @@ def begin(training: TrainState, weights: State) -> None:
     """Start from the weights of another training; for `train.continue_from` also from its optimizer state and step.
 
     Raises:
-        UserError: The weights do not fit, are not finite, or come without the optimizer state that is wanted.
+        UserError: The weights do not fit, are not finite, or come without the optimizer state, or the average of the
+            weights, that is wanted.
     """
     train, model = training.config.train, training.model
     source = Path(train.init_from or train.continue_from or "")
@@ -54,14 +56,16 @@ def begin(training: TrainState, weights: State) -> None:
     files.check_finite(tensors, source)
     model.load_state_dict(tensors)
     training.read_spans()
+    if training.average is not None:
+        training.average.restart()
     if train.continue_from:
         _continue(training, weights)
 
 
 def _continue(training: TrainState, state: State) -> None:
-    """Take over the optimizer's state and the step."""
+    """Take over the optimizer's state, the average of the weights, and the step."""
     train, ours, theirs = training.config.train, training.config.optimizer.name, state["config"]["optimizer"]["name"]
-    source, gathered = train.continue_from, state.get("optimizer", {}).get("state")
+    source, gathered = Path(train.continue_from or ""), state.get("optimizer", {}).get("state")
     if not gathered:
         raise UserError(f"train.continue_from={source} holds weights alone; give train.init_from={source}")
     if theirs != ours:
@@ -75,6 +79,13 @@ def _continue(training: TrainState, state: State) -> None:
             f"train.continue_from={source} was trained with train.freeze={frozen}, whose optimizer's state "
             f"train.freeze={train.freeze} cannot take over; give train.init_from={source}"
         )
+    if training.average is not None:
+        if KEY not in state:
+            raise UserError(
+                f"train.continue_from={source} holds no average of its weights, which train.average={train.average:g} "
+                f"would resume; give train.average=0, or train.init_from={source}, where an average begins"
+            )
+        training.average.model.load_state_dict(average_in(state, training.model, source))
     training.step = state["step"]
     if training.step >= train.total_steps:
         raise UserError(

@@ -30,10 +30,11 @@ from adaptive_span.training.flat_gradients import FlatGradients
 from adaptive_span.training.frozen import freeze_weights
 from adaptive_span.training.schedule import learning_rate
 from adaptive_span.training.step_metrics import StepMetrics
+from adaptive_span.training.weight_average import KEY, WeightAverage
 
 
 class TrainState:
-    """Hold everything that an update changes: model, optimizer, place in the text, caches.
+    """Hold everything that an update changes: model, its average, optimizer, place in the text, caches.
 
     After the same number of updates it is the same to the last bit, however often it was saved and loaded in between.
     """
@@ -48,6 +49,7 @@ class TrainState:
         random_state.seed(train.seed + 1 + process.rank)  # and dropout of its own
         self._named = [(name, each) for name, each in self.model.named_parameters() if each.requires_grad]
         self.optimizer = optimizer.build(config.optimizer, self._named)
+        self.average = WeightAverage(self.model, train.average) if train.average else None
         self.graph = self._step_graph()
         self.gradients: FlatGradients | None = None  # of several processes whose steps are graphs
         self.parallel = self._parallel()
@@ -92,7 +94,7 @@ class TrainState:
         return [self.model.empty_cache(size) for _ in range(train.batch_split)]
 
     def update(self) -> None:
-        """Run one step: forward, backward, update, clamp.
+        """Run one step: forward, backward, update, clamp, average.
 
         Its metrics go to the host in one transfer, which the next step collects, so that nobody waits for the device.
         Therefore the bounds of a step are those of the spans before the last update, with some room. A span that would
@@ -113,6 +115,8 @@ class TrainState:
         self.collect()
         self._bound_by(self._next_span_bounds())
         self.model.clamp_spans_(self.highest)
+        if self.average is not None:  # behind a recorded step, which updates the weights in place
+            self.average.update(self.step)
         figures = torch.stack([nats, torch.linalg.vector_norm(grad_norms)])
         self._metrics, self._grad_norms = StepMetrics(self.step, figures, self.model.spans()), grad_norms
 
@@ -212,10 +216,16 @@ class TrainState:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the weights as a checkpoint may hold them. Raises `UserError` where one is not finite."""
-        weights = self.model.state_dict()
+        return self._finite(self.model.state_dict(), "")
+
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """Return their average likewise; {} where none is kept."""
+        return {} if self.average is None else self._finite(self.average.model.state_dict(), "the average of ")
+
+    def _finite(self, weights: dict[str, Tensor], whose: str) -> dict[str, Tensor]:
         for name, tensor in weights.items():
             if not tensor.isfinite().all():
-                raise self.diverged(f"{name} is not finite after step {self.step}")
+                raise self.diverged(f"{whose}{name} is not finite after step {self.step}")
         return weights
 
     def read_spans(self) -> None:
@@ -249,6 +259,7 @@ class TrainState:
         layers = zip(*(cache.layers for cache in self.caches), strict=True)  # of the slices of each layer
         cache = [self.process.gather_rows(torch.cat(slices)) for slices in layers]
         own = {"random": random_state.random_state(self.process.device), "nats": self.nats}
+        average = {KEY: self.averaged_weights()} if self.average else {}
         return {
             "step": self.step,
             "model": self.weights(),
@@ -258,13 +269,15 @@ class TrainState:
             "limits": self.span_bounds,
             "processes": self.process.gather(own),
             "updates": self.updates,
-        }
+        } | average
 
     def load_state_dict(self, state: files.State) -> None:
         """Resume from what `state_dict` returned, in any number of processes that share the batch."""
         process, train = self.process, self.config.train
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.model.load_state_dict(state[KEY])
         optimizer.load_state_dict(self.optimizer, state["optimizer"])
         self.stream.load_state_dict(state["stream"])
         layers = [x[process.share(len(x))].to(process.device).chunk(train.batch_split) for x in state["cache"]]

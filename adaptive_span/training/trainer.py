@@ -5,10 +5,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from torch import Tensor
+
+from adaptive_span.attention.span_bounds import SpanBounds
 from adaptive_span.checkpoint import files
-from adaptive_span.checkpoint.paths import CHECKPOINTS, step_path
+from adaptive_span.checkpoint.paths import BEST, BEST_AVERAGE, CHECKPOINTS, step_path
 from adaptive_span.checkpoint.stored_model import model_of
 from adaptive_span.config import plugins
 from adaptive_span.config.registry import TRACKERS
@@ -24,10 +27,12 @@ from adaptive_span.hardware.matrix_peak import matrix_peak
 from adaptive_span.hardware.precision import tf32
 from adaptive_span.model import flops
 from adaptive_span.model.low_precision import low_precision
+from adaptive_span.model.transformer import Transformer
 from adaptive_span.reporting import scores
 from adaptive_span.reporting.progress import TrainingProgress
 from adaptive_span.reporting.run_directory import claimed, refuse_changes, write_config
 from adaptive_span.reporting.tracking import METRICS, Tracker
+from adaptive_span.storage.stored import lookup
 from adaptive_span.storage.writing import explain_disk_errors
 from adaptive_span.terminal.output import Output
 from adaptive_span.terminal.printing import print_fields, print_line
@@ -39,6 +44,7 @@ from adaptive_span.training.schedule import learning_rate
 from adaptive_span.training.settle import begun_with, settle
 from adaptive_span.training.state import TrainState
 from adaptive_span.training.watchdog import Watchdog
+from adaptive_span.training.weight_average import average_in
 
 SCORING_BLOCK = 128  # tokens: shorter blocks would leave the processor waiting, and the exact score is the same
 
@@ -104,7 +110,7 @@ class Trainer:
         self.command = command
         self.config, self.corpus, self.process, self.directory = config, corpus, process, directory
         self.checkpoints = directory / CHECKPOINTS
-        self.best = float("inf")  # nats a token on the validation part
+        self.best = self.best_average = math.inf  # nats per token on the validation part
         self.run_id: str | None = None  # the tracker's
         self.tracker: Tracker | None = None  # in the main process, as is what shows the progress
         self.progress: TrainingProgress | None = None
@@ -207,7 +213,7 @@ class Trainer:
         config, state = self.config, self.state
         metrics = self._quoted("train", state.mean_loss())
         if validating:
-            metrics |= self._quoted("valid", self._validate())
+            metrics |= self._validate()
         if not self.process.is_main:
             return {}
         heads = [span for layer in state.spans for span in layer]
@@ -226,31 +232,53 @@ class Trainer:
             "mfu": learning * speed / self.peak,
         }
 
-    def _quoted(self, split: str, nats_per_token: float) -> dict[str, float]:
-        """Return a loss by the names under which it is logged."""
-        return {f"{split}/{unit}": value for unit, value in scoring.quoted(nats_per_token, self.corpus, split).items()}
+    def _quoted(self, split: str, nats_per_token: float, of: str = "") -> dict[str, float]:
+        """Return a loss by the names under which it is logged, those of a split with `of` behind it."""
+        quoted = scoring.quoted(nats_per_token, self.corpus, split)
+        return {f"{split}{of}/{unit}": value for unit, value in quoted.items()}
 
-    def _validate(self) -> float:
-        """Return nats per token on the validation part, and keep the best weights so far."""
+    def _validate(self) -> dict[str, float]:
+        """Score the weights on the validation part, and their average, and keep the best ones so far.
+
+        Returns:
+            The losses, by the names under which they are logged.
+        """
+        state = self.state
+        nats = self._validation_loss(state.model, state.span_bounds)
+        if nats < self.best:
+            self.best = nats
+            self._keep(state.weights(), BEST)
+        losses = self._quoted("valid", nats)
+        if state.average is not None:
+            model = state.average.model
+            nats = self._validation_loss(model, model.span_bounds())  # whose spans may be longer than the weights' own
+            if nats < self.best_average:
+                self.best_average = nats
+                self._keep(state.averaged_weights(), BEST_AVERAGE)
+            losses |= self._quoted("valid", nats, "_average")
+        return losses
+
+    def _validation_loss(self, model: Transformer, span_bounds: SpanBounds) -> float:
+        """Return nats per token on the validation part."""
         config, state = self.config, self.state
-        precision = config.hardware.precision
-        with autocast(config.hardware, self.process.device), low_precision(state.model, precision):
+        with autocast(config.hardware, self.process.device), low_precision(model, config.hardware.precision):
             score = scoring.validate(
-                state.model, self.validation_rows, config.model.block_size, config.validation.blocks,
-                config.train.batch_split, state.span_bounds, self.process, self.graphs,
+                model, self.validation_rows, config.model.block_size, config.validation.blocks,
+                config.train.batch_split, span_bounds, self.process, self.graphs,
             )  # fmt: skip
         nats = score.nats / score.tokens
         if not math.isfinite(nats):
             raise state.diverged(f"the loss on the validation part is {nats} after step {state.step}")
-        if nats < self.best:
-            self.best = nats
-            if self.process.is_main:
-                weights = {"step": state.step, "model": state.weights()}
-                files.save(self._identity() | weights, self.checkpoints / "best.pt")
         return nats
 
+    def _keep(self, weights: dict[str, Tensor], name: str) -> None:
+        """Write weights that do best so far."""
+        if self.process.is_main:
+            files.save(self._identity() | {"step": self.state.step, "model": weights}, self.checkpoints / name)
+
     def _identity(self) -> files.State:
-        return {
+        average = {"best_average": self.best_average} if self.state.average else {}
+        return average | {
             "config": self.config.as_dict(),
             "corpus": self.corpus.fingerprint,
             "vocab_size": self.corpus.vocab_size,
@@ -275,6 +303,10 @@ class Trainer:
     def resume(self, state: files.State, problems: list[str]) -> None:
         """Resume from the newest training state of the directory; `problems` are those of newer ones."""
         self._refuse_changes(state)
+        if self.state.average is not None:
+            source = step_path(self.checkpoints, state["step"])
+            average_in(state, self.state.model, source)
+            self.best_average = lookup(state, "best_average", float, source)
         self.state.load_state_dict(state)
         self.best, self.run_id = state["best"], state["run_id"]
         if self.process.is_main:  # what was killed may have had no time to
@@ -295,24 +327,35 @@ class Trainer:
     def score(self) -> Result | None:
         """Score the best weights on the whole of valid and test: for `evaluation.json`, the figure and the tracker.
 
-        Call it within `tracked`.
+        The best averaged weights are scored too, where there are any. Call it within `tracked`.
 
         Returns:
             The result in the main process, None in the others.
         """
-        config, process, best = self.config, self.process, self.checkpoints / "best.pt"
-        stored = files.load(best)
-        model = model_of(stored, best, process.device)
-        rows = min(8, config.train.batch_size // process.world_size)  # more of them would warm up for longer
-        block_size = max(config.model.block_size, SCORING_BLOCK)
-        result = report.score(model, self.corpus, "exact", rows * process.world_size, block_size, process, self.graphs)
-        parameters = sum(p.numel() for p in model.parameters())
-        result |= {"checkpoint": str(best), "step": stored["step"], "parameters": parameters}
+        averaged = {scores.AVERAGE: self._score(BEST_AVERAGE)[0]} if self.state.average else {}
+        result, model = self._score(BEST)
+        result |= averaged
         if not self.tracker:
             return None
-        figure = report.draw(result, self.directory, config.model)
-        losses = token_losses.measure(model, self.corpus, block_size, stored["step"], process)
+        figure = report.draw(result, self.directory, self.config.model)
+        losses = token_losses.measure(model, self.corpus, self._scoring_block, result["step"], self.process)
         token_losses.write(losses, self.directory)
         scores.write(result, self.directory)
         self.tracker.result(result)
         return Result(self.directory, self.state.step, result, figure, self.tracker.place, self.tracker.upload)
+
+    @property
+    def _scoring_block(self) -> int:
+        return max(self.config.model.block_size, SCORING_BLOCK)
+
+    def _score(self, name: str) -> tuple[dict[str, Any], Transformer]:
+        """Return the exact scores of a file of weights, and its model."""
+        process, path = self.process, self.checkpoints / name
+        stored = files.load(path)
+        model = model_of(stored, path, process.device)
+        rows = min(8, self.config.train.batch_size // process.world_size)  # more of them would warm up for longer
+        result = report.score(
+            model, self.corpus, "exact", rows * process.world_size, self._scoring_block, process, self.graphs
+        )
+        parameters = sum(p.numel() for p in model.parameters())
+        return result | {"checkpoint": str(path), "step": stored["step"], "parameters": parameters}, model

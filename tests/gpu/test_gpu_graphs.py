@@ -29,6 +29,7 @@ CASES = [
     "hardware.precision=fp32 model.attention=banded",
     "hardware.precision=bf16 model.attention=dense",
     "hardware.precision=bf16 train.init_from=x train.freeze=weights",
+    "hardware.precision=bf16 train.average=0.9",
 ]
 GROWING = "hardware=gpu model.hidden_size=64 model.dropout=0.2 model.max_span=300 train.span_penalty=0".split()
 
@@ -85,7 +86,7 @@ def assert_same(one, other):
     assert one["limits"] == other["limits"]
     for state in (one, other):
         state["sums"], state["drawn"] = state["optimizer"]["state"], state["processes"][0]["random"]["cuda"]
-    for kind in ("model", "sums", "cache", "drawn"):
+    for kind in ("model", "sums", "cache", "drawn", *(["average"] if "average" in one else [])):
         torch.testing.assert_close(one[kind], other[kind], rtol=0, atol=0)
 
 
@@ -100,9 +101,9 @@ def test_a_graph_computes_what_launches_one_by_one_do(case, text, tmp_path, capf
 
 
 def test_a_resumed_run_with_graphs_is_the_uninterrupted_one(text, tmp_path):
-    whole = trained(text, tmp_path, 60)
-    half = trained(text, tmp_path, 30)
-    assert_same(whole, trained(text, tmp_path, 30, start=half.state_dict()))
+    whole = trained(text, tmp_path, 60, "train.average=0.9")
+    half = trained(text, tmp_path, 30, "train.average=0.9")
+    assert_same(whole, trained(text, tmp_path, 30, "train.average=0.9", start=half.state_dict()))
 
 
 def test_what_cannot_be_recorded_is_launched_one_by_one(capfd):

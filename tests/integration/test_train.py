@@ -16,8 +16,10 @@ import pytest
 import torch
 
 from adaptive_span.checkpoint import files
+from adaptive_span.export.card import scores_beside
+from adaptive_span.reporting.scores import summaries
 from adaptive_span.training.interruption import Interruption
-from tests.conftest import ENVIRONMENT, TIMES, finish, metrics, sentence
+from tests.conftest import ENVIRONMENT, ROOT, TIMES, finish, metrics, sentence
 
 
 def newest(run: Path) -> dict:
@@ -28,7 +30,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert metrics(one) == metrics(other)
     first, second = newest(one), newest(other)
     assert first["step"] == second["step"]
-    for part in ("model", "cache", "stream"):
+    assert first.keys() == second.keys()
+    for part in ("model", "cache", "stream", *(["average"] if "average" in first else [])):
         torch.testing.assert_close(first[part], second[part], rtol=0, atol=0)
     torch.testing.assert_close(first["optimizer"]["state"], second["optimizer"]["state"], rtol=0, atol=0)
 
@@ -76,6 +79,48 @@ def test_a_run_leaves_what_it_promises(launch, tmp_path):
     ]
 
 
+def test_averaged_weights_are_kept_and_scored_beside_the_trained_ones(launch, text, tmp_path):
+    def scores() -> dict:
+        return json.loads((tmp_path / "run" / "evaluation.json").read_text())
+
+    out = launch("run.dir=run", "train.average=0.9").stdout
+    launch("run.dir=plain")
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "valid_average/bpc" in line] == [12, 24]
+    for line, plain in zip(lines, metrics(tmp_path / "plain"), strict=True):
+        assert {key: value for key, value in line.items() if key != "valid_average/bpc"} == plain
+    scored = scores()
+    averaged = scored["average"]
+    assert averaged["splits"]["test"]["bpc"] != scored["splits"]["test"]["bpc"]
+    assert f"\ntest, averaged weights   {averaged['splits']['test']['bpc']:.4f}\n" in out
+    assert f"\naverage   {averaged['checkpoint']} (step {averaged['step']})\n" in out
+
+    best, best_average = (tmp_path / "run" / "checkpoints" / name for name in ("best.pt", "best_average.pt"))
+    assert averaged["checkpoint"] == "run/checkpoints/best_average.pt"
+    for program in (["checkpoint=run/checkpoints/best_average.pt", "output=scored"], ["run=run"]):
+        finish([sys.executable, str(ROOT / "evaluate.py"), *program, "hardware=cpu", "block_size=128"], tmp_path)
+    again = json.loads((tmp_path / "scored" / "evaluation.json").read_text())
+    assert again["splits"]["test"]["bpc"] == pytest.approx(averaged["splits"]["test"]["bpc"], abs=1e-6)
+    assert scores()["average"] == averaged
+    assert [each.name for each in summaries(tmp_path / "run")] == [
+        "exact, of its own text",
+        "exact, of its own text, averaged weights",
+    ]
+    for file, expected in ((best, scores()["splits"]), (best_average, averaged["splits"])):
+        assert scores_beside(file, 24)["splits"] == expected
+
+    changed = launch("run.dir=run", "train.average=0.99", ok=False)
+    assert "train.average (0.9 → 0.99)" in sentence(changed)
+    begun_without = launch("run.dir=plain", "train.average=0.99", ok=False)
+    assert "train.average (0.0 → 0.99)" in sentence(begun_without)
+    last = tmp_path / "run" / "checkpoints" / "step_00000024.pt"
+    state = torch.load(last, weights_only=True)
+    state["average"]["positions"][0] = torch.inf
+    torch.save(state, last)
+    strange = sentence(launch("run.dir=run", "train.average=0.9", "train.steps=30", ok=False))
+    assert "the average of the weights in run/checkpoints/step_00000024.pt holds weights that are no numbers" in strange
+
+
 def test_the_default_directory_is_the_same_for_the_same_run(launch, tmp_path):
     launch("train.steps=2")
     assert "is finished after 2 steps" in launch("train.steps=2", "log.every=1", "hardware.processes=1").stdout
@@ -96,6 +141,7 @@ def test_the_default_directory_is_the_same_for_the_same_run(launch, tmp_path):
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(processes, number, launch, command, tmp_path):
     """A signal reaches all of its processes, as a terminal's Ctrl-C does."""
     settings = ["model.dropout=0.2", f"hardware.processes={processes}", "train.batch_split=2", "train.steps=300"]
+    settings += ["train.average=0.95"]
     launch(*settings, "run.dir=straight")
     log = tmp_path / "log"
     with log.open("w") as out:
@@ -206,7 +252,7 @@ def losses(run: Path) -> list[float]:
 
 
 def test_two_processes_train_as_one(launch, tmp_path):
-    settings = ["train.steps=20", "log.every=1"]
+    settings = ["train.steps=20", "log.every=1", "train.average=0.9"]
     launch(*settings, "run.dir=one")
     launch(*settings, "run.dir=two", "hardware.processes=2")
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2")
@@ -214,6 +260,11 @@ def test_two_processes_train_as_one(launch, tmp_path):
     for run in ("two", "torchrun"):
         assert losses(tmp_path / run) == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
         assert [line["step"] for line in metrics(tmp_path / run)] == list(range(1, 21))  # one writer
+        one, other = (  # each process scores its share by its own average
+            [line["valid_average/bpc"] for line in metrics(tmp_path / name) if "valid_average/bpc" in line]
+            for name in ("one", run)
+        )
+        assert other == pytest.approx(one, abs=1e-4)
 
 
 def test_another_number_of_processes_goes_on_with_a_run(launch, tmp_path):

@@ -6,7 +6,7 @@ from statistics import median
 
 from adaptive_span.reporting.page.chosen import Run
 from adaptive_span.reporting.run_record import RunRecord
-from adaptive_span.reporting.scores import OTHERS, Summary, summaries
+from adaptive_span.reporting.scores import OWN, Summary, summaries
 from adaptive_span.reporting.tracking import SCORES
 from adaptive_span.storage.stored import lookup
 
@@ -28,7 +28,7 @@ class Row:
         scores: By split, exact ones.
         so_far: The last loss on valid while training.
         published: By split.
-        others: Scores of other texts, by other protocols, or with spans cut.
+        others: Scores of averaged weights, of other texts, by other protocols, or with spans cut.
         heads: How far the heads look, in a sentence.
         mean, longest: Of the effective spans, in tokens.
         flops: Per token, forward, by the words of `COUNTED`.
@@ -66,7 +66,7 @@ def row(run: Run) -> Row:
         scores={split: record.exact[split][record.unit] for split in SPLITS if split in record.exact},
         so_far=record.last(f"valid/{record.unit}"),
         published={} if record.config.data.level == "subword" else record.config.published,
-        others=[score for score in summaries(record.directory) if score.name in record.scores.get(OTHERS, {})],
+        others=[score for score in summaries(record.directory) if score.name != OWN],
         heads=_heads(heads, run) if heads else None,
         mean=sum(heads) / len(heads) if heads else record.last("span/mean"),
         longest=max(heads) if heads else record.last("span/max"),
