@@ -19,6 +19,7 @@ FILES = {
     "fit": FitConfig,
     "hardware/auto": Config,
     "hardware/slurm": Config,
+    "search/optuna": Config,
 }
 COLUMN, WIDTH = 29, 120
 

@@ -15,7 +15,7 @@ from adaptive_span.config.schema import Config
 # What may differ between the parts of one run: none of it changes what is being trained.
 MAY_CHANGE = (
     "train.steps train.finetune_steps train.batch_split train.deterministic validation.every checkpoint log run "
-    "hardware tracking published sweep numbering plugins model.attention data.file data.path data.directory "
+    "hardware tracking published sweep search numbering plugins model.attention data.file data.path data.directory "
     "data.urls data.unpacked_size data.unpacked_sha256 data.symbols data.holds data.source data.members "
     "data.vocab_size data.tokenizer"
 ).split()

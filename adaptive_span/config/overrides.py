@@ -44,7 +44,7 @@ def end_with_steps(arguments: Sequence[str]) -> list[str]:
 
 def is_sweep(arguments: Sequence[str]) -> bool:
     """Return whether Hydra looks for several runs, so that a comma separates values, even without -m."""
-    return any(re.match(r"hydra\.mode=MULTIRUN|\+?sweep=|hardware=slurm", argument) for argument in arguments)
+    return any(re.match(r"hydra\.mode=MULTIRUN|\+?(sweep|search)=|hardware=slurm", argument) for argument in arguments)
 
 
 def setting(key: str, value: str) -> str:

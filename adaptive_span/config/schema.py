@@ -28,6 +28,7 @@ NORMS = ("post", "pre")
 NORM_KINDS = ("layer", "rms")
 PRECISIONS = ("auto", "fp32", "bf16", "tf32")
 PROTOCOLS = ("exact", "published")
+SEARCHES = ("optuna",)
 SOURCES = ("auto", "download", "path", "stdlib")
 UNKNOWNS = ("unk", "refuse")
 WANDB_MODES = ("auto", "online", "offline")
@@ -551,6 +552,33 @@ class LogConfig:
 
 
 @dataclass
+class SearchConfig:
+    """How to choose the values of runs within the ranges of a sweep's file."""
+
+    name: Annotated[str, OneOf(SEARCHES)] | None = None
+    """Who chooses. null: nobody does, and a sweep's file holds values alone."""
+    trials: Count | None = None
+    """How many runs a search has, with those that failed or were pruned. More can be asked for later."""
+    prune_after: CountOrNone | None = None
+    """How many runs are completed before one that validates worse than their median is pruned. That is, it is ended
+    early. null: none is."""
+    trial: CountOrNone | None = None
+    """Number of the run. Its search gives it."""
+
+    def validate(self) -> None:
+        """Check how the values go together.
+
+        Raises:
+            UserError: Without a search they mean nothing, and a search needs a number of trials.
+        """
+        for key in ("trials", "prune_after", "trial"):
+            if self.name is None and (value := getattr(self, key)) is not None:
+                raise UserError(f"search.{key}={value} is for a search; give search=optuna too")
+        if self.name is not None and self.trials is None:
+            raise UserError("search.trials=null must be a whole number: how many runs the search has")
+
+
+@dataclass
 class RunConfig:
     """Where the run is kept, and what it is called."""
 
@@ -596,7 +624,9 @@ class Config:
     run's."""
     sweep: dict[str, Any] = field(default_factory=dict)
     """Values of keys, separated by commas: one run per combination. A file of sweeps/ fills it. Lists below `pairs`
-    vary together."""
+    vary together, and a search chooses within those below `ranges`."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """How to choose the values of runs within the ranges of a sweep's file."""
 
     def validate(self) -> None:
         """Check the values, and how they go together.
@@ -606,7 +636,7 @@ class Config:
         """
         plugins.load(self.plugins)  # their names may be values of other keys
         check(self)
-        for part in (self.model, self.data, self.optimizer, self.hardware, self.train):
+        for part in (self.model, self.data, self.optimizer, self.hardware, self.train, self.search):
             part.validate()
         check_batch("train.batch_size", self.train.batch_size, self.hardware.world_size, self.train.batch_split)
         if self.model.cutoffs and self.data.level != "word":

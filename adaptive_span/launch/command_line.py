@@ -35,7 +35,9 @@ T = TypeVar("T")
 OPEN = ("published.", "sweep.", "hardware.sbatch.")  # whose keys are no field's names
 
 
-def register(name: str, schema: type, launcher: ModuleType, sweeper: ModuleType, other: ModuleType) -> None:
+def register(
+    name: str, schema: type, launcher: ModuleType, sweeper: ModuleType, other: ModuleType, searcher: ModuleType
+) -> None:
     """Register the types behind `conf/<name>.yaml`, the resolver of its `hydra.mode`, and Hydra's plugins.
 
     Args:
@@ -44,20 +46,24 @@ def register(name: str, schema: type, launcher: ModuleType, sweeper: ModuleType,
         launcher: The module whose launcher takes the place of Hydra's own.
         sweeper: The module whose sweeper does.
         other: The module of one more launcher.
+        searcher: The module of one more sweeper.
     """
     _read_numbers_as_people_do()
-    for plugin in (launcher.LocalLauncher, sweeper.Sweeper, other.JobLauncher):
+    for plugin in (launcher.LocalLauncher, sweeper.Sweeper, other.JobLauncher, searcher.Searcher):
         # Hydra takes plugins from its own namespace alone. A package there would have to be installed, beside this one,
         # before a checkout could be used; so a module there stands for it.
-        sys.modules[plugin.__module__] = next(m for m in (launcher, sweeper, other) if plugin in vars(m).values())
+        sys.modules[plugin.__module__] = next(
+            m for m in (launcher, sweeper, other, searcher) if plugin in vars(m).values()
+        )
         Plugins.instance().register(plugin)
     store = ConfigStore.instance()
     node = OmegaConf.structured(schema)
     OmegaConf.set_struct(node.hardware.sbatch, False)  # its keys are sbatch's, of which Hydra knows none
     store.store(name=f"{name}_schema", node=node)
     store.store(group="hydra/launcher", name="basic", node={"_target_": _target(launcher.LocalLauncher)})
-    basic = {"_target_": _target(sweeper.Sweeper), "max_batch_size": None, "params": None}
-    store.store(group="hydra/sweeper", name="basic", node=basic)
+    for sweeper_name, plugin in (("basic", sweeper.Sweeper), ("optuna", searcher.Searcher)):
+        values = {"_target_": _target(plugin), "max_batch_size": None, "params": None}
+        store.store(group="hydra/sweeper", name=sweeper_name, node=values)
     OmegaConf.register_new_resolver("mode", lambda sweep: RunMode.MULTIRUN if sweep else None, replace=True)
 
 

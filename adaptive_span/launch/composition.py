@@ -19,9 +19,10 @@ from adaptive_span.config.places import CONF
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError, did_you_mean, shown
 from adaptive_span.launch import command_line, help, local, search_path, sweep_jobs
+from adaptive_span.launch.search import sweeper as search_sweeper
 from adaptive_span.launch.slurm import launcher as slurm_launcher
 
-GROUPS = ("optimizer", "model", "data", "hardware", "tracking", "sweep")
+GROUPS = ("optimizer", "model", "data", "hardware", "tracking", "sweep", "search")
 NOT_TAKEN = {
     "config_name": "there is one configuration; python launch.py --config RUN/config.yaml repeats a run from its own",
     "config_path": "settings of your own go into conf/local/default.yaml, files of a group into a --config-dir",
@@ -68,8 +69,8 @@ def compose(arguments: Sequence[str] = ()) -> Config:
     with command_line.explain_hydra_errors(Config):
         config = _composed(overrides.complete(arguments, Config, sweeping=False))
         config.validate()
-    if config.sweep:
-        raise UserError("sweep=NAME is for launch.py; compose a configuration for each of the runs")
+    if config.sweep or config.search.name:
+        raise UserError("sweep=NAME and search=NAME are for launch.py; compose a configuration for each of the runs")
     return config
 
 
@@ -81,7 +82,7 @@ def _composed(arguments: Sequence[str]) -> Config:
 
 def _register(name: str, schema: type) -> None:
     hydra.version.setbase("1.3")
-    command_line.register(name, schema, local, sweep_jobs, slurm_launcher)
+    command_line.register(name, schema, local, sweep_jobs, slurm_launcher, search_sweeper)
     search_path.register()
     help.register(schema)
 
@@ -125,7 +126,7 @@ def _read(file: Path) -> dict[str, Any]:
     known = overrides.keys(Config)
     if not isinstance(values, dict) or not flatten(values).keys() & known.keys():
         raise UserError(f"--config {file} is not the config.yaml of a run: it holds none of its keys")
-    for key in ("sweep", "run"):
+    for key in ("sweep", "search", "run"):
         values.pop(key, None)
     for key in flatten(values):
         if key not in known and not key.startswith(command_line.OPEN):

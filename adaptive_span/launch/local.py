@@ -35,9 +35,8 @@ class LocalLauncher(BasicLauncher):
         """Check all runs, train them, and print their table."""
         assert self.config is not None
         if self.config.hydra.job.config_name != "launch":
-            return _end(self._run_each(job_overrides))
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            raise UserError("torchrun starts the processes of one run; for a sweep take hardware.processes=N instead")
+            return _end(self._run_each(job_overrides, initial_job_idx))
+        refuse_torchrun()
         configs = compose(self.config, self.hydra_context, job_overrides)
         for config in configs:
             capacity.check_here(config)
@@ -47,20 +46,20 @@ class LocalLauncher(BasicLauncher):
             [*overrides, *(f"run.{key}={quoted(str(value))}" for key, value in vars(config.run).items() if value)]
             for overrides, config in zip(job_overrides, configs, strict=True)
         ]
-        code = self._run_each(placed)
+        code = self._run_each(placed, initial_job_idx)
         begun = [run for config in configs if has_begun(run := Path(str(config.run.dir)))]
         if begun and len(configs) > 1:
             sweep_table.summarize(begun, sweep_directory)
         return _end(code)
 
-    def _run_each(self, job_overrides: Sequence[Sequence[str]]) -> int:
+    def _run_each(self, job_overrides: Sequence[Sequence[str]], first: int) -> int:
         """Run one after the other, and return an exit code.
 
         Each failure has been printed. 1: one of them met a bug. 2: one met a user's mistake, or lost a process. A
         signal that stops a run ends the sweep.
         """
         codes: set[int] = set()
-        for number, overrides in enumerate(job_overrides):
+        for number, overrides in enumerate(job_overrides, first):
             try:
                 super().launch([overrides], number)
             except SystemExit as end:
@@ -68,6 +67,12 @@ class LocalLauncher(BasicLauncher):
                     raise
                 codes.add(end.code)
         return min(codes, default=0)
+
+
+def refuse_torchrun() -> None:
+    """Raise `UserError` under torchrun, whose processes would each launch all runs."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError("torchrun starts the processes of one run; for a sweep take hardware.processes=N instead")
 
 
 def _end(code: int) -> Sequence[JobReturn]:
@@ -105,8 +110,10 @@ def give_directories(configs: list[Config], config: DictConfig) -> Path:
     """Set `run.dir` of each run, once for all of its attempts, and return the directory of all.
 
     One run has `run.dir`, each of several its number below it. Where it is not given, the directory is the same for the
-    same sweep.
+    same sweep. A search has given each of its runs a directory already.
     """
+    if configs[0].search.trial is not None:
+        return Path(str(configs[0].run.dir)).parent
     asked = {config.run.dir for config in configs}
     if len(asked) > 1:
         raise UserError("run.dir cannot be swept: each run of a sweep has a directory of its own below it")

@@ -36,11 +36,12 @@ def train(config: Config, command: Sequence[str] = (), among_others: bool = Fals
 
     from adaptive_span.evaluation.result import print_result  # torch, which --help need not wait for
     from adaptive_span.launch import processes
+    from adaptive_span.launch.search.judge import judge_of
     from adaptive_span.training import trainer
 
     run_directory.forget_failure(directory)
     with run_directory.failure_kept(config, among_others), run_directory.resumable(directory):
-        result = processes.launch(config.hardware, trainer.train, config, command)
+        result = processes.launch(config.hardware, trainer.train, config, command, judge_of(config))
     if result:
         print_result(result, config, among_others)
     return result

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
 
 from adaptive_span.config.places import CONF, SWEEPS
 
@@ -30,4 +30,4 @@ def register() -> None:
     """Let Hydra find `./conf`, and the files of `sweeps/` as the group `sweep`, wherever they lie."""
     Plugins.instance().register(OwnConf)
     for file in SWEEPS.glob("*.yaml"):
-        ConfigStore.instance().store(group="sweep", name=file.stem, node=yaml.safe_load(file.read_text("utf-8")))
+        ConfigStore.instance().store(group="sweep", name=file.stem, node=OmegaConf.load(file))

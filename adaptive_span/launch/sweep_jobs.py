@@ -24,7 +24,7 @@ class Sweeper(plugins.Sweeper):
 
     def __init__(self, max_batch_size: int | None, params: Any):
         values: Any = {} if params is None else OmegaConf.to_container(OmegaConf.create(params))
-        self.pairs = values.pop("pairs", {})
+        self.pairs, self.ranges = values.pop("pairs", {}), values.pop("ranges", {})
         self.params = values
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -36,8 +36,14 @@ class Sweeper(plugins.Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Launch the runs."""
-        given = [f"{key}={values}" for key, values in self.params.items()]
-        return self.launcher.launch(self._jobs(self.parser.parse_overrides([*given, *arguments])), initial_job_idx=0)
+        if self.ranges:
+            raise UserError("the ranges of a sweep's file are for a search; give search=optuna too")
+        overrides = self.parser.parse_overrides([*self.given(), *arguments])
+        return self.launcher.launch(self._jobs(overrides), initial_job_idx=0)
+
+    def given(self) -> list[str]:
+        """Return what the sweep's file sets, as arguments of a command."""
+        return [f"{key}={values}" for key, values in self.params.items()]
 
     def _jobs(self, overrides: list[Override]) -> list[list[str]]:
         """Return the arguments of each run: every combination of the other values, with each of the pairs."""

@@ -29,6 +29,7 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.jsonl"  # with what it was trained, a line per start
 TOKEN_LOSSES = "token_losses.json"  # of a short text, to colour it by
 FAILURE = "failure.txt"  # one sentence, or the traceback of a bug; gone once the run is taken up again
+PRUNED = "pruned.txt"  # when its search has ended it; gone once it is taken up again
 LOCK = ".lock"
 
 
@@ -166,8 +167,21 @@ def resumable(directory: Path) -> Iterator[None]:
 
 
 def forget_failure(directory: Path) -> None:
-    """Remove what a run's directory records of a failure."""
-    (directory / FAILURE).unlink(missing_ok=True)
+    """Remove what a run's directory records of a failure, or of being pruned."""
+    for name in (FAILURE, PRUNED):
+        (directory / name).unlink(missing_ok=True)
+
+
+def prune(directory: Path, step: int, total_steps: int) -> None:
+    """Record that a search has ended a run early."""
+    with atomic_write(directory / PRUNED) as temporary:
+        temporary.write_text(f"pruned after step {step} of {total_steps}\n", encoding="utf-8")
+
+
+def pruned(directory: Path) -> str | None:
+    """Return when a search has ended a run early; None where it has not."""
+    path = directory / PRUNED
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
 def failure(directory: Path) -> str | None:

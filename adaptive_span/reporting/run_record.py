@@ -12,7 +12,7 @@ from adaptive_span.config.identity import flatten
 from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.reporting import scores, units
-from adaptive_span.reporting.run_directory import CONFIG, ENVIRONMENT, FAILURE, TOKEN_LOSSES, has_begun, reason
+from adaptive_span.reporting.run_directory import CONFIG, ENVIRONMENT, FAILURE, TOKEN_LOSSES, has_begun, pruned, reason
 from adaptive_span.reporting.tracking import METRICS, SCORES, SPANS, Spans, logged
 from adaptive_span.storage.stored import from_dict, lookup, read_json, read_lines, read_yaml
 
@@ -92,6 +92,11 @@ class RunRecord:
     def failure(self) -> str | None:
         """Why it failed, in one line."""
         return reason(self.directory)
+
+    @property
+    def pruned(self) -> str | None:
+        """After which step its search has ended it early, in words; None where it has not."""
+        return pruned(self.directory)
 
     @cached_property
     def exact(self) -> dict[str, dict[str, float]]:
@@ -181,5 +186,8 @@ def directories_below(folder: Path) -> list[Path]:
 def varied_settings(records: Sequence[RunRecord]) -> Iterator[str]:
     """Yield the settings in which runs differ, but where they are kept and tracked."""
     for key in records[0].settings:
-        if not key.startswith(("run.", "tracking.")) and len({str(record.settings.get(key)) for record in records}) > 1:
+        if (
+            not key.startswith(("run.", "tracking.", "search."))
+            and len({str(record.settings.get(key)) for record in records}) > 1
+        ):
             yield key

@@ -49,7 +49,7 @@ def summarize(directories: Sequence[Path], sweep_directory: Path) -> None:
         raise UserError(f"no run below {sweep_directory} has begun")
     varied = list(run_record.varied_settings(records))
     rows = [_row(record) for record in records]
-    rows.sort(key=lambda row: math.inf if row["valid"] is None else row["valid"])
+    rows.sort(key=lambda row: (row["pruned"] is not None, math.inf if row["valid"] is None else row["valid"]))
     unit = " or ".join(sorted({record.unit for record in records}))
     path = sweep_directory / "sweep.csv"
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -58,7 +58,9 @@ def summarize(directories: Sequence[Path], sweep_directory: Path) -> None:
         out.writerow(["run", "step", *varied, *results, "reason"])
         for row in rows:
             settings = [row["settings"].get(key) for key in varied]
-            out.writerow([row["run"], row["step"], *settings, *(row[key] for key in RESULTS), row["reason"]])
+            out.writerow(
+                [row["run"], row["step"], *settings, *(row[key] for key in RESULTS), row["reason"] or row["pruned"]]
+            )
     names = without_common_start([str(row["run"].relative_to(sweep_directory)) for row in rows])
     shown = " or ".join(sorted({units.label(record.unit) for record in records}))
     table, left_out = _table(rows, names, varied, shown)
@@ -75,6 +77,7 @@ def _row(record: RunRecord) -> Row:
     """Return one run: its scores if it has ended, else the last ones on the validation part; None where it has none."""
     unit = record.unit
     row: Row = {"run": record.directory, "settings": record.settings, "step": record.step, "reason": record.failure}
+    row["pruned"] = record.pruned
     row |= {key: record.last(key) for key in ("span/mean", "flops_per_token")}
     row |= {"valid": record.last(f"valid/{unit}"), "test": None, "seconds": record.seconds()}
     return row | {split: record.exact[split][unit] for split in SPLITS if split in record.exact}
@@ -89,6 +92,8 @@ def _table(rows: list[Row], names: list[str], varied: list[str], unit: str) -> t
         )
         for key, readable in RESULTS.items()
     ]
+    if any(row["pruned"] for row in rows):
+        results.append(("", ["pruned" if row["pruned"] else "" for row in rows]))
     if len({row["step"] for row in rows}) > 1:
         results.insert(0, ("step", [str(row["step"]) for row in rows]))
     keys = _worth_showing(rows, varied)

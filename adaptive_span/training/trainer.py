@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,8 +30,8 @@ from adaptive_span.model.low_precision import low_precision
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.reporting import scores
 from adaptive_span.reporting.progress import TrainingProgress
-from adaptive_span.reporting.run_directory import claimed, refuse_changes, write_config
-from adaptive_span.reporting.tracking import METRICS, Tracker
+from adaptive_span.reporting.run_directory import claimed, prune, refuse_changes, write_config
+from adaptive_span.reporting.tracking import METRICS, Metrics, Tracker
 from adaptive_span.storage.stored import lookup
 from adaptive_span.storage.writing import explain_disk_errors
 from adaptive_span.terminal.output import Output
@@ -46,10 +46,11 @@ from adaptive_span.training.state import TrainState
 from adaptive_span.training.watchdog import Watchdog
 from adaptive_span.training.weight_average import average_in
 
+Judge = Callable[[int, Metrics], bool]  # of steps and what was measured there: whether to train no further
 SCORING_BLOCK = 128  # tokens: shorter blocks would leave the processor waiting, and the exact score is the same
 
 
-def train(config: Config, command: Sequence[str] = ()) -> Result | None:
+def train(config: Config, command: Sequence[str] = (), judge: Judge | None = None) -> Result | None:
     """Train the run of `config.run.dir` from its newest checkpoint to its last step, and score it.
 
     Call it in every process of the run.
@@ -57,9 +58,10 @@ def train(config: Config, command: Sequence[str] = ()) -> Result | None:
     Args:
         config: A checked configuration, with `run.dir`.
         command: The words that asked for it, for the run's record.
+        judge: Asked in the main process after each validation but the last; it may end the run early.
 
     Returns:
-        The result in the main process, None in the others.
+        The result in the main process, None in the others, and where the run was ended early.
 
     Raises:
         UserError: The configuration, the text, the directory or the machine does not allow it.
@@ -76,10 +78,12 @@ def train(config: Config, command: Sequence[str] = ()) -> Result | None:
             Output.notice = f"the training continues, and its numbers are in {directory / METRICS}"
         process.barrier()
         stack.enter_context(environment.deterministic(config.train.deterministic))
-        return _train(config, process, directory, command)
+        return _train(config, process, directory, command, judge)
 
 
-def _train(config: Config, process: Process, directory: Path, command: Sequence[str]) -> Result | None:
+def _train(
+    config: Config, process: Process, directory: Path, command: Sequence[str], judge: Judge | None
+) -> Result | None:
     saved, problems = files.newest(directory / CHECKPOINTS)
     config, settled = settle(config, process, begun_with(saved))
     weights = start.other_weights(config, saved)
@@ -99,7 +103,8 @@ def _train(config: Config, process: Process, directory: Path, command: Sequence[
                 print_fields(header(config, corpus, trainer.parameters, trainer.learning, settled, trainer.tracker))
                 print_line(phases(config.train))
             with Interruption() as interruption:
-                trainer.fit(interruption)
+                if trainer.fit(interruption, judge):
+                    return None
         return trainer.score()
 
 
@@ -120,8 +125,12 @@ class Trainer:
         self.state = TrainState(config, corpus, process)
         self.graphs, _ = step_graph.choose(config.hardware.graphs, process.device)
 
-    def fit(self, interruption: Interruption) -> None:
-        """Update until the last step. A signal ends the process after the step at hand, with everything saved."""
+    def fit(self, interruption: Interruption, judge: Judge | None = None) -> bool:
+        """Update until the last step. A signal ends the process after the step at hand, with everything saved.
+
+        Returns:
+            Whether the judge has ended the run before, with everything saved.
+        """
         state, process, total = self.state, self.process, self.config.train.total_steps
         with ExitStack() as stack:
             watchdog = self._enter(stack)
@@ -137,14 +146,30 @@ class Trainer:
                         self.tracker.log(step, metrics, state.spans)
                         self.progress.show(step, metrics, state.spans)
                     clock, since = time.perf_counter(), step
+                ended = validating and step < total and judge is not None and self._is_ended_by(judge, metrics)
                 if self.progress:
                     self.progress.advance(step)
-                if signal or step == total or step % self.config.checkpoint.every == 0:
+                if signal or ended or step == total or step % self.config.checkpoint.every == 0:
                     self._save()
                 if signal and step < total:
                     self._stop(signal)
+                if ended:
+                    self._prune()
+                    return True
         if signal := interruption.agreed(process):  # also while it was validated and saved for the last time
             self._stop(signal)
+        return False
+
+    def _is_ended_by(self, judge: Judge, metrics: Metrics) -> bool:
+        """Return in every process what the main process is told."""
+        return bool(self.process.max(int(self.process.is_main and judge(self.state.step, metrics))))
+
+    def _prune(self) -> None:
+        if self.progress:
+            self.progress.close()
+            step, total = self.state.step, self.config.train.total_steps
+            prune(self.directory, step, total)
+            print_line(f"pruned after step {step} of {total}, and saved: the search's other runs validate better there")
 
     def _enter(self, stack: ExitStack) -> Watchdog:
         """Set up what surrounds the loop: precision, progress, advice on memory, and the watchdog."""

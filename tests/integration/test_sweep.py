@@ -100,7 +100,7 @@ CRASH = """
 import runpy, sys
 from adaptive_span.training import trainer
 train = trainer.train
-trainer.train = lambda config, command: train(config) if config.train.seed != 2 else broken()
+trainer.train = lambda config, command, judge: train(config) if config.train.seed != 2 else broken()
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -84,9 +84,10 @@ class TrainingJob:
 def _work(config: Config, command: list[str]) -> None:
     """Train in each worker, which imports all that a training needs; the agent need not."""
     from adaptive_span.evaluation.result import print_result
+    from adaptive_span.launch.search.judge import judge_of
     from adaptive_span.training import trainer
 
-    result = trainer.train(config, command)
+    result = trainer.train(config, command, judge_of(config))
     if result:
         print_result(result, config)
 

@@ -52,8 +52,10 @@ class JobLauncher(SlurmLauncher):  # type: ignore[misc]  # the plugin has no typ
         left = _unfinished(configs, directory)
         if left:
             self._submit(left, hardware, directory)
-        completed = status.watch(directory) if left and hardware.wait else True
-        if len(configs) > 1 and hardware.wait:
+        is_search = configs[0].search.trial is not None  # which goes on by what these runs come to
+        runs = {str(config.run.dir) for config in configs}
+        completed = status.watch(directory, runs) if left and (hardware.wait or is_search) else True
+        if len(configs) > 1 and hardware.wait and not is_search:
             sweep_table.summarize([Path(str(config.run.dir)) for config in configs], directory)
         if not completed:
             raise SystemExit(1)

@@ -16,7 +16,7 @@ from adaptive_span.errors import UserError
 from adaptive_span.launch.slurm import cluster
 from adaptive_span.reporting import units
 from adaptive_span.reporting.console import readable
-from adaptive_span.reporting.run_directory import failure, is_finished, reason
+from adaptive_span.reporting.run_directory import failure, is_finished, pruned, reason
 from adaptive_span.reporting.tracking import METRICS, logged
 from adaptive_span.storage import strict_json
 from adaptive_span.storage.stored import lookup, read_json
@@ -45,7 +45,7 @@ class SubmittedJob:
         directory = Path(self.directory)
         if state and state not in ENDED:
             return state
-        if is_finished(directory, last_step(directory), self.total_steps):
+        if is_finished(directory, last_step(directory), self.total_steps) or pruned(directory):
             return "COMPLETED"
         return state or ("FAILED" if failure(directory) else "UNKNOWN")
 
@@ -154,9 +154,9 @@ def _last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def watch(directory: Path, seconds: float = 2) -> bool:
-    """Show a live table until all jobs have ended, and why some failed. Return whether none did."""
-    jobs = read(directory)
+def watch(directory: Path, runs: set[str], seconds: float = 2) -> bool:
+    """Show a live table until the jobs of these runs have ended, and why some failed. Return whether none did."""
+    jobs = [job for job in read(directory) if job.directory in runs]
     states, is_away = {job.id: "PENDING" for job in jobs}, False
     try:
         with Live(table(jobs, states), console=console, auto_refresh=False, transient=True) as live:

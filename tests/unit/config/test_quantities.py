@@ -9,6 +9,7 @@ from adaptive_span.config.quantities import Gpus
 from adaptive_span.config.schema import Config, HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.launch import command_line, local, sweep_jobs
+from adaptive_span.launch.search import sweeper as search_sweeper
 from adaptive_span.launch.slurm import launcher as slurm_launcher
 from adaptive_span.launch.slurm.options import TAKEN, checked
 from adaptive_span.storage.stored import from_dict
@@ -48,7 +49,7 @@ def test_a_file_may_hold_a_time_without_quotes(tmp_path):
     (tmp_path / "conf" / "local").mkdir()
     text = "hardware: {time: 2:00:00, account: 0123, memory: 16, sbatch: {begin: 1:30.5}}\ntrain: {steps: 0020}\n"
     (tmp_path / "conf" / "local" / "default.yaml").write_text(text)
-    command_line.register("launch", Config, local, sweep_jobs, slurm_launcher)
+    command_line.register("launch", Config, local, sweep_jobs, slurm_launcher, search_sweeper)
     with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
         config = command_line.typed(compose("launch"), Config)
     hardware = config.hardware

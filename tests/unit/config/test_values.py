@@ -20,6 +20,7 @@ from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import capacity, machine
 from adaptive_span.launch import command_line, local, sweep_jobs
+from adaptive_span.launch.search import sweeper as search_sweeper
 from adaptive_span.launch.slurm import launcher as slurm_launcher
 from adaptive_span.training import out_of_memory
 from adaptive_span.training.trainer import Trainer
@@ -134,7 +135,7 @@ def settings_of(draw, program):
 
 def read(program, words):
     schema = PROGRAMS[program]
-    command_line.register(program, schema, local, sweep_jobs, slurm_launcher)
+    command_line.register(program, schema, local, sweep_jobs, slurm_launcher, search_sweeper)
     with command_line.explain_hydra_errors(schema):
         words = overrides.complete(words, schema, sweeping=False)
         config = command_line.typed(compose(program, overrides=words), schema)
