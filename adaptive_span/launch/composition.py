@@ -70,7 +70,7 @@ def compose(arguments: Sequence[str] = ()) -> Config:
         config = _composed(overrides.complete(arguments, Config, sweeping=False))
         config.validate()
     if config.sweep or config.search.name:
-        raise UserError("sweep=NAME and search=NAME are for launch.py; compose a configuration for each of the runs")
+        raise UserError("sweep=NAME is for launch.py, as is search=NAME; compose a configuration for each of the runs")
     return config
 
 

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from adaptive_span import compose
+from adaptive_span.checkpoint.paths import last_step
 from adaptive_span.errors import UserError
+from adaptive_span.launch import processes
 from adaptive_span.launch.search import space
 from adaptive_span.launch.search.rounds import ask
 from adaptive_span.launch.search.study import open_study
+from adaptive_span.reporting.run_directory import pruned
 from adaptive_span.storage.stored import read_json
-from tests.conftest import ENVIRONMENT, finish, sentence
+from adaptive_span.training import trainer
+from tests.conftest import ENVIRONMENT, SMALL, finish, metrics, sentence
 from tests.integration.test_sweep import table
 
 RANGES = """
@@ -110,6 +115,23 @@ def test_a_trial_that_fails_is_counted_and_leaves_the_others_alone(launch, range
     assert "the loss is" in searched.stderr
     changed = sentence(launch(*settings, "search.trials=4", "train.seed=2", ok=False))
     assert "was begun with another configuration: train.seed (1 → 2)" in changed
+
+
+def at_step_12(step: int, metrics: dict[str, float]) -> bool:
+    """A judge, as processes of a run import it."""
+    return step == 12 and metrics["valid/bpc"] > 0
+
+
+def test_a_run_that_is_pruned_ends_in_all_its_processes_and_can_be_taken_up_again(text, tmp_path):
+    run = tmp_path / "run"
+    settings = ["data=files", f"data.path={text}", f"data.directory={tmp_path / 'data'}", *SMALL, f"run.dir={run}"]
+    config = compose([*settings, "hardware.processes=2"])
+    assert processes.launch(config.hardware, trainer.train, config, (), at_step_12) is None
+    assert pruned(run) == "pruned after step 12 of 24"
+    assert last_step(run) == 12
+    assert trainer.train(compose(settings)).step == 24  # outside of a search nobody ends it
+    assert pruned(run) is None
+    assert [line["step"] for line in metrics(run)] == [5, 10, 12, 15, 20, 24]
 
 
 @pytest.mark.parametrize(

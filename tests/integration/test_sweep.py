@@ -33,7 +33,8 @@ def table(home: Path) -> list[dict[str, str]]:
 
 
 def test_no_sweep_is_left_out():
-    assert {path.stem for path in (ROOT / "sweeps").glob("*.yaml")} == TWO_JOBS.keys()
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "sweeps").glob("*.yaml")}
+    assert files.keys() - {name for name, values in files.items() if "ranges" in values} == TWO_JOBS.keys()
 
 
 @pytest.mark.parametrize("name", TWO_JOBS)

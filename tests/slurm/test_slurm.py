@@ -1,5 +1,6 @@
 """Trainings on a real SLURM of two nodes, which are interrupted in every way that it knows, and lose no step."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -218,6 +219,35 @@ def test_a_sweep_again_queues_what_is_not_finished_and_a_failed_run_says_why(slu
     told = sentence(slurm.launch("run.dir=again/0", "train.seed=7", ok=False))
     assert "was begun with another configuration: optimizer.clip (1e+30 → 0.03), train.seed (1 → 7)" in told
     assert not (slurm.directory / "again" / "0" / "slurm").exists()  # nothing was queued
+
+
+def test_a_search_queues_an_array_per_round_and_takes_up_jobs_that_ended_without_it(slurm):
+    conf = slurm.directory / "conf" / "sweep"
+    conf.mkdir(parents=True)
+    (conf / "rates.yaml").write_text("ranges: {optimizer.lr: {low: 0.001, high: 1, log: true}}", encoding="utf-8")
+    home = slurm.directory / "search"
+    words = ["sweep=rates", "search=optuna", "run.dir=search", "hardware.parallel_jobs=2", "search.prune_after=2"]
+    submitted = home / "slurm" / "jobs.json"
+    with subprocess.Popen(slurm.words(*words, "search.trials=4"), cwd=slurm.directory, env=slurm.environment) as killed:
+        slurm.until(submitted.exists)
+        killed.kill()
+    told = sentence(slurm.launch(*words, "search.trials=4", ok=False))
+    assert re.match(r"run\.dir=.*/search/0 has job \d+_0 in the queue already", told)
+    for job in json.loads(submitted.read_text()):
+        slurm.until_ended("search", job["id"], "COMPLETED")
+    searched = slurm.launch(*words, "search.trials=4")
+    assert "trial 1 (2 of 4)" not in searched.stdout  # its job has ended, and is told
+    assert "trial 3 (4 of 4)" in searched.stdout
+    jobs = [job["id"].split("_") for job in json.loads(submitted.read_text())]
+    assert [number for _, number in jobs] == ["0", "1", "0", "1"]
+    assert jobs[0][0] == jobs[1][0] != jobs[2][0] == jobs[3][0]
+    found = json.loads((home / "search.json").read_text())
+    states = {trial["trial"]: trial["state"] for trial in found["trials"]}
+    assert [states[0], states[1]] == ["complete", "complete"]
+    assert set(states.values()) == {"complete", "pruned"}
+    assert {int(Path(row["run"]).name): row["reason"] for row in table(home)} == {
+        number: "pruned after step 12 of 24" if state == "pruned" else "" for number, state in states.items()
+    }
 
 
 def script_of(slurm: Cluster, run: str) -> str:
