@@ -83,6 +83,10 @@ def test_a_search_that_is_killed_resumes(command, launch, ranges, tmp_path):
 
     changed = sentence(launch(*SEARCH, "search.trials=7", "train.steps=13", ok=False))
     assert changed.startswith("run.dir=search holds a search with other steps (24 → 13); take back the change, or")
+    (home / "search.journal").write_text("{}\n")
+    assert "search.journal is damaged" in sentence(launch(*SEARCH, "search.trials=7", ok=False))
+    (home / "search.journal").unlink()
+    assert "holds runs, but no search; give" in sentence(launch(*SEARCH, "search.trials=7", ok=False))
 
 
 def test_a_search_that_was_resumed_asks_for_what_it_would_have(tmp_path):

@@ -67,5 +67,5 @@ def _importance(study: Study) -> dict[str, float]:
     PED-ANOVA (arXiv 2304.10255), as Optuna has it: it needs no further package.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is experimental before Optuna 5, and that few trials say little
+        warnings.simplefilter("ignore")  # that few trials say little
         return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=BEST))

@@ -20,7 +20,7 @@ from adaptive_span.hardware import capacity
 from adaptive_span.launch import local
 from adaptive_span.launch.run_names import short_names
 from adaptive_span.launch.search import report, space
-from adaptive_span.launch.search.study import open_study
+from adaptive_span.launch.search.study import JOURNAL, open_study
 from adaptive_span.reporting import run_record
 from adaptive_span.reporting.run_directory import claimed, is_finished, pruned, refuse_changes
 from adaptive_span.terminal.plain_text import masked, one_line
@@ -74,6 +74,8 @@ class Search:
             SystemExit: A signal has stopped it, or, at its end, a trial has failed.
         """
         with claimed(self.directory):
+            if not (self.directory / JOURNAL).exists() and run_record.directories_below(self.directory):
+                raise UserError(f"run.dir={self.directory} holds runs, but no search; give another run.dir")
             self.study = open_study(self.directory)
             self._refuse_another()
             while trials := self._next_round():
@@ -129,15 +131,19 @@ class Search:
 
     def _launch(self, trials: list[FrozenTrial]) -> None:
         """Run trials, and tell Optuna what they came to."""
-        jobs = {trial.number: self._job(trial) for trial in trials}
-        for number, job in list(jobs.items()):
+        short, jobs = short_names(list(self.space)), {}
+        for number, params in ((trial.number, trial.params) for trial in trials):
+            values = space.values(self.space, params)
+            name = " ".join(f"{short[key]}={value}" for key, value in values.items())
+            print_line(f"\ntrial {number} ({number + 1} of {self.trials}): {name}")
+            job = self._job(number, values, name)
             try:
                 self._composed([job])
+                jobs[number] = job
             except UserError as error:  # what no end of a range shows, as two values that do not go together
                 print(f"error: {one_line(error)}", file=sys.stderr)
                 self.codes.add(error.exit_code)
                 self.study.tell(number, state=TrialState.FAIL)
-                del jobs[number]
         if jobs:
             self._wait_for(jobs)
         for number in jobs:
@@ -152,19 +158,16 @@ class Search:
                 raise
             self.codes.add(end.code)
 
-    def _job(self, trial: FrozenTrial) -> list[str]:
-        """Return the arguments of a trial's run; print what sets it apart."""
-        short, values = short_names(list(self.space)), space.values(self.space, trial.params)
-        name = " ".join(f"{short[key]}={value}" for key, value in values.items())
-        print_line(f"\ntrial {trial.number} ({trial.number + 1} of {self.trials}): {name}")
+    def _job(self, number: int, values: dict[str, Any], name: str) -> list[str]:
+        """Return the arguments of a trial's run, which has a directory below the search's, and a name."""
         run = self.config.run
         own = {
-            "dir": str(self.directory / str(trial.number)),
+            "dir": str(self.directory / str(number)),
             "name": masked(f"{run.name} {name}" if run.name else name),
             "group": run.group or self.directory.name,
         }
         placed = [f"run.{key}={quoted(value)}" for key, value in own.items()]
-        return end_with_steps([*self.settings, *space.arguments(values), f"search.trial={trial.number}", *placed])
+        return end_with_steps([*self.settings, *space.arguments(values), f"search.trial={number}", *placed])
 
     def _outcome(self, number: int) -> tuple[TrialState, float | None] | None:
         """Return how a trial has ended, and its loss on the whole of valid; None where it has not, or has failed."""

@@ -1,8 +1,10 @@
 """Keep what Optuna knows of a search in one file of its directory, to which the runs on all machines add."""
 
+import warnings
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import MedianPruner
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -15,6 +17,7 @@ JOURNAL = "search.journal"
 NAME = "search"  # of the only study in it
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.simplefilter("ignore", ExperimentalWarning)  # of what is no experiment any more in Optuna 5
 
 
 def open_study(directory: Path) -> Study:
@@ -29,9 +32,7 @@ def open_study(directory: Path) -> Study:
         storage = JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
         return optuna.create_study(study_name=NAME, storage=storage, load_if_exists=True, direction="minimize")
     except (KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged ({first_line(error)}); give another run.dir, or delete it to search from the start"
-        ) from error
+        raise UserError(f"{path} is damaged ({first_line(error)}); give another run.dir") from error
 
 
 def hopeless(directory: Path, number: int, step: int, loss: float, prune_after: int) -> bool:
