@@ -187,7 +187,7 @@ def varied_settings(records: Sequence[RunRecord]) -> Iterator[str]:
     """Yield the settings in which runs differ, but where they are kept and tracked."""
     for key in records[0].settings:
         if (
-            not key.startswith(("run.", "tracking.", "search."))
+            not key.startswith(("run.", "tracking.", "sweep.", "search."))
             and len({str(record.settings.get(key)) for record in records}) > 1
         ):
             yield key

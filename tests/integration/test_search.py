@@ -83,8 +83,6 @@ def test_a_search_that_is_killed_resumes(command, launch, ranges, tmp_path):
 
     changed = sentence(launch(*SEARCH, "search.trials=7", "train.steps=13", ok=False))
     assert changed.startswith("run.dir=search holds a search with other steps (24 → 13); take back the change, or")
-    (home / "search.journal").write_text("{}\n")
-    assert "search.journal is damaged" in sentence(launch(*SEARCH, "search.trials=7", ok=False))
     (home / "search.journal").unlink()
     assert "holds runs, but no search; give" in sentence(launch(*SEARCH, "search.trials=7", ok=False))
 
@@ -105,6 +103,9 @@ def test_a_search_that_was_resumed_asks_for_what_it_would_have(tmp_path):
     straight = asked(tmp_path / "straight", 14)
     assert asked(tmp_path / "resumed", 14) == straight
     assert len({json.dumps(params) for params in straight}) == 14
+    (tmp_path / "resumed" / "search.journal").write_text("{}\n")
+    with pytest.raises(UserError, match=r"search\.journal is damaged .*; give another run\.dir"):
+        open_study(tmp_path / "resumed")
 
 
 def test_a_trial_that_fails_is_counted_and_leaves_the_others_alone(launch, ranges, tmp_path):
