@@ -45,22 +45,22 @@ def summary(home: Path):
 
 def test_a_search_that_is_killed_resumes(command, launch, ranges, tmp_path):
     home = tmp_path / "search"
-    with subprocess.Popen(command(*SEARCH, "search.trials=6"), cwd=tmp_path, env=ENVIRONMENT) as killed:
+    with subprocess.Popen(command(*SEARCH, "search.trials=5"), cwd=tmp_path, env=ENVIRONMENT) as killed:
         while not (home / "2" / "metrics.jsonl").exists():  # two are told, the third has begun
             assert killed.poll() is None
             time.sleep(0.01)
         killed.send_signal(signal.SIGKILL)
     ended = {run: (home / run / "metrics.jsonl").stat().st_mtime_ns for run in "01"}
     assert not (home / "3").exists()
-    resumed = launch(*SEARCH, "search.trials=6").stdout
+    resumed = launch(*SEARCH, "search.trials=5").stdout
     assert ended == {run: (home / run / "metrics.jsonl").stat().st_mtime_ns for run in "01"}
     assert "trial 0 " not in resumed
-    assert "trial 2 (3 of 6)" in resumed
+    assert "trial 2 (3 of 5)" in resumed
 
     found = summary(home)
     trials = {trial["trial"]: trial for trial in found["trials"]}
     states = [trial["state"] for trial in trials.values()]
-    assert len(states) == 6
+    assert len(states) == 5
     assert set(states) == {"complete", "pruned"}
     losses = {n: trial["loss"] for n, trial in trials.items() if trial["state"] == "complete"}
     assert found["best"] == min(losses, key=losses.__getitem__)
@@ -77,9 +77,9 @@ def test_a_search_that_is_killed_resumes(command, launch, ranges, tmp_path):
         assert float(row["optimizer.lr"]) == trial["values"]["optimizer.lr"]
         assert row["reason"] == ("pruned after step 12 of 24" if trial["state"] == "pruned" else "")
         assert row["step"] == ("12" if trial["state"] == "pruned" else "24")
-    assert f"6 trials: {len(losses)} complete, {6 - len(losses)} pruned, 0 failed" in resumed
+    assert f"5 trials: {len(losses)} complete, {5 - len(losses)} pruned, 0 failed" in resumed
     assert f"the best is run {found['best']}, with {losses[found['best']]:.4f} bpc on valid" in resumed
-    assert resumed.count("  pruned\n") == 6 - len(losses)
+    assert resumed.count("  pruned\n") == 5 - len(losses)
 
     changed = sentence(launch(*SEARCH, "search.trials=7", "train.steps=13", ok=False))
     assert changed.startswith("run.dir=search holds a search with other steps (24 → 13); take back the change, or")
