@@ -1,5 +1,7 @@
 """Make the models to measure: sizes from `conf/model/`, and spans like those of published models."""
 
+from typing import Any
+
 import torch
 import yaml
 from torch import Tensor
@@ -31,8 +33,14 @@ PAPER: list[list[float]] = [
 
 def sizes(name: str) -> ModelConfig:
     """Read the sizes of a model of `conf/model/`."""
+    return ModelConfig(**_values(name))
+
+
+def _values(name: str) -> dict[str, Any]:
+    """Return the keys of a file without Hydra, whose benchmarks do without: of the file that it builds on, and its own."""
     values = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
-    return ModelConfig(**{key: value for key, value in values.items() if key != "defaults"})
+    bases = [each.removesuffix("@model") for each in values.pop("defaults", []) if isinstance(each, str)]
+    return _values(bases[0]) | values["model"] if bases else values
 
 
 def spans(profile: str, config: ModelConfig, scale: float = 1.0) -> Tensor:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -99,6 +100,30 @@ def test_a_model_has_as_many_parameters_as_published(pair):
     with torch.device("meta"):
         model = Transformer(composed(f"data={pair[0]}", f"model={pair[1]}").model, vocab_size)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
+def test_a_modern_model_costs_what_the_published_one_of_its_size_does(size):
+    from adaptive_span.benchmark import profiles
+    from adaptive_span.hardware import capacity
+    from adaptive_span.model import flops
+
+    counted = []
+    for name in (size, f"modern_{size}"):
+        config = composed(f"model={name}", "data=files", "data.path=DIR").model
+        assert replace(config, name=name) == profiles.sizes(name)  # without Hydra
+        spans = (profiles.spans("paper", config) + config.ramp).tolist()
+        counted.append((capacity.parameters(config, 205), sum(flops.forward(config, 205, spans).values())))
+    assert counted[1] == pytest.approx(counted[0], rel=0.03)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
+def test_a_modern_model_brings_its_optimizer_and_a_rate_that_falls(size):
+    for data in ("stdlib", "enwik8", "text8"):
+        config = composed(f"model=modern_{size}", f"data={data}")
+        assert (config.optimizer.name, config.train.schedule) == ("muon", "linear")
+        assert not config.published
+    assert composed(f"model=modern_{size}", "optimizer=adagrad").optimizer.name == "adagrad"
 
 
 def test_an_optimizer_brings_its_own_rate():
