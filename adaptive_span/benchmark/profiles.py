@@ -37,7 +37,7 @@ def sizes(name: str) -> ModelConfig:
 
 
 def _values(name: str) -> dict[str, Any]:
-    """Return the keys of a file without Hydra, whose benchmarks do without: of the file that it builds on, and its own."""
+    """Return the keys of a file and of the one that it builds on. Benchmarks do without Hydra."""
     values = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
     bases = [each.removesuffix("@model") for each in values.pop("defaults", []) if isinstance(each, str)]
     return _values(bases[0]) | values["model"] if bases else values
