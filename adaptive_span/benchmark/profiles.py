@@ -38,7 +38,7 @@ def sizes(name: str) -> ModelConfig:
 
 def _values(name: str) -> dict[str, Any]:
     """Return the keys of a file and of the one that it builds on. Benchmarks do without Hydra."""
-    values = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
+    values: dict[str, Any] = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
     bases = [each.removesuffix("@model") for each in values.pop("defaults", []) if isinstance(each, str)]
     return _values(bases[0]) | values["model"] if bases else values
 
