@@ -30,6 +30,7 @@ CASES = [
     "hardware.precision=bf16 model.attention=dense",
     "hardware.precision=bf16 train.init_from=x train.freeze=weights",
     "hardware.precision=bf16 train.average=0.9",
+    "hardware.precision=bf16 optimizer=muon model.activation=relu2 model.norm=pre model.norm_kind=rms",
 ]
 GROWING = "hardware=gpu model.hidden_size=64 model.dropout=0.2 model.max_span=300 train.span_penalty=0".split()
 
