@@ -22,12 +22,7 @@ from adaptive_span.storage.stored import from_dict, lookup, read_json, shortened
 from adaptive_span.storage.writing import atomic_write
 
 MODEL_TYPE = "adaptive_span"
-HERE_ONLY = (
-    "span_init",
-    "trim_cache",
-    "attention",
-    "init",
-)  # of `ModelConfig`: how it is trained, not what it computes
+HERE_ONLY = ("span_init", "trim_cache", "attention", "init")  # of `ModelConfig`: how it is trained, not what it is
 PRIVATE = ("file", "path", "directory", "tokenizer")  # of `DataConfig`: places on one machine
 SHARED = "output.embedding."  # names that stand for the input's tensors where both are tied
 TABLE, SHARED_TABLE = "embedding.weight", "output.weight"  # the same where there is one table
