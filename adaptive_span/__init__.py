@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from adaptive_span.attention.layer import AttentionCache as AttentionCache
     from adaptive_span.attention.span import AdaptiveSpan as AdaptiveSpan
     from adaptive_span.checkpoint.loading import load_model as load_model
+    from adaptive_span.config.model_schema import ModelConfig as ModelConfig
     from adaptive_span.config.schema import Config as Config
-    from adaptive_span.config.schema import ModelConfig as ModelConfig
     from adaptive_span.launch.composition import compose as compose
     from adaptive_span.launch.running import train as train
     from adaptive_span.model.transformer import Transformer as Transformer

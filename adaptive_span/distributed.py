@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adaptive_span.config.schema import HardwareConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
 from adaptive_span.errors import ProcessLost, UserError
 from adaptive_span.hardware import gpu, machine
 

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from adaptive_span.attention.span import AdaptiveSpan
 from adaptive_span.checkpoint.original import rename
+from adaptive_span.config.model_schema import ModelConfig
+from adaptive_span.config.optimizer_schema import OptimizerConfig
 from adaptive_span.config.registry import ATTENTIONS
-from adaptive_span.config.schema import ModelConfig, OptimizerConfig, TrainConfig
+from adaptive_span.config.train_schema import TrainConfig
 from adaptive_span.model.cache import HiddenStateCache
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.training import optimizer as optimizers

@@ -3,18 +3,12 @@
 import torch
 
 from adaptive_span.checkpoint import files
-from adaptive_span.config.schema import (
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    HardwareConfig,
-    LogConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrackingConfig,
-    TrainConfig,
-    ValidationConfig,
-)
+from adaptive_span.config.data_schema import DataConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
+from adaptive_span.config.model_schema import ModelConfig
+from adaptive_span.config.optimizer_schema import OptimizerConfig
+from adaptive_span.config.schema import CheckpointConfig, Config, LogConfig, TrackingConfig, ValidationConfig
+from adaptive_span.config.train_schema import TrainConfig
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.training import random_state
 from tests.conftest import ROOT

@@ -16,7 +16,7 @@ those in TF32 and fp32 are what these steps leave for products; rates of other c
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adaptive_span.config.schema import ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
 
 PRODUCTS = 0.87  # of the rate of a large matrix product
 BANDWIDTH = 0.84  # of the rate of a large copy

@@ -30,7 +30,8 @@ from adaptive_span.attention import dispatch, layout, span_bounds
 from adaptive_span.benchmark import cost_model, profiles
 from adaptive_span.benchmark.cost_model import Card, Demand
 from adaptive_span.benchmark.workloads import Row, Settings
-from adaptive_span.config.schema import Config, OptimizerConfig
+from adaptive_span.config.optimizer_schema import OptimizerConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.distributed import Process
 from adaptive_span.model import elementwise
 from adaptive_span.model.cache import HiddenStateCache

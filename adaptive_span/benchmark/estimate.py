@@ -10,7 +10,8 @@ import torch
 
 from adaptive_span.benchmark import cost_model, counting, profiles
 from adaptive_span.benchmark.cost_model import CARDS, Card
-from adaptive_span.config.schema import Config, DataConfig
+from adaptive_span.config.data_schema import DataConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.data.vocabulary import tokenizer_of
 from adaptive_span.errors import UserError, did_you_mean
 

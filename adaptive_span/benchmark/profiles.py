@@ -7,8 +7,8 @@ import yaml
 from torch import Tensor
 
 from adaptive_span.attention.span import SLACK, AdaptiveSpan
+from adaptive_span.config.model_schema import ModelConfig
 from adaptive_span.config.places import CONF
-from adaptive_span.config.schema import ModelConfig
 from adaptive_span.model.cache import HiddenStateCache
 from adaptive_span.model.transformer import Transformer
 

@@ -13,7 +13,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.timing import process_status, time_interleaved
 from adaptive_span.benchmark.workloads import Row, Settings
-from adaptive_span.config.schema import Config, DataConfig, HardwareConfig, OptimizerConfig
+from adaptive_span.config.data_schema import DataConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
+from adaptive_span.config.optimizer_schema import OptimizerConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.data.corpus import prepare
 from adaptive_span.distributed import Process, process_group
 from adaptive_span.training.interruption import Interruption

@@ -11,7 +11,7 @@ from adaptive_span.attention.dispatch import choose
 from adaptive_span.benchmark import profiles
 from adaptive_span.benchmark.profiles import VOCAB_SIZE
 from adaptive_span.benchmark.timing import Workload, peak_memory, time_interleaved
-from adaptive_span.config.schema import OptimizerConfig
+from adaptive_span.config.optimizer_schema import OptimizerConfig
 from adaptive_span.hardware import matrix_peak
 from adaptive_span.model import flops
 from adaptive_span.model.blocks import AdaptiveSpanAttention

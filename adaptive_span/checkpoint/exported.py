@@ -13,7 +13,8 @@ from torch import Tensor
 from adaptive_span.checkpoint import files
 from adaptive_span.checkpoint.paths import CONFIG, VOCABULARY, WEIGHTS
 from adaptive_span.config.data_sets import completed
-from adaptive_span.config.schema import Config, ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.data.vocabulary import Vocabulary
 from adaptive_span.errors import UserError, first_line
 from adaptive_span.model.transformer import Transformer

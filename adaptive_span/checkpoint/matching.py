@@ -1,7 +1,7 @@
 """Find the numbering of a text that fits the weights of a checkpoint: the one they were trained with, or none."""
 
 from adaptive_span.checkpoint.files import State
-from adaptive_span.config.schema import DataConfig
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.data.corpus import Corpus, prepare
 from adaptive_span.data.source import described
 from adaptive_span.data.vocabulary import Vocabulary, tokenizer_of, unpack

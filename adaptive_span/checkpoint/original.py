@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from adaptive_span.checkpoint import files
-from adaptive_span.config.schema import Config, ModelConfig, OptimizerConfig
+from adaptive_span.config.model_schema import ModelConfig
+from adaptive_span.config.optimizer_schema import OptimizerConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.storage import tensor_file

@@ -10,8 +10,8 @@ import torch
 
 from adaptive_span.checkpoint import files
 from adaptive_span.config.checks import MISSING
+from adaptive_span.config.model_schema import ModelConfig
 from adaptive_span.config.registry import ATTENTIONS, is_exchangeable
-from adaptive_span.config.schema import ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.storage.stored import from_dict, shortened

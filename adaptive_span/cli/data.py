@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.config.overrides import pasted
-from adaptive_span.config.schema import DataConfig
 from adaptive_span.errors import UserError
 from adaptive_span.launch import composition
 from adaptive_span.terminal.plain_text import printable

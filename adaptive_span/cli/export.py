@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adaptive_span.config.schema import DataConfig
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.errors import UserError
 from adaptive_span.terminal.printing import print_places
 

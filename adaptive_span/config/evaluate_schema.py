@@ -5,8 +5,12 @@ from typing import Annotated
 
 from adaptive_span.config import plugins
 from adaptive_span.config.checks import OneOf, check, check_source
-from adaptive_span.config.schema import PROTOCOLS, DataConfig, HardwareConfig, Numbering, Path, Size
+from adaptive_span.config.data_schema import DataConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
+from adaptive_span.config.kinds import Numbering, Path, Size
 from adaptive_span.errors import check_batch
+
+PROTOCOLS = ("exact", "published")
 
 
 @dataclass

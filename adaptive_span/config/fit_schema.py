@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from adaptive_span.config.checks import LONG, MISSING, Range, check
-from adaptive_span.config.schema import DataConfig, HardwareConfig, Path, Size, SizeOrNone
+from adaptive_span.config.data_schema import DataConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
+from adaptive_span.config.kinds import Path, Size, SizeOrNone
 from adaptive_span.errors import UserError
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.config.data_sets import own
-from adaptive_span.config.schema import DataConfig
 from adaptive_span.data import source
 from adaptive_span.data.numbering import Texts, number_bytes, number_words
 from adaptive_span.data.vocabulary import Vocabulary, of_content, tokenizer_of

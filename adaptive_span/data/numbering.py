@@ -8,7 +8,7 @@ from typing import IO
 
 import numpy as np
 
-from adaptive_span.config.schema import DataConfig
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.data import source
 from adaptive_span.data.vocabulary import EOS, NEWLINE, UNKNOWN, Vocabulary, byte_symbol
 from adaptive_span.errors import UserError

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from adaptive_span.config.schema import DataConfig
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.data.download import fetch, is_html
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import machine

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from adaptive_span.config.schema import LEVELS, DataConfig
+from adaptive_span.config.data_schema import LEVELS, DataConfig
 from adaptive_span.errors import UserError, shown
 
 EOS, UNKNOWN = "<eos>", "<unk>"

@@ -11,9 +11,11 @@ from adaptive_span.checkpoint.paths import best_path
 from adaptive_span.checkpoint.stored_model import model_of
 from adaptive_span.config import plugins
 from adaptive_span.config.checks import MISSING
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.config.data_sets import completed
 from adaptive_span.config.evaluate_schema import EvaluateConfig
-from adaptive_span.config.schema import Config, DataConfig, ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.data.corpus import Corpus
 from adaptive_span.data.source import described
 from adaptive_span.distributed import Process, autocast, available_memory, process_group

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_span.checkpoint.paths import CHECKPOINTS
-from adaptive_span.config.schema import Config, ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.data.corpus import Corpus
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError

@@ -12,8 +12,8 @@ from adaptive_span.checkpoint import exported, loading
 from adaptive_span.checkpoint.matching import vocabulary_for
 from adaptive_span.checkpoint.paths import CHECKPOINTS, best_path, is_exported
 from adaptive_span.checkpoint.stored_model import model_of
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.config.registry import is_exchangeable
-from adaptive_span.config.schema import DataConfig
 from adaptive_span.errors import UserError
 from adaptive_span.export import card
 from adaptive_span.storage.writing import WRITING, explain_disk_errors

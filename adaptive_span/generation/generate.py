@@ -14,7 +14,7 @@ from adaptive_span.checkpoint.paths import best_path
 from adaptive_span.checkpoint.stored_model import model_of
 from adaptive_span.config import plugins
 from adaptive_span.config.generate_schema import GenerateConfig
-from adaptive_span.config.schema import ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
 from adaptive_span.data.text_stream import text_stream
 from adaptive_span.data.vocabulary import Vocabulary
 from adaptive_span.distributed import process_group

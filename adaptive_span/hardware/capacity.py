@@ -5,8 +5,10 @@ import sys
 from dataclasses import fields
 from itertools import pairwise
 
+from adaptive_span.config.hardware_schema import HardwareConfig
+from adaptive_span.config.model_schema import ModelConfig
 from adaptive_span.config.registry import OPTIMIZERS
-from adaptive_span.config.schema import Config, HardwareConfig, ModelConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import machine
 

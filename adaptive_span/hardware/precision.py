@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from adaptive_span.config.schema import PRECISIONS
+from adaptive_span.config.hardware_schema import PRECISIONS
 from adaptive_span.errors import UserError, shown
 from adaptive_span.hardware import machine
 from adaptive_span.hardware.gpu import TENSOR_CORES, Gpu, describe

@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from adaptive_span.config.schema import HardwareConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
 from adaptive_span.distributed import pick_device
 from adaptive_span.errors import ProcessLost, UserError
 from adaptive_span.hardware import capacity

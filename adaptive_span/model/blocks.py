@@ -16,7 +16,7 @@ from adaptive_span.attention.context import HiddenStates, KeysValues, next_past
 from adaptive_span.attention.dispatch import choose
 from adaptive_span.attention.layout import as_rows, out_of_rows
 from adaptive_span.attention.span import AdaptiveSpan
-from adaptive_span.config.schema import ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
 from adaptive_span.model.elementwise import FeedForward, Hidden, add_and_norm, feed_forward
 from adaptive_span.model.norm import norm
 from adaptive_span.model.persistent_memory import PersistentMemory

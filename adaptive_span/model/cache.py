@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
-from adaptive_span.config.schema import ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
 
 CACHE_STEP = 64  # tokens: a cache holds the longest span rounded up, and one step more for a span to grow into
 

@@ -6,7 +6,7 @@ training adds by projecting the cache again in every block is the price of its c
 
 from collections.abc import Sequence
 
-from adaptive_span.config.schema import ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
 
 TRAINING = 3  # times a forward pass: the backward pass costs two
 Spans = Sequence[Sequence[float]]  # effective, in tokens, for each layer and head

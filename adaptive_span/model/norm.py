@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from adaptive_span.config.schema import ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
 
 EPSILON = 1e-5  # of both, as in the published models
 Norm = nn.LayerNorm | nn.RMSNorm

@@ -15,7 +15,7 @@ from adaptive_span.attention import layout
 from adaptive_span.attention.context import join
 from adaptive_span.attention.span import AdaptiveSpan, upper_bound
 from adaptive_span.attention.span_bounds import SpanBounds
-from adaptive_span.config.schema import ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
 from adaptive_span.model.adaptive_io import AdaptiveEmbedding, AdaptiveSoftmax
 from adaptive_span.model.blocks import AttentionBlock, FeedForwardBlock
 from adaptive_span.model.cache import AnyCache, HiddenStateCache, KeyValueCache, cache_length

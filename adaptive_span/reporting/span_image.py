@@ -5,7 +5,7 @@ from typing import cast
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from adaptive_span.config.schema import ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
 from adaptive_span.reporting.figure_files import heading
 from adaptive_span.reporting.figures import heat_map
 from adaptive_span.reporting.tracking import Spans

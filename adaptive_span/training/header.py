@@ -1,6 +1,8 @@
 """Say what a run is, in the words of its first lines."""
 
-from adaptive_span.config.schema import Config, ModelConfig, TrainConfig
+from adaptive_span.config.model_schema import ModelConfig
+from adaptive_span.config.schema import Config
+from adaptive_span.config.train_schema import TrainConfig
 from adaptive_span.data.corpus import Corpus
 from adaptive_span.data.source import SPLITS
 from adaptive_span.reporting.tracking import Tracker

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from adaptive_span.config.schema import OptimizerConfig
+from adaptive_span.config.optimizer_schema import OptimizerConfig
 from adaptive_span.training import parameter_groups
 from adaptive_span.training.parameter_groups import Named
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adaptive_span.checkpoint.files import State
 from adaptive_span.checkpoint.stored_model import config_of
-from adaptive_span.config.schema import ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
 from adaptive_span.errors import UserError
 
 SPAN = "attention_blocks.{}.attention.span.fraction"

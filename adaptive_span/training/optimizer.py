@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from adaptive_span.config.optimizer_schema import OptimizerConfig
 from adaptive_span.config.registry import OPTIMIZERS
-from adaptive_span.config.schema import OptimizerConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model import elementwise
 from adaptive_span.training import parameter_groups

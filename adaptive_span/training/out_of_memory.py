@@ -12,7 +12,8 @@ from adaptive_span.attention.dispatch import chosen
 from adaptive_span.attention.head_groups import group_heads, tile_size
 from adaptive_span.attention.span_bounds import SpanBounds
 from adaptive_span.config.identity import flatten
-from adaptive_span.config.schema import Config, ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.distributed import Process, available_memory
 from adaptive_span.errors import UserError
 from adaptive_span.hardware.capacity import copies

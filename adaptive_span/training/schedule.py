@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from adaptive_span.config.registry import SCHEDULES
-from adaptive_span.config.schema import TrainConfig
+from adaptive_span.config.train_schema import TrainConfig
 
 FINETUNE_FACTOR = 0.1
 

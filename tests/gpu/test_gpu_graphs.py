@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 pytest.importorskip("hydra", reason="its trainings are composed by Hydra")
 
-from adaptive_span.config.schema import ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
 from adaptive_span.data.corpus import prepare
 from adaptive_span.distributed import Process
 from adaptive_span.evaluation import scoring

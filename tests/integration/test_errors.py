@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_span.config.schema import Config, ModelConfig, TrainConfig
+from adaptive_span.config.model_schema import ModelConfig
+from adaptive_span.config.schema import Config
+from adaptive_span.config.train_schema import TrainConfig
 from adaptive_span.training.out_of_memory import step_bytes
 from tests.conftest import ENVIRONMENT, sentence
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.config.generate_schema import GenerateConfig
-from adaptive_span.config.schema import DataConfig, HardwareConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.generation.generate import generate
 from tests.conftest import ENVIRONMENT, ROOT, finish, sentence

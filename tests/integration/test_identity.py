@@ -10,7 +10,8 @@ import torch
 
 from adaptive_span.config.checks import MISSING
 from adaptive_span.config.identity import changes, default_run_dir
-from adaptive_span.config.schema import Config, ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
+from adaptive_span.config.schema import Config
 from tests.conftest import ROOT, finish, metrics, sentence
 from tests.unit.config.test_config import composed
 

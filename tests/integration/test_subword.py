@@ -10,9 +10,10 @@ import torch
 
 from adaptive_span.checkpoint import files
 from adaptive_span.checkpoint.stored_model import model_of
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.config.evaluate_schema import EvaluateConfig
 from adaptive_span.config.generate_schema import GenerateConfig
-from adaptive_span.config.schema import DataConfig, HardwareConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
 from adaptive_span.evaluation.evaluate import evaluate
 from adaptive_span.generation.generate import generate
 from adaptive_span.reporting import run_record, scores

@@ -279,7 +279,7 @@ def test_threads_are_shared_out(tmp_path):
     """N processes get the cores of one."""
     code = (
         "import os, torch\n"
-        "from adaptive_span.config.schema import HardwareConfig\n"
+        "from adaptive_span.config.hardware_schema import HardwareConfig\n"
         "from adaptive_span.distributed import process_group\n"
         "with process_group(HardwareConfig(device='cpu')):\n"
         "    os.write(1, f'threads {torch.get_num_threads()}\\n'.encode())\n"  # in one piece

@@ -16,8 +16,9 @@ import torch
 from adaptive_span import load_model
 from adaptive_span.checkpoint import files
 from adaptive_span.checkpoint.matching import corpus_for
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.config.evaluate_schema import EvaluateConfig
-from adaptive_span.config.schema import DataConfig, HardwareConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
 from adaptive_span.data.corpus import prepare
 from adaptive_span.data.vocabulary import Vocabulary, unpack
 from adaptive_span.errors import UserError

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from adaptive_span.config.schema import HardwareConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.terminal.printing import print_line
 

@@ -14,7 +14,8 @@ from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
 from adaptive_span.checkpoint.paths import last_step
-from adaptive_span.config.schema import Config, HardwareConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.launch.local import compose, give_directories
 from adaptive_span.launch.run_names import give_names

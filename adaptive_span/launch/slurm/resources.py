@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from adaptive_span.config.hardware_schema import HardwareConfig
 from adaptive_span.config.quantities import Gpus, minutes
-from adaptive_span.config.schema import HardwareConfig
 from adaptive_span.errors import UserError, did_you_mean
 from adaptive_span.launch.slurm import cluster
 

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from adaptive_span.checkpoint.paths import last_step
-from adaptive_span.config.schema import HardwareConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.launch.slurm import cluster
 from adaptive_span.reporting import units

@@ -8,7 +8,9 @@ import pytest
 
 from adaptive_span.attention import span_bounds
 from adaptive_span.benchmark import profiles
-from adaptive_span.config.schema import Config, OptimizerConfig, TrainConfig
+from adaptive_span.config.optimizer_schema import OptimizerConfig
+from adaptive_span.config.schema import Config
+from adaptive_span.config.train_schema import TrainConfig
 from adaptive_span.hardware import capacity
 from adaptive_span.training.out_of_memory import step_bytes
 from tests.conftest import ROOT, finish

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adaptive_span.checkpoint import loading, original
-from adaptive_span.config.schema import ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
 from adaptive_span.errors import UserError
 from adaptive_span.model.transformer import Transformer
 from adaptive_span.storage import tensor_file

@@ -12,8 +12,9 @@ import pytest
 from adaptive_span.config.descriptions import describe
 from adaptive_span.config.evaluate_schema import EvaluateConfig
 from adaptive_span.config.identity import default_run_dir
+from adaptive_span.config.model_schema import ModelConfig
 from adaptive_span.config.places import CONF
-from adaptive_span.config.schema import Config, ModelConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.storage.stored import from_dict
 from tests import conf_comments

@@ -5,8 +5,9 @@ import shutil
 import pytest
 from hydra import compose, initialize_config_dir
 
+from adaptive_span.config.hardware_schema import HardwareConfig
 from adaptive_span.config.quantities import Gpus
-from adaptive_span.config.schema import Config, HardwareConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.errors import UserError
 from adaptive_span.launch import command_line, local, sweep_jobs
 from adaptive_span.launch.search import sweeper as search_sweeper

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from adaptive_span import Transformer
 from adaptive_span.config import overrides
 from adaptive_span.config.evaluate_schema import EvaluateConfig
-from adaptive_span.config.schema import Config, HardwareConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
+from adaptive_span.config.schema import Config
 from adaptive_span.data.corpus import prepare
 from adaptive_span.distributed import Process
 from adaptive_span.errors import UserError

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.config.data_sets import own
-from adaptive_span.config.schema import DataConfig
 from adaptive_span.data.corpus import prepare
 from adaptive_span.errors import UserError
 from tests.conftest import ROOT, SHARED
@@ -139,7 +139,7 @@ def test_the_standard_library_is_a_corpus(tmp_path):
 def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
     config = write(tmp_path, "one two\n" * 50_000, "one\n", "two\n")
     code = (
-        "from adaptive_span.config.schema import DataConfig; from adaptive_span.data.corpus import prepare\n"
+        "from adaptive_span.config.data_schema import DataConfig; from adaptive_span.data.corpus import prepare\n"
         f"print(prepare(DataConfig(name='files', level='word', path={config.path!r}, directory={config.directory!r})))"
     )
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]

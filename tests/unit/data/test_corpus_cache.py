@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from adaptive_span.config.schema import DataConfig
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.data import corpus as corpora
 from adaptive_span.data.corpus import Corpus, prepare
 from tests.conftest import ROOT, SHARED, finish, sentence
@@ -93,7 +93,7 @@ def test_no_damaged_description_gets_through(name, config):
 
 OPENING = """
 import sys
-from adaptive_span.config.schema import DataConfig
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.data.corpus import prepare
 corpus = prepare(DataConfig(name="files", level="word", path=sys.argv[1], directory=sys.argv[2]))
 sys.stderr.write(f"{corpus.fingerprint} {int(corpus.tokens('train').sum())}")

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from adaptive_span import compose
 from adaptive_span.checkpoint.matching import corpus_for
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.config.identity import changes, default_run_dir
-from adaptive_span.config.schema import DataConfig
 from adaptive_span.data import corpus as corpora
 from adaptive_span.data import first_look, subword
 from adaptive_span.data.encoding import encoded

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from adaptive_span import ModelConfig, Transformer
+from adaptive_span.config.data_schema import DataConfig
 from adaptive_span.config.evaluate_schema import EvaluateConfig
-from adaptive_span.config.schema import DataConfig, HardwareConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
 from adaptive_span.errors import UserError
 from adaptive_span.evaluation.evaluate import evaluate
 from adaptive_span.model.cut_spans import with_spans_cut

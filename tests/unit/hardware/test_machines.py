@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adaptive_span.config.schema import HardwareConfig
+from adaptive_span.config.hardware_schema import HardwareConfig
 from adaptive_span.distributed import Process, pick_device
 from adaptive_span.errors import UserError
 from adaptive_span.hardware import compilers, precision

@@ -10,7 +10,7 @@ import torch
 
 from adaptive_span.attention import span_bounds
 from adaptive_span.benchmark.profiles import PAPER
-from adaptive_span.config.schema import ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
 from adaptive_span.distributed import Process
 from adaptive_span.evaluation import scoring
 from adaptive_span.model.transformer import Transformer

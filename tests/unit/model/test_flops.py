@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from adaptive_span.config.schema import ModelConfig
+from adaptive_span.config.model_schema import ModelConfig
 from adaptive_span.model import flops
 from adaptive_span.model.transformer import Transformer
 from tests.unit.model.test_model import small, with_spans

@@ -8,7 +8,8 @@ from torch.optim import AdamW, Muon
 
 from adaptive_span import ModelConfig, Transformer
 from adaptive_span.config.identity import changes, default_run_dir
-from adaptive_span.config.schema import OptimizerConfig, TrainConfig
+from adaptive_span.config.optimizer_schema import OptimizerConfig
+from adaptive_span.config.train_schema import TrainConfig
 from adaptive_span.training import optimizer as optimizers
 from adaptive_span.training.schedule import learning_rate
 from tests.unit.config.test_config import composed
