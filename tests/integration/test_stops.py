@@ -53,6 +53,7 @@ class Terminal:
     def __init__(self, words: list[str], directory: Path):
         self.pid, self.master = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
             os.chdir(directory)
             os.execvpe(words[0], words, ENVIRONMENT)
 
