@@ -13,6 +13,7 @@ from adaptive_span.config.identity import changes, default_run_dir
 from adaptive_span.config.model_schema import ModelConfig
 from adaptive_span.config.schema import Config
 from tests.conftest import ROOT, finish, metrics, sentence
+from tests.integration.test_train import assert_same_run
 from tests.unit.config.test_config import composed
 
 OLD = ROOT / "tests" / "old_run"  # step 10 of 20 of the command below, before any of the later keys; and its end
@@ -46,6 +47,21 @@ def test_an_old_run_resumes_with_the_same_command_to_the_same_numbers(tmp_path):
     torch.testing.assert_close(end["model"], expected["model"], rtol=0, atol=tolerance)
     for line, expected in zip(metrics(run), metrics(old), strict=True):
         assert {key: line[key] for key in expected} == pytest.approx(expected, rel=tolerance, abs=0)
+
+
+def test_a_run_that_lacks_the_later_keys_resumes_to_the_same_bits(tmp_path):
+    """The keys are those of the old run; the arithmetic is today's."""
+    write_text(tmp_path / "text")
+    launch = [sys.executable, str(ROOT / "launch.py"), *SETTINGS]
+    finish([*launch, "run.dir=straight"], tmp_path)
+    finish([*launch, "run.dir=run", "train.steps=10"], tmp_path)
+    [old] = (OLD / "runs").iterdir()
+    shutil.copy(old / "config.yaml", tmp_path / "run")
+    config = torch.load(old / "checkpoints" / "step_00000010.pt")["config"]
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        torch.save(torch.load(path) | {"config": config}, path)
+    assert "after step 10" in finish([*launch, "run.dir=run"], tmp_path).stdout
+    assert_same_run(tmp_path / "straight", tmp_path / "run")
 
 
 def test_a_run_that_was_begun_with_another_value_is_refused(tmp_path):
