@@ -1,4 +1,4 @@
-"""The keys of `data`: the text."""
+"""Define the keys of `data`: the text."""
 
 from dataclasses import dataclass, field
 from os.path import isfile
@@ -20,7 +20,7 @@ Name = Annotated[str, Pattern(r"\w[\w.-]{0,49}", "a name of at most 50 letters, 
 
 @dataclass
 class DataConfig:
-    """Where the text comes from and how it becomes token ids (see `corpus.py`)."""
+    """Say where the text comes from and how it becomes token ids (see `corpus.py`)."""
 
     name: Name = MISSING
     """Name of the text. It stands in the names of runs and of numbered texts."""

@@ -1,4 +1,4 @@
-"""The keys of `hardware`: devices and processes here, or jobs on a cluster."""
+"""Define the keys of `hardware`: devices and processes here, or jobs on a cluster."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ YEAR = 525_600  # minutes
 
 @dataclass
 class HardwareConfig:
-    """Where to compute: devices and processes of this machine, or jobs on a SLURM cluster."""
+    """Say where to compute: devices and processes of this machine, or jobs on a SLURM cluster."""
 
     device: Annotated[str, OneOf(DEVICES)] = "auto"
     """Kind of device. auto: a GPU where there is one, else the CPU."""

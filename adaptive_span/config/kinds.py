@@ -1,4 +1,4 @@
-"""The kinds of value that keys of several groups have."""
+"""Name the kinds of value that keys of several groups have."""
 
 from typing import Annotated
 

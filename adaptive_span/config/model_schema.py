@@ -1,4 +1,4 @@
-"""The keys of `model`: the network."""
+"""Define the keys of `model`: the network."""
 
 from dataclasses import dataclass, field
 from math import isqrt

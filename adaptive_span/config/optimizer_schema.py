@@ -1,4 +1,4 @@
-"""The keys of `optimizer`: how gradients become updates."""
+"""Define the keys of `optimizer`: how gradients become updates."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -11,7 +11,7 @@ from adaptive_span.errors import UserError
 
 @dataclass
 class OptimizerConfig:
-    """How gradients become updates."""
+    """Say how gradients become updates."""
 
     name: Annotated[str, OneOf(OPTIMIZERS)] = MISSING
     """Name of the optimizer."""

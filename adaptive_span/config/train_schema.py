@@ -1,4 +1,4 @@
-"""The keys of `train`: how long and on how much."""
+"""Define the keys of `train`: how long and on how much."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,7 +13,7 @@ FREEZES = ("none", "weights")
 
 @dataclass
 class TrainConfig:
-    """How long and on how much to train."""
+    """Say how long and on how much to train."""
 
     steps: Count = MISSING
     """Updates at the full learning rate. More can be asked for later."""
