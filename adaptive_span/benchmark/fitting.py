@@ -1,5 +1,7 @@
 """Time a step of fitting spans against the model's own forward and backward pass, through its activations."""
 
+from collections.abc import Sequence
+
 import torch
 
 from adaptive_span.benchmark.timing import Workload, peak_memory, time_interleaved
@@ -9,24 +11,32 @@ from adaptive_span.hf import heads
 from adaptive_span.hf.fitting import text_loss
 from adaptive_span.hf.learned import HeadSpans
 
-CONTEXTS = (512, 1024, 2048)  # tokens
 SHARES = {"at the start": 1.0, "at 20 % of the cache": 0.2}
 OWN = "own"
 
 
-def table(settings: Settings, repeats: int) -> dict[str, Row]:
+def table(settings: Settings, contexts: Sequence[int], repeats: int, with_memory: bool) -> dict[str, Row]:
     """Measure a model of random weights with the shape of SmolLM2-135M.
+
+    Args:
+        settings: What to measure.
+        contexts: Tokens of the texts.
+        repeats: How often.
+        with_memory: Whether to measure memory, on a CPU in processes of their own.
 
     Returns:
         Per context and state of the fit: milliseconds of a step, the MiB that it adds at its peak beside the weights,
         and both as multiples of the model's own.
     """
     rows: dict[str, Row] = {}
-    for context in CONTEXTS:
+    for context in contexts:
         names = [OWN, *SHARES]
         workloads = {name: make(settings, name, context) for name in names}
         seconds = time_interleaved(repeats, **workloads)
-        memory = {name: peak_memory(settings.device, workloads[name], make, settings, name, context) for name in names}
+        memory = {
+            name: peak_memory(settings.device, workloads[name], make, settings, name, context) if with_memory else None
+            for name in names
+        }
         for name in names:
             added, own = memory[name], memory[OWN]
             rows[f"{context:,}, {name}"] = {

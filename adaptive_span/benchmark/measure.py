@@ -77,9 +77,9 @@ def _measure(arguments: argparse.Namespace, settings: Settings) -> dict[str, Row
             raise UserError(f"benchmark {arguments.what} needs transformers; pip install 'adaptive-span[hf]'")
         from adaptive_span.benchmark import fitting, transformers_cache
 
-        measured = fitting if arguments.what == "fit" else transformers_cache
-        table: dict[str, Row] = measured.table(settings, arguments.repeats)
-        return table
+        if arguments.what == "spans":
+            return transformers_cache.table(settings, arguments.context, arguments.repeats)
+        return fitting.table(settings, arguments.context, arguments.repeats, not arguments.no_memory)
     names = arguments.attention or _all_that_run(settings)
     if arguments.what == "growth":
         return workloads.growth(settings, names, arguments.repeats, not arguments.no_memory)

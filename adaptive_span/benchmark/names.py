@@ -6,4 +6,4 @@ KINDS = ("attention", "step", "evaluate")  # implementations of attention beside
 PROJECT = ("loop", "processes", "data")  # what the project adds to a bare training
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 PROFILES = ("paper", "fresh", "full")  # of the heads' spans
-TRANSFORMERS = ("spans", "fit")  # what is measured of models of transformers
+TRANSFORMERS = {"spans": [4000], "fit": [512, 1024, 2048]}  # of models of transformers: at which contexts, in tokens

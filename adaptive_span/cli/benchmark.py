@@ -4,7 +4,7 @@
 - step: forward, backward and update of a whole model, beside the same without attention.
 - evaluate: scoring a text, from kept keys and values, beside projecting the cache again for every block.
 - generate: predicting a token, with each head's own span, its layer's longest, and the maximum.
-- spans: a token of a transformers model after 4,000, with its whole cache and with what spans keep of it.
+- spans: a token of a transformers model after a context, with its whole cache and with what spans keep of it.
 - fit: a step of fitting spans to a transformers model, beside the model's own forward and backward pass.
 - growth: a step while the spans grow from 0 to the maximum; --figure draws it.
 - loop: the whole training loop against bare forward + backward + update.
@@ -30,6 +30,7 @@ from adaptive_span.config.places import CONF
 from adaptive_span.config.registry import ATTENTIONS
 
 USUAL = {"model": "base", "batch_size": 2, "dropout": 0.0, "dtype": "fp32"}
+LEAST_CONTEXT, MOST_CONTEXT = 64, 8192  # the shortest spans and sinks, and what SmolLM2 takes, in tokens
 USUAL_COUNT = {"model": "large", "batch_size": 64, "dropout": 0.4, "dtype": "bf16"}  # of `count`: as it is trained
 
 
@@ -57,6 +58,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tokens", type=int, help="of `generate`: predict so many, compare the first and last thousand"
     )
+    parser.add_argument("--context", nargs="+", type=int, help="tokens: of `spans` 4000, of `fit` 512 1024 2048")
     parser.add_argument("--dropout", type=float, help="0, of count 0.4")
     parser.add_argument("--attention", nargs="+", choices=[*ATTENTIONS][1:], help="to compare; all that run here")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of matrix products; fp32, of count bf16")
@@ -82,6 +84,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--tokens is for generate, not for {arguments.what}")
     if arguments.tokens is not None and (problem := Range(2, 10**9)(arguments.tokens)):
         parser.error(f"--tokens {arguments.tokens} {problem}")
+    if arguments.context is None:
+        arguments.context = TRANSFORMERS.get(arguments.what, [])
+    elif arguments.what not in TRANSFORMERS:
+        parser.error(f"--context is for {' and '.join(TRANSFORMERS)}, not for {arguments.what}")
+    for context in arguments.context:
+        if problem := Range(LEAST_CONTEXT, MOST_CONTEXT)(context):
+            parser.error(f"--context {context} {problem}")
     for path in (arguments.json, arguments.figure):
         if path is not None and not path.parent.is_dir():
             parser.error(f"there is no folder {path.parent} for {path}")

@@ -153,7 +153,8 @@ def _explain(error: Exception, schema: type) -> str:
     if file := re.match(r"In '(.*?)': \w+ raised while composing config:\n(.*)", str(error)):
         wrong = re.search(r"full_key: (\S+)", str(error))
         return f"conf/{file[1]}.yaml: {_unknown(wrong[1], schema) if wrong and 'not in' in file[2] else file[2]}"
-    cause = error.__cause__ or error
+    # Under a debugger the errors of omegaconf have a cause, too, which says less.
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error
     override = re.search(r"(?:override|append to your config use) '?\+?~?([\w./@]+)(?:=(.*))?", str(error))
     key = override[1] if override else getattr(cause, "full_key", None)
     value = (override[2] or "").rstrip("'.") if override else ""

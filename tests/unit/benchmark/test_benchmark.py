@@ -80,11 +80,34 @@ def test_what_the_project_adds(what, rows, tmp_path):
     assert all(row["ms"] > 0 for row in found.values())
 
 
+def test_a_token_costs_what_its_spans_keep(tmp_path):
+    learned, longest, maximum, linear = measured("generate", tmp_path).values()
+    assert learned["cache, MB"] < longest["cache, MB"] < maximum["cache, MB"]
+    assert linear["ms a token"] > 0
+    assert linear["cache, MB"] is None
+    first, last = measured("generate --tokens 60", tmp_path).values()
+    assert first["cache, MB"] == last["cache, MB"] == learned["cache, MB"]
+
+
+def test_a_model_of_transformers_is_measured_with_its_spans(tmp_path):
+    run = f"--repeats 1 --cpu --json {tmp_path / 'found.json'}"
+    benchmark.main(f"spans --context 512 --batch-size 1 {run}".split())
+    whole, *kept = json.loads((tmp_path / "found.json").read_text())["rows"].values()
+    assert whole["cache, %"] == 100
+    assert [row["cache, %"] for row in kept] == pytest.approx([10, 10, 20, 20, 50, 50], abs=2)
+    benchmark.main(f"fit --context 64 --no-memory {run}".split())
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert list(rows) == ["64, own", "64, at the start", "64, at 20 % of the cache"]
+    assert all(row["ms"] > 0 and row["MiB"] is None for row in rows.values())
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         ("attention --model tiny --layer 5", "--layer 5 is not one of the 4 of --model tiny"),
         ("step --layer 1", "--layer is for attention, not for step"),
+        ("spans --context 10000", "--context 10000 must be at most 8192"),
+        ("step --context 512", "--context is for spans and fit, not for step"),
         ("loop --dropout 0.1", "--dropout does not go with loop"),
         ("step --repeats 0", "--repeats 0 must be at least 1"),
         ("step --batch-size 99999999999", "--batch-size 99999999999 must be at most 2147483647"),
