@@ -13,9 +13,7 @@ from adaptive_span.attention import MemoryKeysValues, SpanGeometry
 from adaptive_span.attention.dispatch import choose
 from adaptive_span.attention.given_keys import GivenKeys
 
-# Queries that are taken together. A longer chunk has a longer band before the first token of the text, which costs
-# products on a CPU; a GPU would rather launch less.
-CHUNK, GPU_CHUNK = 512, 2048
+CHUNK = 2048  # queries that are taken together: what is gathered for them is then bounded, and launches are few
 
 
 def attend_with_sinks(
@@ -54,9 +52,8 @@ def attend_with_sinks(
         rows = [_among_sinks(query[:, :, :sinks].to(first_keys.dtype), first_keys, first_values, scale)]
     attend = choose(implementation)
     no_positions = first_keys.new_zeros(query.size(3), 0)
-    chunk = CHUNK if query.device.type == "cpu" else GPU_CHUNK
-    for first in range(sinks, length, chunk):
-        last = min(first + chunk, length)
+    for first in range(sinks, length, CHUNK):
+        last = min(first + CHUNK, length)
         reach = max(1, min(max(bounds), last - 1 - sinks))  # tokens that there are before the last query
         itself = log_mask.new_zeros(len(log_mask), 1)
         mask = torch.cat([log_mask[:, log_mask.size(1) - reach :], itself], dim=1)

@@ -125,12 +125,12 @@ struct Row {
   }
 };
 
-// Zeros beside the band, which products then pass over.
+// Zeros beside the band, and in its first `skipped` columns, which products then pass over.
 template <typename T>
-void clear_outside(T* tile, int64_t rows, int64_t span) {
+void clear_outside(T* tile, int64_t rows, int64_t span, int64_t skipped) {
   const int64_t width = span + rows - 1;
   for (int64_t r = 0; r < rows; ++r) {
-    std::fill_n(tile + r * width, r, T(0));
+    std::fill_n(tile + r * width, std::max(r, skipped), T(0));
     std::fill_n(tile + r * width + r + span, rows - 1 - r, T(0));
   }
 }
@@ -177,6 +177,7 @@ struct Place {
   const Layer<T>& layer;
   const Head<T>& head;
   int64_t b, seen, stride, kv_stride, out_stride;  // seen: S + M - 1 positions of the head's
+  int64_t hidden;                                  // of these, the first ones, which the bias hides
   const T *query, *key, *bias, *position, *mask, *memory_key, *memory_value;
 
   Place(const Layer<T>& l, const Head<T>& head, int64_t b) : layer(l), head(head), b(b) {
@@ -185,6 +186,7 @@ struct Place {
     query = head.query + b * l.block * stride;
     key = head.keys_values + first_seen();  // the values are `size` further
     bias = head.key_bias ? head.key_bias + (b + 1) * head.positions - l.block - head.span : nullptr;
+    hidden = bias ? std::find(bias, bias + seen, T(0)) - bias : 0;
     position = l.position ? l.position + l.longest - head.span : nullptr;
     mask = l.log_mask ? l.log_mask + (head.index + 1) * l.longest - head.span : nullptr;
     memory_key = l.memory ? l.memory_key + head.index * l.size * l.memory : nullptr;
@@ -193,6 +195,8 @@ struct Place {
   int64_t first_seen() const { return ((b + 1) * head.positions - layer.block - head.span) * kv_stride; }
   int64_t out(int64_t query) const { return ((b * layer.block + query) * layer.num_heads + head.index) * layer.size; }
   T& log_sum(int64_t query) const { return layer.log_sum[(b * layer.num_heads + head.index) * layer.block + query]; }
+  // The columns of a tile that are left out: the hidden ones before its text begins.
+  int64_t skipped(int64_t first) const { return std::clamp<int64_t>(hidden - first, 0, head.span - 1); }
   // What a query weighs: its band, and the memory.
   std::array<Row<T>, 2> rows(const Scratch<T>& s, int64_t first, int64_t r, int64_t width) const {
     const uint8_t *kept = nullptr, *kept_memory = nullptr;
@@ -203,19 +207,22 @@ struct Place {
       kept = kept_memory + in_tile, kept_memory += head.span + head.keep_rows - 1;
     }
     const T scale = static_cast<T>(layer.scale);
-    const int64_t band = r * (width + 1), to_memory = r * layer.memory;
-    return {{{s.tile + band, s.grad_tile + band, mask, kept, scale, head.span},
+    const int64_t out = std::max<int64_t>(skipped(first) - r, 0);  // of the band
+    const int64_t band = r * (width + 1) + out, to_memory = r * layer.memory;
+    return {{{s.tile + band, s.grad_tile + band, mask ? mask + out : mask, kept ? kept + out : kept, scale,
+              head.span - out},
              {s.memory + to_memory, s.grad_memory + to_memory, nullptr, kept_memory, scale, layer.memory}}};
   }
   // q·(k + p), in the band of `tile`, and q·k of the memory.
   void scores(const T* keys_across, int64_t first, int64_t rows, T* tile, T* to_memory) const {
-    const int64_t size = layer.size, width = head.span + rows - 1;
+    const int64_t size = layer.size, width = head.span + rows - 1, from = skipped(first);
     const T* q = query + first * stride;
     if (position)
       product<T>('N', 'N', rows, head.span, size, q, stride, position, layer.position_stride, 0, tile, width + 1);
-    product<T>('N', 'N', rows, width, size, q, stride, keys_across + first, seen, position ? 1 : 0, tile, width);
+    product<T>('N', 'N', rows, width - from, size, q, stride, keys_across + first + from, seen, position ? 1 : 0,
+               tile + from, width);
     for (int64_t r = 0; r < (bias ? rows : 0); ++r)
-      for (int64_t j = 0; j < width; ++j) tile[r * width + j] += bias[first + j];
+      for (int64_t j = from; j < width; ++j) tile[r * width + j] += bias[first + j];
     if (layer.memory)
       product<T>('N', 'N', rows, layer.memory, size, q, stride, memory_key, layer.memory, 0, to_memory, layer.memory);
   }
@@ -228,18 +235,20 @@ void forward(const Place<T>& p, Scratch<T>& s) {
   transposed(p.key, p.kv_stride, p.seen, size, s.keys_across, p.seen);
   for (int64_t t = 0; t < p.seen; ++t) std::copy_n(p.key + t * p.kv_stride + size, size, s.along + t * size);
   for (int64_t first = 0; first < l.block; first += most) {
-    const int64_t rows = std::min(most, l.block - first), width = span + rows - 1;
+    const int64_t rows = std::min(most, l.block - first), width = span + rows - 1, from = p.skipped(first);
     T sums[MOST_ROWS], *out = l.output + p.out(first);
     p.scores(s.keys_across, first, rows, s.tile, s.memory);
     for (int64_t r = 0; r < rows; ++r) {
       const auto [row, memory] = p.rows(s, first, r, width);
-      const T top = std::max(row.add_mask(), memory.add_mask());
-      sums[r] = row.to_weights(top) + memory.to_weights(top);
+      const T highest = std::max(row.add_mask(), memory.add_mask());
+      const T top = highest < std::numeric_limits<T>::lowest() ? 0 : highest;  // one that sees nothing gets zeros
+      sums[r] = std::max<T>(row.to_weights(top) + memory.to_weights(top), 1);
       p.log_sum(first + r) = top + std::log(sums[r]);
       row.drop(row.x), memory.drop(memory.x);
     }
-    clear_outside(s.tile, rows, span);
-    product<T>('N', 'N', rows, size, width, s.tile, width, s.along + first * size, size, 0, out, p.out_stride);
+    clear_outside(s.tile, rows, span, from);
+    product<T>('N', 'N', rows, size, width - from, s.tile + from, width, s.along + (first + from) * size, size, 0, out,
+               p.out_stride);
     if (l.memory)
       product<T>('N', 'N', rows, size, l.memory, s.memory, l.memory, p.memory_value, size, 1, out, p.out_stride);
     for (int64_t r = 0; r < rows; ++r)
@@ -261,11 +270,13 @@ void backward(const Place<T>& p, int64_t part, Scratch<T>& s) {
   std::fill_n(s.grad_keys, size * p.seen, T(0));
   std::fill_n(s.grad_values, size * p.seen, T(0));
   for (int64_t first = 0; first < l.block; first += most) {
-    const int64_t rows = std::min(most, l.block - first), width = span + rows - 1;
+    const int64_t rows = std::min(most, l.block - first), width = span + rows - 1, from = p.skipped(first);
+    const int64_t seen = width - from;
     const T *q = p.query + first * p.stride, *g = l.grad + p.out(first);
     T* dq = grad_query + first * p.stride;
     p.scores(s.keys_across, first, rows, s.tile, s.memory);
-    product<T>('N', 'N', rows, width, size, g, p.out_stride, s.values_across + first, p.seen, 0, s.grad_tile, width);
+    product<T>('N', 'N', rows, seen, size, g, p.out_stride, s.values_across + first + from, p.seen, 0,
+               s.grad_tile + from, width);
     if (l.memory)
       product<T>('N', 'T', rows, l.memory, size, g, p.out_stride, p.memory_value, size, 0, s.grad_memory, l.memory);
     for (int64_t r = 0; r < rows; ++r) {
@@ -273,17 +284,20 @@ void backward(const Place<T>& p, int64_t part, Scratch<T>& s) {
       row.add_mask(), row.to_weights(p.log_sum(first + r)), memory.to_weights(p.log_sum(first + r));
       row.drop(row.grad), memory.drop(memory.grad);
       const T inner = row.inner() + memory.inner();
-      row.to_grad_scores(inner, grad_mask), memory.to_grad_scores(inner, nullptr);
+      row.to_grad_scores(inner, grad_mask ? grad_mask + span - row.count : nullptr), memory.to_grad_scores(inner, nullptr);
       row.drop(row.x), memory.drop(memory.x);
     }
-    clear_outside(s.tile, rows, span);
-    clear_outside(s.grad_tile, rows, span);
-    product<T>('N', 'N', rows, size, width, s.grad_tile, width, s.along + first * size, size, 0, dq, p.stride);
+    clear_outside(s.tile, rows, span, from);
+    clear_outside(s.grad_tile, rows, span, from);
+    product<T>('N', 'N', rows, size, seen, s.grad_tile + from, width, s.along + (first + from) * size, size, 0, dq,
+               p.stride);
     if (p.position)
       product<T>('N', 'N', rows, size, span, s.grad_tile, width + 1, l.position_along + (l.longest - span) * size, size,
                  1, dq, p.stride);
-    product<T>('T', 'N', size, width, rows, q, p.stride, s.grad_tile, width, 1, s.grad_keys + first, p.seen);
-    product<T>('T', 'N', size, width, rows, g, p.out_stride, s.tile, width, 1, s.grad_values + first, p.seen);
+    product<T>('T', 'N', size, seen, rows, q, p.stride, s.grad_tile + from, width, 1, s.grad_keys + first + from,
+               p.seen);
+    product<T>('T', 'N', size, seen, rows, g, p.out_stride, s.tile + from, width, 1, s.grad_values + first + from,
+               p.seen);
     if (p.position)
       product<T>('T', 'N', size, span, rows, q, p.stride, s.grad_tile, width + 1, 1, grad_position, span);
     if (l.memory) {

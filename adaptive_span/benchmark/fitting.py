@@ -8,8 +8,8 @@ from adaptive_span.benchmark.timing import Workload, peak_memory, time_interleav
 from adaptive_span.benchmark.transformers_cache import smollm2
 from adaptive_span.benchmark.workloads import Row, Settings
 from adaptive_span.hf import heads
-from adaptive_span.hf.fitting import text_loss
 from adaptive_span.hf.learned import HeadSpans
+from adaptive_span.hf.losses import text_loss
 
 SHARES = {"at the start": 1.0, "at 20 % of the cache": 0.2}
 OWN = "own"

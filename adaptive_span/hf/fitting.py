@@ -2,26 +2,28 @@
 
 The loss is that of the text in nats per token, plus λ times the share of the keys and values that a cache has to keep.
 A key/value head keeps what the longest of its query heads needs, so that only the longest one has a cost. λ is given
-(`penalty`), or found on the way (`budget`): the share shall fall on a straight line to the budget, then stay there, and
-λ rises where it is above that line and falls where it is below.
+(`penalty`), or found on the way (`budget`): the share shall fall by the same factor with each step to the budget, then
+stay there. λ rises where the share is above that curve, and falls where it is below. So a fit is soon where texts cost
+less, and where heads differ in what they need.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from adaptive_span.errors import UserError
 from adaptive_span.hf.heads import LayerHeads
 from adaptive_span.hf.learned import HeadSpans
+from adaptive_span.hf.losses import text_loss
 from adaptive_span.hf.text import Sample
 
 FALL = 0.5  # of the steps, in which the share falls to the budget
-NEAR, FAR = 20.0, 1.0  # what λ gains at once, and with every step, per share above the line
+NEAR, FAR = 20.0, 1.0  # what λ gains at once, and with every step, per share above the curve
 BETAS = (0.9, 0.95)  # Adam's: spans move far in few steps
 SETTLED_AFTER, SETTLED_WITHIN = 20, 1.0  # steps in which no span moved by so many tokens, once the share has fallen
 
@@ -178,7 +180,7 @@ class Fit:
             return self.asked.penalty
         assert self.asked.budget is not None
         fallen = min(1.0, self.step / (FALL * self.asked.steps))
-        above = cost - (1 - (1 - self.asked.budget) * fallen)
+        above = cost - math.pow(self.asked.budget, fallen)
         self.price = max(0.0, self.price + FAR * above)
         return max(0.0, self.price + NEAR * above)
 
@@ -187,15 +189,3 @@ class Fit:
         longest = [f.view(heads, -1).max(1).values for f, heads in zip(self.fractions, self.kv_heads, strict=True)]
         spans = self.spans[0]
         return torch.cat(longest).mean() + (spans.span.ramp + spans.sinks) / spans.span.max_span
-
-
-def text_loss(model: PreTrainedModel, tokens: Tensor, first: int = 1) -> Tensor:
-    """Return the loss of a text in nats per token, differentiable.
-
-    Args:
-        model: a causal language model.
-        tokens: (T,).
-        first: the first token whose loss counts, with all after it.
-    """
-    logits = model(tokens[None], use_cache=False).logits[0, first - 1 : -1]  # (T − first, vocabulary)
-    return F.cross_entropy(logits.float(), tokens[first:])

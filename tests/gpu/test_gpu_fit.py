@@ -11,8 +11,8 @@ from transformers import DynamicCache
 
 from adaptive_span import hf
 from adaptive_span.hf import heads
-from adaptive_span.hf.fitting import text_loss
 from adaptive_span.hf.learned import HeadSpans
+from adaptive_span.hf.losses import text_loss
 from adaptive_span.hf.spans import load
 from tests.conftest import finish
 from tests.unit.hf.byte_tokenizer import tokenizer
