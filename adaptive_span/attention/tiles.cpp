@@ -284,7 +284,8 @@ void backward(const Place<T>& p, int64_t part, Scratch<T>& s) {
       row.add_mask(), row.to_weights(p.log_sum(first + r)), memory.to_weights(p.log_sum(first + r));
       row.drop(row.grad), memory.drop(memory.grad);
       const T inner = row.inner() + memory.inner();
-      row.to_grad_scores(inner, grad_mask ? grad_mask + span - row.count : nullptr), memory.to_grad_scores(inner, nullptr);
+      row.to_grad_scores(inner, grad_mask ? grad_mask + span - row.count : nullptr);
+      memory.to_grad_scores(inner, nullptr);
       row.drop(row.x), memory.drop(memory.x);
     }
     clear_outside(s.tile, rows, span, from);
