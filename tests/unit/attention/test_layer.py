@@ -274,6 +274,19 @@ def test_where_nothing_is_seen_there_are_zeros_without_a_gradient():
     assert layer.span.fraction.grad.abs().max() < 1e6
 
 
+@pytest.mark.parametrize("include_self", [True, False])
+def test_a_query_among_padding_before_its_text_gets_zeros(include_self):
+    """One head sees a single later token, and the other one all, so that what both could see begins in the text."""
+    draw = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(1, 2, 8, 4, dtype=torch.float64, generator=draw).requires_grad_() for _ in range(3)]
+    span, after = AdaptiveSpan(2, 8, 1, init=1.0).double(), AdaptiveSpan(2, 6, 1).double()
+    after.fraction.data = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    padding = torch.arange(8)[None] < 4
+    expected = with_gradients(by_the_definition(*leaves, span, after, include_self, padding), leaves)
+    output = adaptive_attention(*leaves, span, after, include_self=include_self, key_padding_mask=padding)
+    torch.testing.assert_close(with_gradients(output, leaves), expected)
+
+
 def test_a_mask_that_changes_before_the_backward_pass_is_an_error():
     layer, padding = AdaptiveAttention(8, 2, 64), torch.zeros(1, 30, dtype=torch.bool)
     output = layer(torch.randn(1, 30, 8), key_padding_mask=padding)
