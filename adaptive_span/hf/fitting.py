@@ -8,6 +8,7 @@ less, and where heads differ in what they need.
 """
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,8 @@ class Fit:
         self.kv_heads = [layer.kv_heads for layer in layers]
         self.fractions = [each.span.fraction.requires_grad_() for each in spans]
         self.adam = torch.optim.Adam(self.fractions, lr=asked.rate, betas=BETAS)
-        self.step, self.price = 0, 0.0  # price: what λ has gained step by step
+        self.step, self.seconds = 0, 0.0  # seconds: what these steps have taken
+        self.price = 0.0  # what λ has gained step by step
         self.penalty = 0.0  # λ of the last step
         self.before: list[Tensor] = []  # spans, some steps ago
         self.cost, self.share = 1.0, 1.0  # of all keys and values, before the next step
@@ -91,6 +93,7 @@ class Fit:
         Raises:
             UserError: The loss is not finite.
         """
+        started = time.monotonic()
         for group in self.adam.param_groups:
             group["lr"] = self.asked.rate * min(1.0, 2 * (1 - self.step / self.asked.steps))
         if self.step % SETTLED_AFTER == 0:
@@ -105,6 +108,7 @@ class Fit:
             each.span.clamp_()
         share, value = self.share, self._look(loss.detach())
         self.step += 1
+        self.seconds += time.monotonic() - started
         return {"loss": value, "share": share, "penalty": self.penalty}
 
     @torch.no_grad()
@@ -148,6 +152,7 @@ class Fit:
         """Return all that a fit resumes from, to the same bits."""
         return {
             "step": self.step,
+            "seconds": self.seconds,
             "price": self.price,
             "penalty": self.penalty,
             "spans": [fraction.detach() for fraction in self.fractions],
@@ -160,6 +165,7 @@ class Fit:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from what `state_dict` returned."""
         self.step, self.price, self.before = state["step"], state["price"], list(state["before"])
+        self.seconds = state["seconds"]
         self.penalty = state["penalty"]
         for fraction, stored in zip(self.fractions, state["spans"], strict=True):
             fraction.copy_(stored)

@@ -25,6 +25,7 @@ from adaptive_span.hf.heads import LayerHeads
 from adaptive_span.hf.learned import HeadSpans
 from adaptive_span.hf.progress import FitProgress
 from adaptive_span.hf.spans import FittedSpans, LayerSpans, load
+from adaptive_span.reporting.progress import clock
 from adaptive_span.reporting.run_directory import claimed
 from adaptive_span.storage import tensor_file
 from adaptive_span.storage.writing import explain_disk_errors
@@ -215,6 +216,7 @@ def _circumstances(asked: FitConfig, fit: Fit, precision: str) -> dict[str, Any]
     return {
         "asked": _identity(asked),
         "steps": fit.step,
+        "seconds": round(fit.seconds, 1),
         "penalty": fit.penalty,
         "precision": precision,
         "finished": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -240,8 +242,8 @@ def _stored(path: Path, asked: FitConfig) -> dict[str, Any] | None:
     if not path.exists():
         return None
     state = tensor_file.read(path)
-    if not isinstance(state, dict) or not {"asked", "before", "fit"} <= state.keys():
-        raise UserError(f"{path} is no state of a fit; delete it to start afresh")
+    if not isinstance(state, dict) or not {"asked", "before", "fit"} <= state.keys() or "seconds" not in state["fit"]:
+        raise UserError(f"{path} is no state of a fit by this version; delete it to start afresh")
     _check_identity(state["asked"], asked, path.parent)
     return state
 
@@ -262,6 +264,8 @@ def _check_identity(stored: dict[str, Any], asked: FitConfig, folder: Path) -> N
 def _show(fitted: FittedSpans, folder: Path) -> None:
     """Print what was found, and where it is."""
     found = fitted.fit
+    if "seconds" in found:  # which earlier versions did not write
+        print_line(f"{found['steps']} steps in {clock(found['seconds'])}")
     print_table(report.loss_table(found["before"]["loss"], found["after"]["loss"]))
     compared = {"its spans as windows": found["after"]["windows_loss"]}
     compared |= {report.BASELINES[name]: baseline["loss"] for name, baseline in found["baselines"].items()}

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adaptive_span.hf import losses, text
 from adaptive_span.hf.spans import load
+from adaptive_span.storage import tensor_file
 from tests.conftest import ENVIRONMENT, finish, sentence
 from tests.unit.data.tokenizer_kinds import TEXT, byte_level
 from tests.unit.hf.tiny_models import tiny
@@ -72,10 +73,12 @@ def test_a_fit_meets_its_budget_and_beats_one_window_and_resumes_after_a_kill(mo
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert state.exists()
+    spent = tensor_file.read(state)["fit"]["seconds"]
     assert not (tmp_path / "cut" / "spans.json").exists()
     assert "resuming at step" in finish(command(model, "out=cut"), tmp_path).stdout
     cut = load(tmp_path / "cut" / "spans.json")
     assert cut.layers == fitted.layers
+    assert cut.fit["seconds"] > spent > 0
     assert {key: cut.fit[key] for key in ("before", "after", "baselines", "steps", "penalty")} == {
         key: found[key] for key in ("before", "after", "baselines", "steps", "penalty")
     }
