@@ -212,9 +212,7 @@ class ProjectionFunction(OwnTypes):
             if grad_query_weight is None or grad_key_value_weight is None:
                 continue
             torch.mm(grad_query.t(), rows, out=grad_query_weight[heads].flatten(0, 1))
-            torch.mm(
-                as_rows(grad_key_value, seen).t(), as_rows(seen), out=grad_key_value_weight[heads].flatten(0, 2)
-            )  # (h·2·D, C)
+            _fill_with_products(grad_key_value_weight[heads].flatten(0, 2), grad_key_value, seen)  # (h·2·D, C)
         return None, out_of_rows(grad_present, recent), None, grad_query_weight, grad_key_value_weight
 
 
@@ -238,6 +236,14 @@ def _add_products(total: Tensor, grad: Tensor, weight: Tensor, like: Tensor) -> 
         total.addmm_(as_rows(grad, like), weight)
     else:  # a product per row: they do not lie one behind another
         total.view(*grad.shape[:2], -1).baddbmm_(grad, weight.expand(len(grad), *weight.shape))
+
+
+def _fill_with_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Fill `total`, (m, n), with the sum over all rows of the batch of (B, T, m)ᵀ · (B, T, n)."""
+    if is_positions_first(right):
+        torch.mm(as_rows(left, right).t(), as_rows(right), out=total)
+    else:  # without a copy of rows that do not lie one behind another
+        total.addbmm_(left.transpose(1, 2), right, beta=0)
 
 
 def _zeros(like: Tensor, length: int) -> Tensor:

@@ -15,14 +15,10 @@
 #include <limits>
 #include <vector>
 
-using std::int64_t;
+#include "products.h"
 
-extern "C" {  // torch's own BLAS; in column-major order
-void sgemm_(const char*, const char*, const int*, const int*, const int*, const float*, const float*, const int*,
-            const float*, const int*, const float*, float*, const int*);
-void dgemm_(const char*, const char*, const int*, const int*, const int*, const double*, const double*, const int*,
-            const double*, const int*, const double*, double*, const int*);
-}
+using products::product;
+using std::int64_t;
 
 namespace {
 
@@ -42,6 +38,7 @@ struct Layer {
   const Head<T>* heads;                           // (H,), the longest span first
   const T *position, *position_along;             // (D, L), (L, D); or null
   const T *log_mask, *memory_key, *memory_value;  // (H, L), (H, D, N), (H, N, D); or null
+  const T *memory_key_along, *memory_value_across;  // (H, N, D), (H, D, N), of the backward pass; or null
   T *output, *log_sum;                            // (B, M, H, D), (B, H, M)
   const T* grad;                                  // (B, M, H, D)
   T *grad_position, *grad_log_mask;               // (D, L), and of each part of the batch (P, H, L): zeros
@@ -50,17 +47,6 @@ struct Layer {
   int64_t position_stride;
   double scale;  // of the weights that dropout keeps
 };
-
-inline auto blas(float) { return sgemm_; }
-inline auto blas(double) { return dgemm_; }
-
-// z (m, n) = x (m, k) · y (k, n) + beta · z, where 'T' says that a matrix is stored the other way round.
-template <typename T>
-void product(char of_x, char of_y, int m, int n, int k, const T* x, int x_stride, const T* y, int y_stride, T beta,
-             T* z, int z_stride) {
-  const T one = 1;  // row-major is column-major transposed
-  blas(one)(&of_y, &of_x, &n, &m, &k, &one, y, &y_stride, x, &x_stride, &beta, z, &z_stride);
-}
 
 inline double exponential(double x) { return std::exp(x); }
 
@@ -82,7 +68,7 @@ inline float exponential(float x) {
 }
 
 constexpr int64_t MOST_ROWS = 64;
-inline int64_t tile_rows(int64_t span) { return span <= 512 ? 32 : MOST_ROWS; }
+inline int64_t tile_rows(int64_t span) { return span <= 512 ? 16 : MOST_ROWS; }
 
 // A row of a tile: scores, then weights; and with `grad` the gradients of these. Each loop is vector instructions.
 template <typename T>
@@ -135,8 +121,8 @@ void clear_outside(T* tile, int64_t rows, int64_t span, int64_t skipped) {
   }
 }
 
-// y (columns, rows) = x (rows, columns). Products of tiles run at the processor's peak where none of them is transposed
-// along its longer side, so keys and values are packed that way.
+// y (columns, rows) = x (rows, columns). A product reads its second matrix in whole vectors along its rows, so keys and
+// values are packed that way.
 template <typename T>
 void transposed(const T* x, int64_t x_stride, int64_t rows, int64_t columns, T* y, int64_t y_stride) {
   constexpr int64_t EDGE = 16;
@@ -178,7 +164,8 @@ struct Place {
   const Head<T>& head;
   int64_t b, seen, stride, kv_stride, out_stride;  // seen: S + M - 1 positions of the head's
   int64_t hidden;                                  // of these, the first ones, which the bias hides
-  const T *query, *key, *bias, *position, *mask, *memory_key, *memory_value;
+  const T *query, *key, *bias, *position, *mask;
+  const T *memory_key, *memory_value, *memory_key_along, *memory_value_across;
 
   Place(const Layer<T>& l, const Head<T>& head, int64_t b) : layer(l), head(head), b(b) {
     seen = head.span + l.block - 1;
@@ -189,8 +176,9 @@ struct Place {
     hidden = bias ? std::find(bias, bias + seen, T(0)) - bias : 0;
     position = l.position ? l.position + l.longest - head.span : nullptr;
     mask = l.log_mask ? l.log_mask + (head.index + 1) * l.longest - head.span : nullptr;
-    memory_key = l.memory ? l.memory_key + head.index * l.size * l.memory : nullptr;
-    memory_value = l.memory ? l.memory_value + head.index * l.size * l.memory : nullptr;
+    const int64_t memory = head.index * l.size * l.memory;
+    memory_key = l.memory_key + memory, memory_value = l.memory_value + memory;
+    memory_key_along = l.memory_key_along + memory, memory_value_across = l.memory_value_across + memory;
   }
   int64_t first_seen() const { return ((b + 1) * head.positions - layer.block - head.span) * kv_stride; }
   int64_t out(int64_t query) const { return ((b * layer.block + query) * layer.num_heads + head.index) * layer.size; }
@@ -218,13 +206,13 @@ struct Place {
     const int64_t size = layer.size, width = head.span + rows - 1, from = skipped(first);
     const T* q = query + first * stride;
     if (position)
-      product<T>('N', 'N', rows, head.span, size, q, stride, position, layer.position_stride, 0, tile, width + 1);
-    product<T>('N', 'N', rows, width - from, size, q, stride, keys_across + first + from, seen, position ? 1 : 0,
-               tile + from, width);
+      product<T>(rows, head.span, size, q, stride, 1, position, layer.position_stride, 0, tile, width + 1);
+    product<T>(rows, width - from, size, q, stride, 1, keys_across + first + from, seen, position ? 1 : 0, tile + from,
+               width);
     for (int64_t r = 0; r < (bias ? rows : 0); ++r)
       for (int64_t j = from; j < width; ++j) tile[r * width + j] += bias[first + j];
     if (layer.memory)
-      product<T>('N', 'N', rows, layer.memory, size, q, stride, memory_key, layer.memory, 0, to_memory, layer.memory);
+      product<T>(rows, layer.memory, size, q, stride, 1, memory_key, layer.memory, 0, to_memory, layer.memory);
   }
 };
 
@@ -247,10 +235,10 @@ void forward(const Place<T>& p, Scratch<T>& s) {
       row.drop(row.x), memory.drop(memory.x);
     }
     clear_outside(s.tile, rows, span, from);
-    product<T>('N', 'N', rows, size, width - from, s.tile + from, width, s.along + (first + from) * size, size, 0, out,
+    product<T>(rows, size, width - from, s.tile + from, width, 1, s.along + (first + from) * size, size, 0, out,
                p.out_stride);
     if (l.memory)
-      product<T>('N', 'N', rows, size, l.memory, s.memory, l.memory, p.memory_value, size, 1, out, p.out_stride);
+      product<T>(rows, size, l.memory, s.memory, l.memory, 1, p.memory_value, size, 1, out, p.out_stride);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t j = 0; j < size; ++j) out[r * p.out_stride + j] /= sums[r];
   }
@@ -275,10 +263,10 @@ void backward(const Place<T>& p, int64_t part, Scratch<T>& s) {
     const T *q = p.query + first * p.stride, *g = l.grad + p.out(first);
     T* dq = grad_query + first * p.stride;
     p.scores(s.keys_across, first, rows, s.tile, s.memory);
-    product<T>('N', 'N', rows, seen, size, g, p.out_stride, s.values_across + first + from, p.seen, 0,
-               s.grad_tile + from, width);
+    product<T>(rows, seen, size, g, p.out_stride, 1, s.values_across + first + from, p.seen, 0, s.grad_tile + from,
+               width);
     if (l.memory)
-      product<T>('N', 'T', rows, l.memory, size, g, p.out_stride, p.memory_value, size, 0, s.grad_memory, l.memory);
+      product<T>(rows, l.memory, size, g, p.out_stride, 1, p.memory_value_across, l.memory, 0, s.grad_memory, l.memory);
     for (int64_t r = 0; r < rows; ++r) {
       const auto [row, memory] = p.rows(s, first, r, width);
       row.add_mask(), row.to_weights(p.log_sum(first + r)), memory.to_weights(p.log_sum(first + r));
@@ -290,22 +278,19 @@ void backward(const Place<T>& p, int64_t part, Scratch<T>& s) {
     }
     clear_outside(s.tile, rows, span, from);
     clear_outside(s.grad_tile, rows, span, from);
-    product<T>('N', 'N', rows, size, seen, s.grad_tile + from, width, s.along + (first + from) * size, size, 0, dq,
-               p.stride);
+    product<T>(rows, size, seen, s.grad_tile + from, width, 1, s.along + (first + from) * size, size, 0, dq, p.stride);
     if (p.position)
-      product<T>('N', 'N', rows, size, span, s.grad_tile, width + 1, l.position_along + (l.longest - span) * size, size,
-                 1, dq, p.stride);
-    product<T>('T', 'N', size, seen, rows, q, p.stride, s.grad_tile + from, width, 1, s.grad_keys + first + from,
-               p.seen);
-    product<T>('T', 'N', size, seen, rows, g, p.out_stride, s.tile + from, width, 1, s.grad_values + first + from,
-               p.seen);
+      product<T>(rows, size, span, s.grad_tile, width + 1, 1, l.position_along + (l.longest - span) * size, size, 1, dq,
+                 p.stride);
+    product<T>(size, seen, rows, q, 1, p.stride, s.grad_tile + from, width, 1, s.grad_keys + first + from, p.seen);
+    product<T>(size, seen, rows, g, 1, p.out_stride, s.tile + from, width, 1, s.grad_values + first + from, p.seen);
     if (p.position)
-      product<T>('T', 'N', size, span, rows, q, p.stride, s.grad_tile, width + 1, 1, grad_position, span);
+      product<T>(size, span, rows, q, 1, p.stride, s.grad_tile, width + 1, 1, grad_position, span);
     if (l.memory) {
       T *mk = l.grad_memory_key + place * size * l.memory, *mv = l.grad_memory_value + place * size * l.memory;
-      product<T>('N', 'T', rows, size, l.memory, s.grad_memory, l.memory, p.memory_key, l.memory, 1, dq, p.stride);
-      product<T>('T', 'N', size, l.memory, rows, q, p.stride, s.grad_memory, l.memory, 1, mk, l.memory);
-      product<T>('T', 'N', l.memory, size, rows, s.memory, l.memory, g, p.out_stride, 1, mv, size);
+      product<T>(rows, size, l.memory, s.grad_memory, l.memory, 1, p.memory_key_along, size, 1, dq, p.stride);
+      product<T>(size, l.memory, rows, q, 1, p.stride, s.grad_memory, l.memory, 1, mk, l.memory);
+      product<T>(l.memory, size, rows, s.memory, 1, l.memory, g, p.out_stride, 1, mv, size);
     }
   }
   T* grad_seen = p.head.grad_keys_values + p.first_seen();

@@ -41,6 +41,7 @@ class Layer(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("heads", "position", "position_along")),
         *((name, ctypes.c_void_p) for name in ("log_mask", "memory_key", "memory_value")),
+        *((name, ctypes.c_void_p) for name in ("memory_key_along", "memory_value_across")),
         *((name, ctypes.c_void_p) for name in ("output", "log_sum", "grad", "grad_position", "grad_log_mask")),
         *((name, ctypes.c_void_p) for name in ("grad_memory_key", "grad_memory_value")),
         *((name, ctypes.c_int64) for name in ("batch", "block", "num_heads", "size", "longest", "memory", "parts")),
@@ -202,6 +203,8 @@ class TiledAttentionFunction(OwnTypes):
         layer = shape.layer(heads, grad.size(1), log_sum, constants)
         position_along = position_embedding.t().contiguous()
         layer.position_along = position_along.data_ptr()
+        across = [None if x is None else x.transpose(1, 2).contiguous() for x in others[1:]]
+        layer.memory_key_along, layer.memory_value_across = map(_address, across)
         layer.grad, layer.parts, layer.grad_position = grad.data_ptr(), parts, grad_position_embedding.data_ptr()
         layer.grad_log_mask, layer.grad_memory_key, layer.grad_memory_value = map(_address, each_other)
         _call("backward", position_embedding.dtype, layer)

@@ -39,7 +39,8 @@ def _build(source: Path) -> Path:
     compiler = cpp_compiler()
     if not shutil.which(compiler):
         raise FileNotFoundError(f"there is no C++ compiler {compiler}")
-    what = (source.read_text(), compiler, *FLAGS, torch.__version__, _processor())
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    what = (*texts, compiler, *FLAGS, torch.__version__, _processor())
     key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
     folder = user_cache()
     built = folder / f"{source.stem}-{key}.so"
@@ -49,7 +50,7 @@ def _build(source: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as private:  # another process may be building the same
             compiled, linked = Path(private, "compiled.o"), Path(private, "linked.so")
             _run(compiler, *FLAGS, "-c", source, "-o", compiled)
-            # Without -fopenmp: torch's own OpenMP then runs the threads, and its BLAS knows that it is in one of them.
+            # Without -fopenmp: torch's own OpenMP then runs the threads.
             _run(compiler, "-shared", compiled, "-o", linked, f"-L{libraries}", "-ltorch_cpu")
             linked.replace(built)
     return built
