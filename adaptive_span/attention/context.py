@@ -195,24 +195,23 @@ class ProjectionFunction(OwnTypes):
         states, query_weight, key_value_weight = ctx.saved_tensors
         grad_queries, grad_keys_values = grads[: len(ctx.sizes)], grads[len(ctx.sizes) :]
         recent = states[:, -ctx.block :]
-        rows = as_rows(recent)  # (B·M, C), as are the others
-        grad_present = torch.empty_like(rows)
+        grad_present = states.new_empty(recent.shape[:2].numel(), states.size(2))  # (B·M, C)
         is_learning = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]  # the weights
         grad_query_weight, grad_key_value_weight = (
             torch.empty_like(weight) if is_learning else None for weight in (query_weight, key_value_weight)
         )
         first = 0
         for (size, length), grad_query, grad_key_value in zip(ctx.sizes, grad_queries, grad_keys_values, strict=True):
-            heads, seen = slice(first, first + size), states[:, -length:]
-            grad_query = as_rows(grad_query.flatten(2), recent)  # (B·M, h·D)
+            heads = slice(first, first + size)
+            grad_query = grad_query.flatten(2)  # (B, M, h·D)
             grad_key_value = grad_key_value.flatten(2)  # (B, T, h·2·D)
-            grad_present.addmm_(grad_query, query_weight[heads].flatten(0, 1), beta=min(first, 1))
+            grad_present.addmm_(as_rows(grad_query, recent), query_weight[heads].flatten(0, 1), beta=min(first, 1))
             _add_products(grad_present, grad_key_value[:, -ctx.block :], key_value_weight[heads].flatten(0, 2), recent)
             first += size
             if grad_query_weight is None or grad_key_value_weight is None:
                 continue
-            torch.mm(grad_query.t(), rows, out=grad_query_weight[heads].flatten(0, 1))
-            _fill_with_products(grad_key_value_weight[heads].flatten(0, 2), grad_key_value, seen)  # (h·2·D, C)
+            _fill_with_products(grad_query_weight[heads].flatten(0, 1), grad_query, recent)
+            _fill_with_products(grad_key_value_weight[heads].flatten(0, 2), grad_key_value, states[:, -length:])
         return None, out_of_rows(grad_present, recent), None, grad_query_weight, grad_key_value_weight
 
 
@@ -240,9 +239,9 @@ def _add_products(total: Tensor, grad: Tensor, weight: Tensor, like: Tensor) -> 
 
 def _fill_with_products(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Fill `total`, (m, n), with the sum over all rows of the batch of (B, T, m)ᵀ · (B, T, n)."""
-    if is_positions_first(right):
+    if is_positions_first(right) or right.dtype.itemsize == 2:
         torch.mm(as_rows(left, right).t(), as_rows(right), out=total)
-    else:  # without a copy of rows that do not lie one behind another
+    else:  # without a copy of rows that do not lie one behind another; 16 bits would be rounded after each of them
         total.addbmm_(left.transpose(1, 2), right, beta=0)
 
 

@@ -50,6 +50,18 @@ def test_projections(known):
     torch.testing.assert_close(got, expected)
 
 
+def test_gradients_of_weights_are_rounded_once_in_16_bits():
+    tensors = [normal(64, M, C, seed=1), *(normal(C, C, seed=seed) for seed in (2, 3, 4))]
+    found = []
+    for dtype in (torch.float64, torch.bfloat16):
+        present, *weights = (tensor.detach().bfloat16().to(dtype).requires_grad_() for tensor in tensors)
+        projected = HiddenStates(join(present[:, :0].detach(), present, 14), present, weights, H).project(GROUPS)
+        outputs = [x for each in projected for x in each[:2]]
+        grads = [normal(*x.shape, seed=place).detach().bfloat16().to(dtype) for place, x in enumerate(outputs)]
+        found.append([grad.double() for grad in torch.autograd.grad(outputs, weights, grads)])
+    torch.testing.assert_close(found[1], found[0], rtol=2**-7, atol=0.05)
+
+
 def test_projections_from_kept_keys_and_values():
     weights = [normal(C, C, seed=seed) for seed in (2, 3, 4)]
     found = []
