@@ -1,6 +1,7 @@
 """What was trained goes on elsewhere: an exported folder in every command, and in transformers without this package."""
 
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from adaptive_span import load_model
 from adaptive_span.cli import evaluate, export, figures, generate
@@ -129,8 +131,14 @@ def test_a_real_checkpoint_of_the_original_project_goes_through_all_of_it(tmp_pa
     assert capfd.readouterr().out.startswith("The history of ")
     figures.main(["out"])
     assert (tmp_path / "out-spans.png").exists()
-    text = (tmp_path / "out" / "README.md").read_text()
-    assert "for 2,000 steps on enwik8" in text
+    theirs = AutoModelForCausalLM.from_pretrained("out", trust_remote_code=True)
+    model, vocabulary = load_model("out")
+    with lzma.open(TEXT) as text:
+        tokens = torch.tensor([vocabulary.encode(text.read(6000), "text")])
+    with torch.no_grad():
+        hidden, _ = model.eval().hidden_states(tokens, model.empty_cache(1))
+        torch.testing.assert_close(theirs(tokens).logits, model.output(hidden), atol=1e-5, rtol=1e-6)
+    assert "for 2,000 steps on enwik8" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(UserError, match="does not hold its vocabulary; name the text that it was trained on"):
         export.main([str(REAL), "other"])
     assert os.listdir(tmp_path).count("other") == 0
