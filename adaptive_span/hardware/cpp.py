@@ -1,4 +1,4 @@
-"""Compile C++ for this processor, beside torch's own BLAS and threads, and keep what was built."""
+"""Compile C++ for this processor, to run on the threads of torch, and keep what was built."""
 
 import ctypes
 import functools
