@@ -35,14 +35,14 @@ struct Head {
 
 template <typename T>
 struct Layer {
-  const Head<T>* heads;                           // (H,), the longest span first
-  const T *position, *position_along;             // (D, L), (L, D); or null
-  const T *log_mask, *memory_key, *memory_value;  // (H, L), (H, D, N), (H, N, D); or null
+  const Head<T>* heads;                             // (H,), the longest span first
+  const T *position, *position_along;               // (D, L), (L, D); or null
+  const T *log_mask, *memory_key, *memory_value;    // (H, L), (H, D, N), (H, N, D); or null
   const T *memory_key_along, *memory_value_across;  // (H, N, D), (H, D, N), of the backward pass; or null
-  T *output, *log_sum;                            // (B, M, H, D), (B, H, M)
-  const T* grad;                                  // (B, M, H, D)
-  T *grad_position, *grad_log_mask;               // (D, L), and of each part of the batch (P, H, L): zeros
-  T *grad_memory_key, *grad_memory_value;         // (P, H, D, N), (P, H, N, D): zeros
+  T *output, *log_sum;                              // (B, M, H, D), (B, H, M)
+  const T* grad;                                    // (B, M, H, D)
+  T *grad_position, *grad_log_mask;                 // (D, L), and of each part of the batch (P, H, L): zeros
+  T *grad_memory_key, *grad_memory_value;           // (P, H, D, N), (P, H, N, D): zeros
   int64_t batch, block, num_heads, size, longest, memory, parts;  // B, M, H, D, L, N, P
   int64_t position_stride;
   double scale;  // of the weights that dropout keeps
@@ -165,7 +165,6 @@ struct Place {
   int64_t b, seen, stride, kv_stride, out_stride;  // seen: S + M - 1 positions of the head's
   int64_t hidden;                                  // of these, the first ones, which the bias hides
   const T *query, *key, *bias, *position, *mask;
-  const T *memory_key, *memory_value, *memory_key_along, *memory_value_across;
 
   Place(const Layer<T>& l, const Head<T>& head, int64_t b) : layer(l), head(head), b(b) {
     seen = head.span + l.block - 1;
@@ -176,10 +175,8 @@ struct Place {
     hidden = bias ? std::find(bias, bias + seen, T(0)) - bias : 0;
     position = l.position ? l.position + l.longest - head.span : nullptr;
     mask = l.log_mask ? l.log_mask + (head.index + 1) * l.longest - head.span : nullptr;
-    const int64_t memory = head.index * l.size * l.memory;
-    memory_key = l.memory_key + memory, memory_value = l.memory_value + memory;
-    memory_key_along = l.memory_key_along + memory, memory_value_across = l.memory_value_across + memory;
   }
+  const T* own(const T* memory) const { return memory + head.index * layer.size * layer.memory; }  // of all heads'
   int64_t first_seen() const { return ((b + 1) * head.positions - layer.block - head.span) * kv_stride; }
   int64_t out(int64_t query) const { return ((b * layer.block + query) * layer.num_heads + head.index) * layer.size; }
   T& log_sum(int64_t query) const { return layer.log_sum[(b * layer.num_heads + head.index) * layer.block + query]; }
@@ -212,7 +209,8 @@ struct Place {
     for (int64_t r = 0; r < (bias ? rows : 0); ++r)
       for (int64_t j = from; j < width; ++j) tile[r * width + j] += bias[first + j];
     if (layer.memory)
-      product<T>(rows, layer.memory, size, q, stride, 1, memory_key, layer.memory, 0, to_memory, layer.memory);
+      product<T>(rows, layer.memory, size, q, stride, 1, own(layer.memory_key), layer.memory, 0, to_memory,
+                 layer.memory);
   }
 };
 
@@ -238,7 +236,7 @@ void forward(const Place<T>& p, Scratch<T>& s) {
     product<T>(rows, size, width - from, s.tile + from, width, 1, s.along + (first + from) * size, size, 0, out,
                p.out_stride);
     if (l.memory)
-      product<T>(rows, size, l.memory, s.memory, l.memory, 1, p.memory_value, size, 1, out, p.out_stride);
+      product<T>(rows, size, l.memory, s.memory, l.memory, 1, p.own(l.memory_value), size, 1, out, p.out_stride);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t j = 0; j < size; ++j) out[r * p.out_stride + j] /= sums[r];
   }
@@ -266,7 +264,8 @@ void backward(const Place<T>& p, int64_t part, Scratch<T>& s) {
     product<T>(rows, seen, size, g, p.out_stride, 1, s.values_across + first + from, p.seen, 0, s.grad_tile + from,
                width);
     if (l.memory)
-      product<T>(rows, l.memory, size, g, p.out_stride, 1, p.memory_value_across, l.memory, 0, s.grad_memory, l.memory);
+      product<T>(rows, l.memory, size, g, p.out_stride, 1, p.own(l.memory_value_across), l.memory, 0, s.grad_memory,
+                 l.memory);
     for (int64_t r = 0; r < rows; ++r) {
       const auto [row, memory] = p.rows(s, first, r, width);
       row.add_mask(), row.to_weights(p.log_sum(first + r)), memory.to_weights(p.log_sum(first + r));
@@ -288,7 +287,7 @@ void backward(const Place<T>& p, int64_t part, Scratch<T>& s) {
       product<T>(size, span, rows, q, 1, p.stride, s.grad_tile, width + 1, 1, grad_position, span);
     if (l.memory) {
       T *mk = l.grad_memory_key + place * size * l.memory, *mv = l.grad_memory_value + place * size * l.memory;
-      product<T>(rows, size, l.memory, s.grad_memory, l.memory, 1, p.memory_key_along, size, 1, dq, p.stride);
+      product<T>(rows, size, l.memory, s.grad_memory, l.memory, 1, p.own(l.memory_key_along), size, 1, dq, p.stride);
       product<T>(size, l.memory, rows, q, 1, p.stride, s.grad_memory, l.memory, 1, mk, l.memory);
       product<T>(l.memory, size, rows, s.memory, 1, l.memory, g, p.out_stride, 1, mv, size);
     }
