@@ -89,6 +89,17 @@ def test_a_fit_meets_its_budget_and_beats_one_window_and_resumes_after_a_kill(mo
     assert "budget=0.4" in other
 
 
+def test_a_sweep_over_prices_ends_where_spans_have_settled_and_is_drawn(model, tmp_path):
+    finish(command(model, "-m", "penalty=1,300", "out=fits/${penalty}", "steps=100"), tmp_path)
+    cheap, dear = (load(tmp_path / "fits" / price / "spans.json") for price in ("1.0", "300.0"))
+    assert dear.share() < cheap.share()
+    assert dear.fit["steps"] < 100  # all spans are at 0 and move no more
+    assert cheap.fit["penalty"] == 1
+    both = [f"fits/{price}/spans.json" for price in ("1.0", "300.0")]
+    finish([sys.executable, "-m", "adaptive_span", "figures", *both], tmp_path)
+    assert (tmp_path / "fits" / "1.0" / "pareto.png").stat().st_size > 10_000
+
+
 def test_what_cannot_be_fitted_is_one_sentence(model, tmp_path):
     (tmp_path / "empty").mkdir()
     tiny("mistral", sliding_window=16, vocab_size=600).save_pretrained(sliding := tmp_path / "sliding")
